@@ -50,7 +50,7 @@ lab-test: ## the tests in the lab, which must be up (make lab)
 long-lab-test: install install-lab release lab ## the tests in the lab that take minutes each
 	@$(STEP) "long lab tests" tools/lab-test --long
 
-bench: install install-lab release lab ## measure attach, detach, inventory, start and memory against lower bounds of the same run
+bench: install install-lab release lab ## measure attach, detach, inventory, connections, start and memory against lower bounds of the same run
 	@$(STEP) "benchmarks" tools/release bench -p hotslot-tests --features lab
 
 install: ## install the requirements of the build and the quick tests

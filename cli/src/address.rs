@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use hotslot_service::config::{Config, Listen, SOCKET, SOCKET_GROUP, unix_path};
+use hotslot_service::config::{Api, Config, Listen, SOCKET, SOCKET_GROUP, unix_path};
 use nix::unistd::{Gid, Group};
 use reqwest::Url;
 
@@ -27,8 +27,10 @@ impl FromStr for Address {
             return path.map(Self::Unix);
         }
         match Url::parse(text) {
-            Ok(url) if url.scheme() == "http" && url.has_host() => Ok(Self::Http(url)),
-            Ok(_) | Err(_) => Err("write http://127.0.0.1:9774 or unix:/path/to/socket".into()),
+            Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Ok(Self::Http(url)),
+            Ok(_) | Err(_) => {
+                Err("write http://127.0.0.1:9774, https://HOST:PORT or unix:/path/to/socket".into())
+            }
         }
     }
 }
@@ -62,7 +64,7 @@ impl Address {
                 Err(_) => {}
             }
             let config = CONFIGURATIONS.iter().find_map(|file| Config::load(Path::new(file)).ok());
-            return Ok(config.and_then(|config| Self::of(&config.api.listen)).unwrap_or(socket));
+            return Ok(config.and_then(|config| Self::of(&config.api)).unwrap_or(socket));
         };
         let config = Config::load(named).with_context(|| {
             format!(
@@ -71,7 +73,7 @@ impl Address {
                 named.display()
             )
         })?;
-        Self::of(&config.api.listen).with_context(|| {
+        Self::of(&config.api).with_context(|| {
             format!(
                 "{}: [api] listen has port 0, so the system chooses the port; give the address with --url",
                 named.display()
@@ -79,12 +81,17 @@ impl Address {
         })
     }
 
-    /// The address of a service that listens on `listen`, or `None` when the system chooses the port.
-    fn of(listen: &Listen) -> Option<Self> {
-        match listen {
-            Listen::Tcp(address) if address.port() == 0 => None,
-            Listen::Tcp(_) | Listen::Unix(_) => listen.to_string().parse().ok(),
-        }
+    /// The address of a service with this configuration, or `None` when the system chooses the port. A service that
+    /// listens on all addresses is reached by the first of its configured names, which its certificate should have.
+    fn of(api: &Api) -> Option<Self> {
+        let url = match (&api.listen, api.hosts.first()) {
+            (Listen::Tcp(address), _) if address.port() == 0 => return None,
+            (Listen::Tcp(address), Some(host)) if address.ip().is_unspecified() => {
+                format!("https://{}:{}", host.0, address.port())
+            }
+            (Listen::Tcp(_) | Listen::Unix(_), _) => api.url(),
+        };
+        url.parse().ok()
     }
 
     /// Advice for a user who cannot connect to this address; `cause` is the kind of the I/O error.
@@ -128,10 +135,15 @@ mod tests {
 
     #[test]
     fn an_address_is_an_http_url_or_a_unix_socket() {
-        for good in ["http://127.0.0.1:9774", "http://[::1]:9774", "unix:/run/hotslot/api.sock"] {
+        for good in [
+            "http://127.0.0.1:9774",
+            "https://node1.example:9774",
+            "http://[::1]:9774",
+            "unix:/run/hotslot/api.sock",
+        ] {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
         }
-        for bad in ["127.0.0.1:9774", "localhost", "https://127.0.0.1", "unix:api.sock", "http://", ""] {
+        for bad in ["127.0.0.1:9774", "localhost", "ftp://127.0.0.1", "unix:api.sock", "http://", ""] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
     }
@@ -159,8 +171,12 @@ mod tests {
             ("[::1]:80", Some("http://[::1]")),
             ("127.0.0.1:0", None),
         ] {
-            let found = Address::of(&listen.parse().unwrap()).map(|address| address.to_string());
+            let api = Api { listen: listen.parse().unwrap(), ..Api::default() };
+            let found = Address::of(&api).map(|address| address.to_string());
             assert_eq!(found.as_deref(), address, "{listen}");
         }
+        let hosts = vec!["node1.example".parse().unwrap()];
+        let api = Api { listen: "0.0.0.0:9774".parse().unwrap(), hosts, ..Api::default() };
+        assert_eq!(Address::of(&api).unwrap().to_string(), "https://node1.example:9774");
     }
 }

@@ -1,8 +1,9 @@
 //! An HTTP client of the service: it takes the segments of a path and returns JSON, or a failure with its exit code.
 //!
-//! The client connects to this machine only, over loopback or a unix socket, without TLS and without a proxy. It waits
-//! for a response without a time limit, because a guest may take minutes to release a device. Every POST carries an
-//! `Idempotency-Key`, so the client can safely send it again when the connection breaks.
+//! The client connects over a unix socket, or over TCP with or without TLS, and never through a proxy. It follows no
+//! redirect, which could lead a token to another machine. It waits for a response without a time limit, because a guest
+//! may take minutes to release a device. Every POST carries an `Idempotency-Key`, so the client can safely send it again
+//! when the connection breaks.
 
 use std::error::Error as _;
 use std::io;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use hotslot_service::config::is_of_this_machine;
+use hotslot_service::tls;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -19,11 +21,15 @@ use uuid::Uuid;
 use crate::address::Address;
 use crate::exit::{Exit, Failure};
 use crate::remedy::by_commands;
+use crate::tls::Tls;
 
 /// How many times a POST is sent again when the connection breaks before the response arrives.
 const RETRIES: u32 = 5;
 /// The delay before each of these retries.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The time limit for opening a connection, with the TLS handshake.
+pub(crate) const CONNECT: Duration = Duration::from_secs(30);
 
 /// The API version in the path of a resource: accelerators are Cyborg's `v1`, all others are Nova's `v2.1`.
 fn version(path: &[&str]) -> &'static str {
@@ -41,29 +47,36 @@ pub(crate) struct Client {
 impl Client {
     #[cfg(test)]
     pub(crate) fn new(address: Address) -> anyhow::Result<Self> {
-        Self::with_token(address, None)
+        Self::with_token(address, &Tls::default(), None)
     }
 
     /// Returns a client that sends a token with each request.
     ///
     /// # Errors
-    /// The token cannot be in a header, or everybody in the network could read it.
-    pub(crate) fn with_token(address: Address, token: Option<String>) -> anyhow::Result<Self> {
+    /// The token cannot be in a header, or everybody in the network could read it; or a file of `tls` cannot be used.
+    pub(crate) fn with_token(address: Address, tls: &Tls, token: Option<String>) -> anyhow::Result<Self> {
+        let (builder, base) = match &address {
+            Address::Http(url) => (reqwest::Client::builder(), url.clone()),
+            Address::Unix(path) => {
+                (reqwest::Client::builder().unix_socket(path.as_path()), Url::parse("http://localhost")?)
+            }
+        };
         // Follow no redirect: reqwest would send the token to the other address too.
-        let mut builder = reqwest::Client::builder().no_proxy().redirect(Policy::none());
+        let mut builder = builder
+            .no_proxy()
+            .redirect(Policy::none())
+            .tls_backend_preconfigured(tls.client(&base)?)
+            .connect_timeout(CONNECT);
         if let Some(token) = token {
-            if let Address::Http(url) = &address
-                && !is_of_this_machine(url)
-            {
-                bail!("the token is not sent to {address}, because the connection is not encrypted");
+            if base.scheme() != "https" && !is_of_this_machine(&base) {
+                bail!(
+                    "the token is not sent to {address}, because the connection is not encrypted; write https:// in \
+                     --url or HOTSLOT_URL"
+                );
             }
             let token = (HeaderName::from_static("x-auth-token"), secret_header(&token)?);
             builder = builder.default_headers(HeaderMap::from_iter([token]));
         }
-        let (builder, base) = match &address {
-            Address::Http(url) => (builder, url.clone()),
-            Address::Unix(path) => (builder.unix_socket(path.as_path()), Url::parse("http://localhost")?),
-        };
         Ok(Self { http: builder.build()?, address, base })
     }
 
@@ -123,7 +136,7 @@ impl Client {
     /// Deletes a resource. With `wait` the service responds when the resource is gone (v2), otherwise when it has
     /// accepted the request (v3).
     pub(crate) async fn delete(&self, path: &[&str], query: &str, wait: bool) -> Result<(), Failure> {
-        // The path of v2 contains a tenant id, which the service does not use.
+        // The path of v2 contains a project, and `-` stands for none.
         let version = if wait { "v2/-" } else { "v3" };
         let query = Some(query).filter(|query| !query.is_empty());
         self.send(Method::DELETE, version, path, query, None).await.map(drop)
@@ -220,6 +233,11 @@ impl Client {
         let kind = cause.and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
         let address = &self.address;
+        if let Some(failure) = tls::Failure::of(error) {
+            let advice = Tls::advice(&failure);
+            let message = format!("no TLS connection to the hotslot service at {address}: {failure}{advice}");
+            return Failure::new(Exit::Unreachable, message);
+        }
         let message = if error.is_connect() {
             format!("cannot reach the hotslot service at {address}: {cause}; {}", address.advice(kind))
         } else {
@@ -368,7 +386,7 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.unwrap();
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
-        let client = Client::with_token(address, Some("s3cret".to_owned())).unwrap();
+        let client = Client::with_token(address, &Tls::default(), Some("s3cret".to_owned())).unwrap();
         let got = tokio::time::timeout(Duration::from_millis(500), client.get(&["servers"])).await;
         assert!(service.await.unwrap().contains("x-auth-token: s3cret"));
         assert_eq!(

@@ -33,7 +33,7 @@ pub(crate) struct Files {
 impl DbCommand {
     /// Works on the database of the configuration, or on the default database when no configuration is given.
     pub(crate) async fn run(self, config: Option<&Path>) -> anyhow::Result<Exit> {
-        let url = config.map(Config::load).transpose()?.unwrap_or_default().database.url;
+        let url = config.map(Config::load).transpose()?.unwrap_or_default().with_secrets()?.database.url;
         match self {
             Self::Backup(files) => {
                 backup(&url, &files.file).await.map_err(failure)?;

@@ -20,6 +20,8 @@ Every event has an id, and the ids have no gaps. With -o json each event is one 
 Examples:
   hotslot events -f
   hotslot events --last 20 --kind attachment
+  hotslot events --user alice
+  hotslot events -f --kind request.refused
   hotslot events -f --since 4711 --server web1 -o json";
 
 /// The number of earlier events that `--follow` shows first.
@@ -55,6 +57,15 @@ pub(crate) struct Events {
     /// Only events of this attachment: its full id.
     #[arg(long)]
     attachment: Option<String>,
+    /// Only events of the user with this name, such as a local user or a token.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Only events of the user with this id. Names of Keystone's users are unique only in their domain.
+    #[arg(long, value_name = "ID")]
+    user_id: Option<String>,
+    /// Only events of users of the project with this id.
+    #[arg(long, value_name = "ID")]
+    project: Option<String>,
 }
 
 impl Events {
@@ -77,6 +88,9 @@ impl Events {
             ("server", server),
             ("device", self.device.clone()),
             ("attachment", self.attachment.clone()),
+            ("user", self.user.clone()),
+            ("user_id", self.user_id.clone()),
+            ("project", self.project.clone()),
         ];
         let pairs: Vec<_> = pairs.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
         query_string(&pairs)
@@ -170,7 +184,7 @@ fn line(cells: &[String; 6]) -> String {
 }
 
 fn cells(event: &Value) -> [String; 6] {
-    let names = ["/host", "/address", "/server_id", "/attachment_id", "/rule_id"];
+    let names = ["/host", "/address", "/server_id", "/attachment_id", "/rule_id", "/resource_id"];
     let what: Vec<_> = names.iter().map(|name| at(event, name)).filter(|name| name != "-").collect();
     let value = |key: &str| {
         let value = &event[key];

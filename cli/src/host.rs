@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use crate::Cli;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, at, column};
 
 #[derive(Debug, Subcommand)]
@@ -27,6 +27,14 @@ impl HostCommand {
         ];
         output::list(cli.format, "hosts", &hosts, &columns)?;
         Ok(Exit::Done)
+    }
+}
+
+/// Gets all hosts; none when the caller may not list them.
+pub(crate) async fn all_if_permitted(cli: &Cli) -> Result<Vec<Value>, Failure> {
+    match cli.client.items(&["os-hypervisors"], "hypervisors").await {
+        Err(failure) if failure.exit() == Exit::NotPermitted => Ok(Vec::new()),
+        answer => answer,
     }
 }
 

@@ -1,19 +1,25 @@
 //! Gets a token from Keystone, and the address of the service from its catalog.
 
-use anyhow::{Context as _, bail};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
 use hotslot_model::identity::login::login;
-use hotslot_service::config::keystone_url;
+use hotslot_service::config::{expect_private, keystone_url};
+use hotslot_service::tls;
 use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
-use crate::client::secret_header;
+use crate::client::{CONNECT, secret_header};
 use crate::cloud::Cloud;
 use crate::exit::{Exit, Failure};
 
 /// The type of the service in Keystone's catalog. The endpoints of the type `accelerator` and `compute` may be those of
 /// Cyborg and Nova.
 const SERVICE: &str = "hotslot";
+
+/// The time limit for a request to Keystone.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A token, and where the service is.
 pub(crate) struct Login {
@@ -25,9 +31,18 @@ pub(crate) struct Login {
 impl Login {
     /// Authenticates the user of a cloud. With `find` the service is looked for in the catalog.
     pub(crate) async fn to(cloud: &Cloud, find: bool) -> anyhow::Result<Self> {
-        let url = keystone_url(cloud.auth_url()?).map_err(|reason| anyhow::anyhow!("auth_url: {reason}"))?;
+        let url = keystone_url(cloud.auth_url()?).map_err(bad_url)?;
+        let tls = tls::authorities_for(&url, cloud.cacert.as_deref())
+            .and_then(|authorities| tls::client(authorities, None))
+            .map_err(|reason| anyhow!("cacert (OS_CACERT): {reason}"))?;
         // Send passwords and tokens to the configured URL only.
-        let http = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build()?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .tls_backend_preconfigured(tls)
+            .connect_timeout(CONNECT)
+            .timeout(PATIENCE)
+            .build()?;
         let (token, catalog) = if let Some(token) = cloud.token() {
             let token = token.trim().to_owned();
             let catalog = if find {
@@ -51,9 +66,34 @@ impl Login {
     }
 }
 
+fn bad_url(reason: String) -> anyhow::Error {
+    anyhow!("auth_url (OS_AUTH_URL): {reason}")
+}
+
 /// Sends a request to Keystone. Returns the token in its response, and the body.
+///
+/// # Errors
+/// Anyone on the way could read the password or token, or Keystone cannot be reached, or refuses.
 async fn exchange(url: &Url, request: RequestBuilder) -> anyhow::Result<(Option<String>, Value)> {
+    expect_private(url, "cacert (OS_CACERT)").map_err(bad_url)?;
     let unreachable = |error: reqwest::Error| {
+        if let Some(failure) = tls::Failure::of(&error) {
+            let advice = match failure {
+                tls::Failure::UnknownAuthority => {
+                    "; name the PEM file of the authority in cacert (OS_CACERT)"
+                }
+                tls::Failure::OtherName { .. } => "; use a name of the certificate in auth_url (OS_AUTH_URL)",
+                tls::Failure::Expired | tls::Failure::NotYetValid => {
+                    "; have it renewed, or correct this machine's clock"
+                }
+                tls::Failure::NoTls => "; correct auth_url (OS_AUTH_URL)",
+                tls::Failure::NoClientCertificate
+                | tls::Failure::RefusedClientCertificate
+                | tls::Failure::Other(_) => "",
+            };
+            let message = format!("no TLS connection to Keystone at {url}: {failure}{advice}");
+            return Failure::new(Exit::Unreachable, message);
+        }
         let mut cause: &dyn std::error::Error = &error;
         while let Some(deeper) = cause.source() {
             cause = deeper;

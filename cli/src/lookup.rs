@@ -25,7 +25,7 @@ pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
     match found[..] {
         [one] => Ok(at(one, "/id")),
         [] => {
-            let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
+            let hosts = host::all_if_permitted(cli).await?;
             let unreachable = host::unreachable(&hosts);
             Err(if unreachable.is_empty() {
                 Failure::new(

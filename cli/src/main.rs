@@ -29,11 +29,13 @@ mod lookup;
 mod notify;
 mod output;
 mod pci;
+mod policy;
 mod quota;
 mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod tls;
 mod token;
 mod topology;
 mod tree;
@@ -57,17 +59,20 @@ use crate::cloud::Cloud;
 use crate::exit::Exit;
 use crate::login::Login;
 use crate::output::Format;
+use crate::tls::Tls;
 
 /// Hot-plugs PCI devices into running libvirt guests, and reports the address at which the guest sees each device.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit::HELP)]
 struct Arguments {
-    /// The address of the service: unix:/path/to/socket or http://HOST:PORT. By default it is `[api] listen` of the
-    /// configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the socket
-    /// /run/hotslot/api.sock; when no service answers there, it is `[api] listen` of /etc/hotslot/hotslot.toml or
+    /// The address of the service: unix:/path/to/socket, http://HOST:PORT or https://HOST:PORT. By default it is `[api]
+    /// listen` of the configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the
+    /// socket /run/hotslot/api.sock; when no service answers there, it is `[api] listen` of /etc/hotslot/hotslot.toml or
     /// /etc/hotslot.toml.
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,
+    #[command(flatten)]
+    tls: Tls,
     /// The configuration file. Without one, `serve` and `db` use the defaults: the host is qemu:///system, and no
     /// device is assignable. The commands that talk to the service read its address from this file.
     #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
@@ -106,6 +111,9 @@ enum Command {
     /// Make, list and revoke tokens with which clients identify themselves.
     #[command(subcommand, after_help = token::HELP)]
     Token(token::TokenCommand),
+    /// Show the rules of who may do what.
+    #[command(subcommand, after_help = policy::HELP)]
+    Policy(policy::PolicyCommand),
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
@@ -198,11 +206,15 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config).map(|()| Exit::Done)
         }
-        Command::Doctor(doctor) => until_done(doctor.run(url(), own()?, config, arguments.output)),
+        Command::Doctor(doctor) => {
+            let own = own()?;
+            until_done(doctor.run(url(), &arguments.tls, own, config, arguments.output))
+        }
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),
         Command::Token(command) => command.run(config, arguments.output),
+        Command::Policy(command) => command.run(config, arguments.output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hotslot", &mut script);
@@ -214,7 +226,8 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             config::check::run(&file, arguments.output)
         }
         Command::Service(command) => until_done(async {
-            let client = connect(arguments.url, own()?, arguments.os_cloud.as_deref(), config).await?;
+            let (url, cloud) = (arguments.url, arguments.os_cloud.as_deref());
+            let client = connect(url, arguments.tls, own()?, cloud, config).await?;
             command.run(&Cli { client, format: arguments.output }).await
         }),
     }
@@ -224,17 +237,18 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 /// cloud is configured. Without `url`, the address of the service is then in Keystone's catalog.
 async fn connect(
     url: Option<Address>,
+    tls: Tls,
     own: Option<String>,
     cloud: Option<&str>,
     config: Option<&Path>,
 ) -> anyhow::Result<Client> {
     let cloud = if own.is_some() { None } else { Cloud::found(cloud)? };
     let Some(cloud) = cloud else {
-        return Client::with_token(url.map_or_else(|| Address::found(config), Ok)?, own);
+        return Client::with_token(url.map_or_else(|| Address::found(config), Ok)?, &tls, own);
     };
     let login = Login::to(&cloud, url.is_none()).await?;
     let address = url.or(login.endpoint.map(Address::Http)).context("Keystone's catalog has no address")?;
-    Client::with_token(address, Some(login.token))
+    Client::with_token(address, &tls.trusting(cloud.cacert), Some(login.token))
 }
 
 /// Formats the fields of a log line. Text from a guest, a host or a caller is escaped, so that it can neither begin a
@@ -299,6 +313,9 @@ mod tests {
             "hotslot device list --host node1 -l",
             "hotslot device show pci_0000_3b_00_1 --host node1",
             "hotslot server show vm1 --url unix:/run/hotslot/api.sock",
+            "hotslot server set vm1 --project 7c1f",
+            "hotslot policy list -o json",
+            "hotslot server set vm1 --no-project",
             "hotslot attach vm1 a1 b1:2 --live-only",
             "hotslot attach vm1 --flavor gzm --dry-run -o json",
             "hotslot attach vm1 a1 b1:2 --dry-run --whole-group --numa-policy preferred",
@@ -346,6 +363,8 @@ mod tests {
             Arguments::try_parse_from(line.split(' ')).unwrap();
         }
         for line in [
+            "hotslot server set vm1",
+            "hotslot server set vm1 --project 7c1f --no-project",
             "hotslot attach vm1",
             "hotslot detach",
             "hotslot device show eth0",

@@ -21,7 +21,8 @@ const ROUTES: [(&str, &str); 14] = [
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on the command line.
-const PHRASES: [(&str, &str); 10] = [
+const PHRASES: [(&str, &str); 11] = [
+    ("GET its pci_owner", "run `hotslot server show`"),
     ("DELETE the accelerator", "run `hotslot accelerator detach`"),
     ("DELETE it", "run `hotslot accelerator detach`"),
     ("GET the accelerator", "run `hotslot accelerator show`"),

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use hotslot_api::http::{self, Listener};
 use hotslot_service::config::{Api, Config, Listen, SOCKET_GROUP};
 use hotslot_service::service::Service;
@@ -30,6 +30,9 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
         Some(file) => Config::load(file)?,
         None => Config::default(),
     };
+    for warning in file.iter().flat_map(|file| config.exposed(file)) {
+        tracing::warn!("{warning}");
+    }
     fit(&mut config.api, descriptors()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(serve(config, file.is_some()));
@@ -41,7 +44,7 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
 async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let api = config.api.clone();
     // The socket comes first, so that a second service fails here and does not touch the records of the first.
-    let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.listen))?;
+    let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.url()))?;
     let service = Service::start(config).await?;
     if !configured {
         tracing::warn!(
@@ -54,26 +57,12 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     for host in service.hosts.iter() {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
-    if service.config.is_open() {
-        tracing::warn!(
-            "[api] insecure_tcp: listen is a TCP port, every user and program of this machine can connect to it, and each \
-             is the administrator; listen on unix:/run/hotslot/api.sock to admit the members of one group only"
-        );
+    warn_of_open_doors(&service, &api);
+    let mut bound = api.clone();
+    if let Listener::Tcp(listener) | Listener::Tls(listener, _) = &listener {
+        bound.listen = Listen::Tcp(listener.local_addr()?);
     }
-    if api.socket_mode.is_open_to_all()
-        && matches!(api.listen, Listen::Unix(_))
-        && service.callers.admit_all_locals()
-    {
-        tracing::warn!(
-            "[api] socket_mode {:04o} lets every user of this machine connect, and without [[identity.local]] each is \
-             the administrator",
-            api.socket_mode.0
-        );
-    }
-    match &listener {
-        Listener::Tcp(listener) => tracing::info!("listening on {}", Listen::Tcp(listener.local_addr()?)),
-        Listener::Unix(_) => tracing::info!("listening on {}", api.listen),
-    }
+    tracing::info!("listening on {}", bound.url());
     if let Listen::Unix(path) = &api.listen {
         warn_of_closed_directory(path);
     }
@@ -87,7 +76,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let mut server = tokio::spawn(async move { http::serve(listener, router, &serving, asked).await });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    notify::ready(&service, &api.listen.to_string());
+    notify::ready(&service, &bound.url());
     tokio::select! {
         ended = &mut server => ended?,
         _ = terminate.recv() => {}
@@ -113,6 +102,31 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     }
     service.close().await;
     Ok(())
+}
+
+/// Warns of clients who are the administrator because they can connect.
+fn warn_of_open_doors(service: &Service, api: &Api) {
+    if service.config.is_open() {
+        let who = if api.demands_client_certificates() {
+            "every owner of a client certificate"
+        } else {
+            "every user and program of this machine"
+        };
+        tracing::warn!(
+            "[api] insecure_tcp: listen is a TCP port, {who} can connect to it, and each is the administrator; listen on \
+             unix:/run/hotslot/api.sock to admit the members of one group only"
+        );
+    }
+    if api.socket_mode.is_open_to_all()
+        && matches!(api.listen, Listen::Unix(_))
+        && service.callers.admit_all_locals()
+    {
+        tracing::warn!(
+            "[api] socket_mode {:04o} lets every user of this machine connect, and without [[identity.local]] each is \
+             the administrator",
+            api.socket_mode.0
+        );
+    }
 }
 
 /// Raises the soft limit of open file descriptors to the hard limit, and returns the limit.
@@ -172,7 +186,21 @@ impl Drop for Socket {
 
 async fn bind(api: &Api) -> anyhow::Result<(Listener, Option<Socket>)> {
     match &api.listen {
-        Listen::Tcp(address) => Ok((Listener::Tcp(TcpListener::bind(address).await?), None)),
+        Listen::Tcp(address) => {
+            let tls = api.tls.as_ref().map(http::Tls::load).transpose();
+            let tls = tls.map_err(|reason| anyhow!("[api.tls]: {reason}"))?;
+            let listener = TcpListener::bind(address).await?;
+            let listener = match tls {
+                Some((tls, warnings)) => {
+                    for warning in warnings {
+                        tracing::warn!("[api.tls] {warning}");
+                    }
+                    Listener::Tls(listener, tls)
+                }
+                None => Listener::Tcp(listener),
+            };
+            Ok((listener, None))
+        }
         Listen::Unix(path) => {
             create_directories(path.parent().unwrap_or(path)).with_context(|| {
                 format!(

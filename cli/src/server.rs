@@ -1,10 +1,10 @@
-//! `hotslot server`: lists and shows the guests, with the devices that are attached to them.
+//! `hotslot server`: lists and shows the guests, with the devices that are attached to them, and sets whose they are.
 
 use clap::Subcommand;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::output::{self, Format, at, column};
+use crate::output::{self, Format, at, column, message};
 use crate::{Cli, columns, host, lookup};
 
 #[derive(Debug, Subcommand)]
@@ -20,6 +20,20 @@ pub(crate) enum ServerCommand {
         /// The UUID or the name of the guest.
         server: String,
     },
+    /// Set the project whose members may attach devices to a guest. Only for guests that Nova did not create.
+    ///
+    /// The project is kept in the metadata of the guest's domain. Without a project, only administrators and services may
+    /// use the guest.
+    Set {
+        /// The UUID or the name of the guest.
+        server: String,
+        /// The id of the project.
+        #[arg(long, required_unless_present = "no_project", conflicts_with = "no_project")]
+        project: Option<String>,
+        /// The guest belongs to no project.
+        #[arg(long)]
+        no_project: bool,
+    },
 }
 
 impl ServerCommand {
@@ -27,6 +41,7 @@ impl ServerCommand {
         match self {
             Self::List { host } => list(cli, host.as_deref()).await,
             Self::Show { server } => show(cli, &server).await,
+            Self::Set { server, project, no_project: _ } => set(cli, &server, project).await,
         }
     }
 }
@@ -34,7 +49,8 @@ impl ServerCommand {
 async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     let hosts = match host {
         Some(host) => vec![cli.client.item(&["os-hypervisors", host], "hypervisor").await?],
-        None => cli.client.items(&["os-hypervisors"], "hypervisors").await?,
+        // Members of a project may not list hosts. They see their servers, of those hosts that are reachable.
+        None => host::all_if_permitted(cli).await?,
     };
     let name = host.map(|_| at(&hosts[0], "/hypervisor_hostname"));
     let mut servers = cli.client.items(&["servers"], "servers").await?;
@@ -49,6 +65,16 @@ async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     Ok(if unreachable.is_empty() { Exit::Done } else { Exit::Unreachable })
 }
 
+async fn set(cli: &Cli, server: &str, project: Option<String>) -> anyhow::Result<Exit> {
+    let id = lookup::server(cli, server).await?;
+    let body = json!({ "pci_owner": { "project_id": project } });
+    let owner = cli.client.put(&["servers", &id, "pci_owner"], &body).await?["pci_owner"].take();
+    let lines =
+        [column("ID", "/server_id"), column("Project", "/project_id"), message("Problem", "/problem")];
+    output::show(cli.format, &owner, &lines)?;
+    Ok(Exit::Done)
+}
+
 async fn show(cli: &Cli, server: &str) -> anyhow::Result<Exit> {
     let id = lookup::server(cli, server).await?;
     let mut server = cli.client.item(&["servers", &id], "server").await?;
@@ -58,6 +84,7 @@ async fn show(cli: &Cli, server: &str) -> anyhow::Result<Exit> {
         column("Name", "/name"),
         column("Status", "/status"),
         column("Host", "/host"),
+        column("Project", "/tenant_id"),
         column("Created", "/created"),
     ];
     if cli.format == Format::Json {

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use hotslot_driver::text::escape;
+
 /// A line of a tree.
 #[derive(Debug)]
 pub(crate) struct Line {
@@ -12,7 +14,7 @@ pub(crate) struct Line {
     pub(crate) text: String,
 }
 
-/// Formats a title and the lines below it. Lines with the same parent keep their order.
+/// Formats a title and the lines below it, each in one line. Lines with the same parent keep their order.
 pub(crate) fn tree(title: &str, lines: &[Line]) -> String {
     let keys: HashSet<_> = lines.iter().map(|line| line.key.as_str()).collect();
     let mut below: HashMap<Option<&str>, Vec<&Line>> = HashMap::new();
@@ -20,7 +22,7 @@ pub(crate) fn tree(title: &str, lines: &[Line]) -> String {
         let parent = line.parent.as_deref().filter(|parent| keys.contains(parent));
         below.entry(parent).or_default().push(line);
     }
-    let mut text = format!("{title}\n");
+    let mut text = format!("{}\n", escape(title));
     grow(&mut text, "", None, &mut below);
     text
 }
@@ -37,7 +39,7 @@ fn grow<'a>(
     while let Some(line) = lines.next() {
         let (branch, space) =
             if lines.peek().is_some() { ("├── ", "│   ") } else { ("└── ", "    ") };
-        *text += &format!("{indent}{branch}{}\n", line.text);
+        *text += &format!("{indent}{branch}{}\n", escape(&line.text));
         grow(text, &format!("{indent}{space}"), Some(&line.key), below);
     }
 }
@@ -69,6 +71,12 @@ host
 ";
         assert_eq!(tree("host", &lines), expected);
         assert_eq!(tree("host", &[]), "host\n");
+    }
+
+    #[test]
+    fn a_text_cannot_look_like_several_lines() {
+        let forged = Line { key: "a".into(), parent: None, text: "a\n└── b\u{1b}[2J".into() };
+        assert_eq!(tree("t\nu", &[forged]), "t\\nu\n└── a\\n└── b\\u{1b}[2J\n");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use hotslot_driver::text::escape;
+
 use crate::exit::{Exit, Failure};
 
 const FRAMES: [char; 4] = ['|', '/', '-', '\\'];
@@ -30,7 +32,7 @@ pub(crate) async fn waiting<T>(what: &str, work: impl Future<Output = T>) -> Res
             }
             _ = ticks.tick(), if watched => {
                 let frame = frames.next().unwrap_or(&' ');
-                eprint!("{ERASE}{frame} {what}  {} s", begun.elapsed().as_secs());
+                eprint!("{ERASE}{frame} {}  {} s", escape(what), begun.elapsed().as_secs());
             }
         }
     };

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use crate::net::{MacAddress, VlanTag};
+use crate::ownership::Ownership;
 use crate::pci::PciAddress;
 
 /// The parts of a domain document, live or persistent, that hotslot reads.
@@ -21,8 +22,8 @@ pub struct DomainXml {
     pub machine: String,
     /// The time at which OpenStack Nova created the server (`<nova:creationTime>`), as Nova wrote it.
     pub created: Option<String>,
-    /// The server's OpenStack project (the `uuid` of `<nova:owner><nova:project>`), as Nova wrote it.
-    pub project: Option<String>,
+    /// Whose the guest is, as `<metadata>` says.
+    pub ownership: Ownership,
     /// The PCI controllers, in document order.
     pub controllers: Vec<PciController>,
     /// The PCI host devices: `<hostdev type='pci'>` and `<interface type='hostdev'>`, in document order.

@@ -17,6 +17,7 @@ use crate::device::HostDevice;
 use crate::domain::DomainXml;
 use crate::mdev::{Mdev, MdevType};
 pub use crate::overdue::OverdueCall;
+use crate::ownership::Ownership;
 use crate::pci::PciAddress;
 use crate::text;
 
@@ -78,6 +79,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// released the device.
     /// [`ErrorKind::DeviceMissing`] when the document has no such alias.
     async fn detach(&self, domain: Uuid, alias: &str, scope: DetachScope) -> Result<(), Error>;
+
+    /// Writes the project that owns a domain into hotslot's own metadata ([`crate::ownership`]), in the live document and
+    /// in the definition, as far as the domain has them. `None` removes that metadata.
+    async fn set_owner(&self, domain: Uuid, project: Option<&str>) -> Result<(), Error>;
 
     /// Sends one command to the guest agent and returns its answer, both as JSON of QEMU's guest agent protocol.
     /// [`ErrorKind::AgentAway`] when no agent answers within `timeout`.
@@ -143,6 +148,17 @@ pub struct DomainView {
     pub live: Option<DomainXml>,
     /// The definition for the next start; `None` when the domain is transient.
     pub persistent: Option<DomainXml>,
+}
+
+impl DomainView {
+    /// Whose the domain is. When its documents disagree, no project owns it.
+    pub fn ownership(&self) -> Ownership {
+        match (&self.live, &self.persistent) {
+            (Some(live), Some(persistent)) => live.ownership.and(&persistent.ownership),
+            (Some(one), None) | (None, Some(one)) => one.ownership.clone(),
+            (None, None) => Ownership::default(),
+        }
+    }
 }
 
 /// The state of a domain (`virDomainState`).

@@ -4,6 +4,7 @@
 //! pci, net               values that are checked when they are parsed
 //! text                   escapes text from others
 //! device, domain         a PCI function of a host, and a guest
+//! ownership              the project that owns a guest
 //! mdev                   mediated devices and their types
 //! device_type            the use of a function: GPU, FPGA, NIC, …
 //! xml                    reads and writes libvirt's documents, without a connection
@@ -33,6 +34,7 @@ pub mod local;
 pub mod mdev;
 pub mod net;
 mod overdue;
+pub mod ownership;
 pub mod pci;
 pub mod sim;
 pub mod text;

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use serde_json::Value;
+
 /// Whether a character is invisible or controls a terminal or the order of a text: control characters (C0, DEL, C1),
 /// line and paragraph separators, and Unicode's format characters, which have no width or change the direction of the
 /// text.
@@ -71,6 +73,19 @@ pub fn escape_but<'a>(text: &'a str, left: &[char]) -> Cow<'a, str> {
     shown.into()
 }
 
+/// Escapes every text in a JSON value, keys too, as [`escape`] does.
+pub fn escape_json(value: &Value) -> Value {
+    match value {
+        Value::String(text) => escape(text).into(),
+        Value::Array(items) => items.iter().map(escape_json).collect(),
+        Value::Object(members) => {
+            let escaped = |(key, value): (&String, &Value)| (escape(key).into_owned(), escape_json(value));
+            members.iter().map(escaped).collect()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -90,6 +105,13 @@ mod tests {
             assert_eq!(escape(text), shown);
         }
         assert_eq!(escape_but("a\nb\u{7}", &['\n']), "a\nb\\u{7}");
+    }
+
+    #[test]
+    fn every_text_in_a_json_value_is_escaped() {
+        let value = serde_json::json!({ "a\n": ["\u{202e}", 1, null], "b": { "c": "x\u{9b}" } });
+        let shown = serde_json::json!({ "a\\n": ["\\u{202e}", 1, null], "b": { "c": "x\\u{9b}" } });
+        assert_eq!(escape_json(&value), shown);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use hotslot_driver::domain::{ControllerModel, DomainXml, PciController};
+use hotslot_driver::ownership::Ownership;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::topology::{FreePorts, Topology};
 use hotslot_driver::xml::domain;
@@ -234,7 +235,7 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
                 arch: "x86_64".into(),
                 machine: "pc-q35-10.0".into(),
                 created: None,
-                project: None,
+                ownership: Ownership::default(),
                 controllers,
                 hostdevs: Vec::new(),
                 mdevs: Vec::new(),

@@ -96,6 +96,9 @@ impl Hypervisor for Told {
     async fn detach(&self, _: Uuid, _: &str, _: DetachScope) -> Result<(), Error> {
         unknown()
     }
+    async fn set_owner(&self, _: Uuid, _: Option<&str>) -> Result<(), Error> {
+        unknown()
+    }
     fn events(&self) -> broadcast::Receiver<Event> {
         broadcast::channel(1).1
     }

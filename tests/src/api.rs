@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 
 use crate::attachments;
 
 /// The default time limit for effects that a simulated host must show without further requests.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The API of a service.
 #[derive(Debug, Clone)]
@@ -55,15 +56,30 @@ impl Answer {
     }
 }
 
+/// Makes clients without settings of their own use the cryptography of ring. A second call does nothing.
+pub(crate) fn use_ring() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 impl Api {
     /// Returns the API at a URL, or at a unix socket: `unix:/path`.
     pub fn at(url: String) -> Self {
+        Self::with_tls(url, None)
+    }
+
+    /// Returns the API at a URL, for `https://` with these settings of TLS.
+    pub fn with_tls(url: String, tls: Option<ClientConfig>) -> Self {
+        use_ring();
         // A test that blocks its thread does not notice that the service has closed an idle connection, and a request
         // on such a connection fails. Idle connections are therefore not reused after some seconds.
         let builder = reqwest::Client::builder().no_proxy().pool_idle_timeout(Duration::from_secs(3));
         let (builder, url) = match url.strip_prefix("unix:") {
             Some(path) => (builder.unix_socket(path), "http://localhost".to_owned()),
             None => (builder, url),
+        };
+        let builder = match tls {
+            Some(tls) => builder.tls_backend_preconfigured(tls),
+            None => builder,
         };
         Self { url, client: builder.build().expect("a client"), patience: PATIENCE }
     }

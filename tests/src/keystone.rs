@@ -57,6 +57,7 @@ impl Keystone {
             .spawn()
             .expect("start Keystone");
         let output = BufReader::new(child.stdout.take().expect("its output"));
+        crate::api::use_ring();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client");
         let mut keystone = Self { url: String::new(), http, child, output };
         keystone.url = keystone.line();

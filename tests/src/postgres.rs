@@ -18,12 +18,22 @@ pub struct Server {
 impl Server {
     /// Starts a server.
     pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts a server that also listens on loopback with TLS, with the PEM files of its certificate and key.
+    pub fn with_tls(certificate: &Path, key: &Path) -> Self {
+        Self::with(&[certificate, key])
+    }
+
+    fn with(arguments: &[&Path]) -> Self {
         // Crates at different depths of the repository include this file.
         let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
         let tool =
             folders.find_map(|folder| Some(folder.join("tools/postgres")).filter(|tool| tool.exists()));
         let tool = tool.expect("tools/postgres in the repository");
         let mut child = Command::new(tool)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

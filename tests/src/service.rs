@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 use crate::{Api, binary, host};
@@ -38,6 +39,7 @@ pub struct Hotslot {
     binary: PathBuf,
     child: Child,
     api: Api,
+    tls: Option<ClientConfig>,
     /// The length of the part of the log that was taken, in bytes.
     log_taken: AtomicUsize,
     started_in: Duration,
@@ -128,7 +130,7 @@ impl Hotslot {
         let start = Instant::now();
         let (child, url) = serve(Command::new(&binary), dir.path());
         let (started_in, log_taken) = (start.elapsed(), AtomicUsize::new(0));
-        Self { dir, binary, child, api: Api::at(url), log_taken, started_in, ready_in: started_in }
+        Self { dir, binary, child, api: Api::at(url), tls: None, log_taken, started_in, ready_in: started_in }
     }
 
     /// Restarts the service on another, empty database.
@@ -148,8 +150,16 @@ impl Hotslot {
         let (binary, start) = (self.binary.clone(), Instant::now());
         let (child, url) = serve(Command::new(&binary), dir.path());
         let (started_in, log_taken) = (start.elapsed(), AtomicUsize::new(0));
-        let mut service =
-            Self { dir, binary, child, api: Api::at(url), log_taken, started_in, ready_in: started_in };
+        let mut service = Self {
+            dir,
+            binary,
+            child,
+            api: Api::at(url),
+            tls: None,
+            log_taken,
+            started_in,
+            ready_in: started_in,
+        };
         service.ready().await;
         service.ready_in = start.elapsed();
         service
@@ -273,6 +283,11 @@ impl Hotslot {
         }
     }
 
+    /// Connects with these settings of TLS from the next start on.
+    pub fn connect_with(&mut self, tls: ClientConfig) {
+        self.tls = Some(tls);
+    }
+
     /// Starts the service again with the same data, and waits until it is ready.
     pub async fn start_again(&mut self) {
         self.start_by(Command::new(&self.binary)).await;
@@ -280,8 +295,7 @@ impl Hotslot {
 
     /// Starts the service again with the same data, and does not wait until it is ready.
     pub fn start_again_unready(&mut self) {
-        let (child, url) = serve(Command::new(&self.binary), self.dir.path());
-        (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
+        self.launch_again(Command::new(&self.binary));
     }
 
     /// Starts the service again from a shell that runs a command first.
@@ -292,9 +306,14 @@ impl Hotslot {
     }
 
     async fn start_by(&mut self, command: Command) {
-        let (child, url) = serve(command, self.dir.path());
-        (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
+        self.launch_again(command);
         self.ready().await;
+    }
+
+    fn launch_again(&mut self, command: Command) {
+        let (child, url) = serve(command, self.dir.path());
+        let api = Api::with_tls(url, self.tls.clone());
+        (self.child, self.api) = (child, api.patient(self.api.patience));
     }
 
     /// Returns the user aliases in the documents of the simulated host, live and persistent.

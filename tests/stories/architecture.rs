@@ -49,13 +49,16 @@ fn each_library_is_used_in_its_own_place() {
         &[
             "api/service/src/config/keystone.rs",
             "api/service/src/keystone/",
+            "api/service/src/tls.rs",
             "api/service/src/webhook.rs",
             "cli/src/address.rs",
             "cli/src/client.rs",
             "cli/src/event_stream.rs",
             "cli/src/login.rs",
+            "cli/src/tls.rs",
         ],
     );
+    only_in("rustls::", &["api/service/src/tls.rs", "api/src/http/connections.rs", "api/src/http/tls.rs"]);
     only_in("unsafe ", &["driver/src/libvirt/ffi.rs", "cli/src/heap.rs"]);
     only_in("anyhow", &["cli/src/"]);
     // All records of assignments change through the engine.

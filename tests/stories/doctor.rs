@@ -87,7 +87,7 @@ async fn a_guest_that_can_reach_the_api_on_a_tcp_port_is_named() {
         let service = Hotslot::bare(&host("small"), "", |host| in_domain(interface, host)).await;
         let found = findings(&service, service.url());
         expect(&found, "guest networks", "warn", "user networking or passt is used by q35:");
-        expect(&found, "service", "warn", "every user and program of this machine");
+        expect(&found, "service", "warn", "every client that can connect to the TCP port");
         let found = findings(&service, "unix:/nonexistent/api.sock");
         expect(&found, "guest networks", "ok", "cannot reach the API on a unix socket");
     }

@@ -56,7 +56,7 @@ impl Door {
 
     /// Waits until the response to a token has a status.
     async fn until_status(&self, token: &str, status: u16) {
-        let patient = self.patient(Duration::from_secs(60));
+        let patient = self.patient(Duration::from_secs(120));
         patient
             .until(&format!("the token gets {status}"), async || self.by(token, OWN).await.status == status)
             .await;
@@ -293,7 +293,7 @@ async fn nobody_is_let_in_while_keystone_does_not_answer() {
     door.get("/healthz", &[]).await.expect(200);
     keystone.command("thaw");
     door.until_status(&known, 200).await;
-    door.patient(Duration::from_secs(60)).ready().await;
+    door.patient(Duration::from_secs(120)).ready().await;
 
     keystone.command("stop");
     let answer = door.by("another", ALL).await.expect(503);

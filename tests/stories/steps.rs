@@ -18,15 +18,15 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The time within which everything must agree again.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the test waits until everything agrees again. It takes less than a second unless the machine is busy.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the service may still work on a request after its response.
 const AFTERWARDS: Duration = Duration::from_millis(120);
 /// The number of services that run in parallel.
 const AT_ONCE: usize = 8;
 /// The number of committed pages after which a walk starts with a new service: SQLite restarts the write-ahead log
 /// after 1,000 pages, which must not happen within a step.
-const SOON_BEGUN_ANEW: u64 = 800;
+const PAGES_OF_A_WALK: u64 = 800;
 /// The quick tests run one of this many steps.
 const SAMPLE: usize = 3;
 /// The environment variable that makes the test run every step of every fault in every scenario.
@@ -178,7 +178,7 @@ async fn a_kill_at_any_step_of_a_bind_leaves_all_or_none_bound() {
         let mut path = walk.accelerator().await;
         for deed in [DeviceEvent::Attach, DeviceEvent::Detach] {
             for nth in (walk.first..).step_by(walk.every) {
-                if wal::committed(&walk.service.database()) > SOON_BEGUN_ANEW {
+                if wal::committed(&walk.service.database()) > PAGES_OF_A_WALK {
                     walk = walk.anew().await;
                     path = walk.accelerator().await;
                 }
@@ -248,7 +248,7 @@ impl<'a> Walk<'a> {
     async fn walk(&mut self, deed: DeviceEvent) -> (usize, Vec<String>) {
         let (mut struck, mut wrong) = (0, Vec::new());
         for nth in (self.first..).step_by(self.every) {
-            if wal::committed(&self.service.database()) > SOON_BEGUN_ANEW {
+            if wal::committed(&self.service.database()) > PAGES_OF_A_WALK {
                 *self = self.anew().await;
             }
             match self.step(deed, nth).await {

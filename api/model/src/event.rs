@@ -1,6 +1,6 @@
 //! Events, and the events that each change of a row produces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hotslot_driver::pci::PciAddress;
 use serde_json::{Map, Value, json};
@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::assignment::{Assignment, Attachment, InnerAddress, Settled, State};
 use crate::device::{Device, DeviceFacts, DeviceStatus};
 use crate::id::{AttachmentId, DeviceId, EventId, HypervisorId, ServerId};
+use crate::identity::Actor;
 use crate::rules::Rule;
 use crate::string_enum;
 use crate::time::Millis;
@@ -50,6 +51,38 @@ string_enum! {
         RuleChanged = "rule.changed",
         /// A rule was removed by the API.
         RuleRemoved = "rule.removed",
+        /// An accelerator was created. `to` has its name and project.
+        AcceleratorCreated = "accelerator.created",
+        /// The spec of an accelerator was replaced. `to` has the spec and its generation.
+        AcceleratorChanged = "accelerator.changed",
+        /// An accelerator no longer wants the devices with which its server may come back.
+        AcceleratorReleased = "accelerator.released",
+        /// The record of an accelerator was removed.
+        AcceleratorRemoved = "accelerator.removed",
+        /// A device profile was created.
+        ProfileCreated = "device_profile.created",
+        /// A device profile was removed.
+        ProfileRemoved = "device_profile.removed",
+        /// An accelerator request was created. `to` has its profile and project.
+        ArqCreated = "accelerator_request.created",
+        /// The state of an accelerator request changed.
+        ArqState = "accelerator_request.state",
+        /// An accelerator request was removed.
+        ArqRemoved = "accelerator_request.removed",
+        /// An attribute of a deployable was created.
+        AttributeCreated = "attribute.created",
+        /// An attribute of a deployable was removed.
+        AttributeRemoved = "attribute.removed",
+        /// A card was disabled, so that its devices are unavailable. The address is that of the card.
+        CardDisabled = "card.disabled",
+        /// A card was enabled again.
+        CardEnabled = "card.enabled",
+        /// The dead letters of a webhook are to be delivered again. `to` has the webhook and their number.
+        WebhookRedelivered = "webhook.redelivered",
+        /// The file of the tokens changed. `to` has its owner, and the tokens that were added, changed or removed.
+        TokensChanged = "token.changed",
+        /// Requests of one caller were refused. `to` has the last request and how many there were.
+        RequestRefused = "request.refused",
     }
 }
 
@@ -70,6 +103,8 @@ pub struct What {
     pub attachment: Option<AttachmentId>,
     /// The rule.
     pub rule: Option<Uuid>,
+    /// The record of another kind, such as an accelerator or a device profile.
+    pub resource: Option<Uuid>,
     /// The value before.
     pub from: Option<Value>,
     /// The value after.
@@ -85,8 +120,8 @@ pub struct Event {
     pub id: EventId,
     /// When the event was written.
     pub time: Millis,
-    /// The actor: a request (`request req-…`), or a task of hotslot such as `discovery`.
-    pub who: String,
+    /// On whose behalf: a request and its caller, or a task of hotslot such as `discovery`.
+    pub actor: Actor,
     /// The name of the host.
     pub host: Option<String>,
     /// The content.
@@ -108,6 +143,12 @@ pub struct EventFilter {
     pub attachment: Option<AttachmentId>,
     /// A kind such as `device.added`, or its first part such as `device`.
     pub kind: Option<String>,
+    /// The name of the user.
+    pub user: Option<String>,
+    /// The id of the user.
+    pub user_id: Option<String>,
+    /// The id of the project of the user.
+    pub project: Option<String>,
 }
 
 impl EventFilter {
@@ -123,6 +164,9 @@ impl EventFilter {
             && is(self.address.as_ref(), what.address.as_ref())
             && is(self.attachment.as_ref(), what.attachment.as_ref())
             && self.kind.as_ref().is_none_or(|kind| what.kind.is_of(kind))
+            && is(self.user.as_ref(), event.actor.user.as_ref().map(|user| &user.name))
+            && is(self.user_id.as_ref(), event.actor.user.as_ref().map(|user| &user.id))
+            && is(self.project.as_ref(), event.actor.project.as_ref())
     }
 }
 
@@ -142,7 +186,9 @@ impl EventKind {
             return Ok(text);
         }
         let known: Vec<_> = Self::ALL.iter().map(|kind| kind.as_str()).collect();
-        Err(format!("`{text}` is neither device, attachment or rule, nor one of {}", known.join(", ")))
+        let nouns: BTreeSet<_> = known.iter().filter_map(|kind| Some(kind.split_once('.')?.0)).collect();
+        let nouns = nouns.into_iter().collect::<Vec<_>>().join(", ");
+        Err(format!("`{text}` is neither one of {nouns}, nor one of {}", known.join(", ")))
     }
 
     fn what(self) -> What {
@@ -154,6 +200,7 @@ impl EventKind {
             address: None,
             attachment: None,
             rule: None,
+            resource: None,
             from: None,
             to: None,
             reason: None,
@@ -334,4 +381,14 @@ pub fn of_rule(rule: &Rule, was: Option<&str>, is: Option<&str>) -> Option<What>
         json!({ "kind": rule.kind, "entry": entry })
     };
     Some(What { rule: Some(rule.id), from: was.map(entry), to: is.map(entry), ..kind.what() })
+}
+
+/// Returns the event for a record without a device, such as an accelerator or a device profile.
+pub fn of_record(kind: EventKind, resource: Uuid, from: Option<Value>, to: Option<Value>) -> What {
+    What { resource: Some(resource), from, to, ..kind.what() }
+}
+
+/// Returns the event for something that has no id.
+pub fn of_kind(kind: EventKind, from: Option<Value>, to: Option<Value>) -> What {
+    What { from, to, ..kind.what() }
 }

@@ -66,6 +66,10 @@ pub enum Error {
     /// The request conflicts with the current state.
     #[error("{0}")]
     Conflict(String),
+    /// The request conflicts with the current state of what it names. The text names nothing else, so that every caller
+    /// may read it.
+    #[error("{0}")]
+    Busy(String),
     /// The name or id of what the request creates is in use.
     #[error("{0}")]
     AlreadyExists(String),

@@ -192,6 +192,11 @@ impl Hypervisor for Fenced {
         self.returned(self.hypervisor.detach(domain, alias, scope).await).await
     }
 
+    async fn set_owner(&self, domain: Uuid, project: Option<&str>) -> Result<(), Error> {
+        self.pass("set the owner of a server").await?;
+        self.returned(self.hypervisor.set_owner(domain, project).await).await
+    }
+
     async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error> {
         self.pass("ask the agent of a guest").await?;
         self.hypervisor.agent(domain, command, timeout).await

@@ -39,12 +39,26 @@ impl Hosts {
     /// [`Error::NoServer`] when no host has it; the error of a host that might have it but cannot be read, such as
     /// [`Error::HostAway`].
     pub async fn find(&self, server: ServerId) -> Result<(Arc<Host>, DomainView), Error> {
+        self.find_where(server, |_| true).await
+    }
+
+    /// Finds a server that the caller may see. Whether `seen` is false or no host has the server makes no difference to
+    /// the result, so that nobody learns which servers there are: the same hosts are asked.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub async fn find_where(
+        &self,
+        server: ServerId,
+        seen: impl Fn(&DomainView) -> bool,
+    ) -> Result<(Arc<Host>, DomainView), Error> {
         // Attempt the last known host first, so that a slow host only delays requests for its own servers.
         let home = self.homes().get(&server).and_then(|id| self.host(*id));
         let mut unreachable = None;
         if let Some(host) = home {
             match host.server(server).await {
-                Ok(Some(view)) => return Ok((Arc::clone(host), view)),
+                Ok(Some(view)) if seen(&view) => return Ok((Arc::clone(host), view)),
+                Ok(Some(_)) => {}
                 Ok(None) => drop(self.homes().remove(&server)),
                 Err(error) => unreachable = Some(error),
             }
@@ -54,11 +68,11 @@ impl Hosts {
             others.map(|host| async move { (host, host.server(server).await) }).collect();
         while let Some((host, answer)) = queries.next().await {
             match answer {
-                Ok(Some(view)) => {
+                Ok(Some(view)) if seen(&view) => {
                     self.homes().insert(server, host.row.id);
                     return Ok((Arc::clone(host), view));
                 }
-                Ok(None) => {}
+                Ok(Some(_) | None) => {}
                 Err(error) => unreachable = Some(error),
             }
         }

@@ -16,6 +16,8 @@
 //! fence           stops host changes of a process whose work was taken over; shares overdue calls between processes
 //! idempotency     requests that are repeated with an Idempotency-Key
 //! events, feed    an event as JSON; events for the clients that follow them
+//! tls             certificates and keys; why a TLS connection failed
+//! audit           refused requests
 //! webhook         posts events to URLs: signatures, repetitions, dead letters
 //! retention       removes old events and ended rows
 //! keystone        Keystone: whether a token is valid, and whose it is
@@ -26,6 +28,7 @@
 
 pub mod accelerator;
 pub mod assignment;
+pub mod audit;
 pub mod config;
 pub mod cyborg;
 pub mod error;
@@ -50,4 +53,5 @@ mod retention;
 pub mod service;
 pub mod start;
 pub mod task;
+pub mod tls;
 pub mod webhook;

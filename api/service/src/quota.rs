@@ -21,8 +21,8 @@ pub struct Quotas {
 }
 
 /// Returns the project that owns a server, against whose quota its devices count; `None` when nobody's do.
-pub(crate) fn owner_of(view: &DomainView) -> Option<&str> {
-    view.persistent.as_ref().or(view.live.as_ref())?.project.as_deref()
+pub(crate) fn owner_of(view: &DomainView) -> Option<String> {
+    view.ownership().project().map(str::to_owned)
 }
 
 /// Checks the id of a project, which nothing but a quota may know here.

@@ -1,6 +1,7 @@
 //! The records, to be read: whoever answers a request reads them here, and changes them through the parts of the service.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hotslot_model::assignment::{Attachment, Mdev};
 use hotslot_model::cyborg::DeviceProfile;
@@ -8,15 +9,21 @@ use hotslot_model::device::Device;
 use hotslot_model::event::{Event, EventFilter};
 use hotslot_model::id::{AttachmentId, DeviceId, EventId, HypervisorId, ServerId};
 use hotslot_store::{DeadLetter, Error, EventBounds, Store};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
 
+/// How long a commit shows that the database accepts commits.
+const WRITTEN: Duration = Duration::from_secs(5);
+
+/// The time limit for such a commit.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The records, to be read.
-pub struct Records(Store);
+pub struct Records(Store, Mutex<Option<Instant>>);
 
 impl Records {
     pub(crate) fn new(store: Store) -> Self {
-        Self(store)
+        Self(store, Mutex::default())
     }
 
     /// Every device on record.
@@ -191,6 +198,22 @@ impl Records {
     /// The database's, or a row that cannot be read.
     pub async fn ping(&self) -> Result<(), Error> {
         self.0.ping().await
+    }
+
+    /// Checks that the database accepts commits. A commit that was accepted a short time ago is enough, because clients
+    /// without identity can ask for this.
+    ///
+    /// # Errors
+    /// The database's; also when it does not answer in time.
+    pub async fn try_to_write(&self) -> Result<(), Error> {
+        let mut written = self.1.lock().await;
+        if written.is_some_and(|at| at.elapsed() < WRITTEN) {
+            return self.ping().await;
+        }
+        let late = |_| Error::io(std::io::ErrorKind::TimedOut.into());
+        tokio::time::timeout(PATIENCE, self.0.try_to_write()).await.map_err(late)??;
+        *written = Some(Instant::now());
+        Ok(())
     }
 
     /// The id of this process among those that share the database; `None` when none can.

@@ -11,6 +11,7 @@ use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
 use crate::assignment::Assignments;
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::cyborg::Cyborg;
 use crate::feed::Feed;
@@ -56,13 +57,16 @@ pub struct Service {
     pub webhooks: Arc<Webhooks>,
     /// The events for the clients that follow them.
     pub feed: Arc<Feed>,
+    /// The refused requests that are to be recorded.
+    pub audit: Arc<Audit>,
     /// The end of the service.
     pub lifecycle: Arc<Lifecycle>,
 }
 
 impl Service {
-    /// Closes the database.
+    /// Records the refusals that are not recorded yet, and closes the database.
     pub async fn close(&self) {
+        self.audit.record_all().await;
         self.store.close().await;
     }
 }

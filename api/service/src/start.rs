@@ -10,6 +10,7 @@ use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
 use crate::assignment::{Assignments, reconcile};
+use crate::audit::Audit;
 use crate::config::{Config, ConfigError};
 use crate::cyborg::{Cyborg, settle};
 use crate::error::Error;
@@ -18,7 +19,7 @@ use crate::fence::Fenced;
 use crate::host::Host;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
-use crate::identity::Callers;
+use crate::identity::{Callers, watch};
 use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
 use crate::quota::Quotas;
@@ -85,14 +86,12 @@ impl Service {
         config: Config,
         open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
     ) -> Result<Arc<Self>, StartError> {
+        let config = config.with_secrets()?;
         let problems = problems(&config);
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));
         }
-        let policy = config.policy().map_err(|wrong| {
-            let place = |reason| ConfigError::Value { key: "policy".into(), reason };
-            StartError::Rules(wrong.into_iter().map(place).collect())
-        })?;
+        let policy = config.policy().map_err(StartError::Rules)?;
         let callers = Callers::new(&config)?;
         let templates = Templates::load(config.pci.templates.as_deref())?;
         let store = open_store(&config).await?.with_default_limits(config.quota.limits());
@@ -114,6 +113,7 @@ impl Service {
     fn of_parts(opened: Opened) -> Self {
         let Opened { config, policy, callers, templates, store, rules, hosts, webhooks } = opened;
         let feed = Arc::new(Feed::new(config.api.followers.get()));
+        let audit = Arc::new(Audit::new(store.clone()));
         let webhooks = Arc::new(Webhooks::new(webhooks, store.clone()));
         let (config, hosts) = (Arc::new(config), Arc::new(hosts));
         let turns = Arc::new(KeyedMutex::new(store.locks()));
@@ -161,6 +161,7 @@ impl Service {
             idempotency,
             webhooks,
             feed,
+            audit,
             lifecycle: Arc::default(),
         }
     }
@@ -172,6 +173,12 @@ impl Service {
         }
         let followed = Arc::clone(self);
         self.go_on(async move { feed::read(&followed.feed, &followed.store).await });
+        let recorded = Arc::clone(self);
+        self.go_on(async move { recorded.audit.record_in_rounds().await });
+        if let Some(tokens) = self.config.identity.tokens.clone() {
+            let store = self.store.clone();
+            self.go_on(async move { watch::record_changes(&tokens, &store).await });
+        }
         self.go_on(retention::prune_in_rounds(Arc::clone(self)));
         self.go_on(settle::in_rounds(Arc::clone(&self.cyborg)));
         for host in self.hosts.iter() {
@@ -223,11 +230,12 @@ async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook
     Ok(webhooks)
 }
 
-/// Returns all errors in the rules and flavors of a configuration, each with its place.
+/// Returns all errors in the rules, flavors and policy of a configuration, each with its place.
 pub fn problems(config: &Config) -> Vec<ConfigError> {
     let rules = Rules::read(Rule::of_file(&config.pci), &config.pci);
     let mut problems: Vec<_> = rules.problems().into_iter().map(ConfigError::from).collect();
     problems.extend(flavor::problems(&config.flavor, &rules.inventory));
+    problems.extend(config.policy().err().into_iter().flatten());
     problems
 }
 

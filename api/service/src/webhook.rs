@@ -27,6 +27,7 @@ use crate::config::{self, ConfigError};
 use crate::error::Error;
 use crate::events::wire;
 use crate::hex::hex;
+use crate::tls;
 
 /// The pause after the first failed attempt, and the longest pause between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -126,15 +127,14 @@ impl From<hotslot_store::Error> for Stop {
 /// # Errors
 /// What is wrong and what would be right; the text does not repeat the URL.
 pub(crate) fn url(text: &str) -> Result<Url, String> {
-    let write = "write http://HOST:PORT/PATH";
+    let write = "write https://HOST:PORT/PATH";
     // Do not repeat the URL, because its path may be a secret.
     let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); {write}"))?;
     match url.scheme() {
-        "http" if !url.username().is_empty() || url.password().is_some() => Err(format!(
+        "http" | "https" if !url.username().is_empty() || url.password().is_some() => Err(format!(
             "a user or password is not supported; the signature authenticates the sender; {write}"
         )),
-        "http" => Ok(url),
-        "https" => Err(format!("https is not supported; {write} of a local proxy that uses https")),
+        "http" | "https" => Ok(url),
         other => Err(format!("`{other}` is not supported; {write}")),
     }
 }
@@ -152,9 +152,13 @@ impl Webhook {
         let url = url(&config.url.0).map_err(|reason| bad("url", reason))?;
         let key = Hmac::new_from_slice(config.secret.0.as_bytes());
         let key = key.map_err(|error| bad("secret", error.to_string()))?;
+        let tls = tls::authorities_for(&url, config.ca.as_deref())
+            .and_then(|authorities| tls::client(authorities, None))
+            .map_err(|reason| bad("ca", reason))?;
         // Post to the configured URL only: use no proxy and follow no redirect.
         let client = reqwest::Client::builder()
             .no_proxy()
+            .tls_backend_preconfigured(tls)
             .redirect(Policy::none())
             .timeout(config.timeout.0)
             .user_agent(concat!("hotslot/", env!("CARGO_PKG_VERSION")))
@@ -362,6 +366,9 @@ fn answered(status: StatusCode) -> String {
 
 /// Returns the innermost cause of an error, because the outer ones repeat the URL.
 fn cause(error: &reqwest::Error) -> String {
+    if let Some(failure) = tls::Failure::of(error) {
+        return failure.in_configuration();
+    }
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
@@ -424,12 +431,13 @@ mod tests {
     #[test]
     fn only_http_urls_are_accepted_and_errors_do_not_repeat_them() {
         assert!(url("http://127.0.0.1:8080/hooks/a?b=c").is_ok());
+        assert!(url("https://hooks.example/a").is_ok());
         for (bad, why) in [
-            ("https://x/tok3n", "https is not supported"),
             ("ftp://x/tok3n", "`ftp` is not supported"),
             ("tok3n", "not a URL"),
             ("http://", "not a URL"),
             ("http://user:tok3n@x/", "user or password"),
+            ("https://user:tok3n@x/", "user or password"),
         ] {
             let message = url(bad).unwrap_err();
             assert!(message.contains(why) && !message.contains("tok3n"), "{message}");

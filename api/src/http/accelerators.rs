@@ -211,7 +211,7 @@ async fn replace(
     headers: &HeaderMap,
 ) -> Result<Response, Fault> {
     let spec = AccSpec::read(spec).map_err(|reason| bad(reason, SPEC))?;
-    let bytes = spec.stored().len();
+    let bytes = spec.stored().to_string().len();
     if bytes > MAX_BYTES {
         let message = format!("the spec has {bytes} bytes; send at most {MAX_BYTES}");
         return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, message));

@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 use super::Version;
 use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
+use super::permit::Permit;
 use super::servers::ServerPath;
 use super::state::DeviceParts;
 
@@ -133,6 +134,7 @@ impl CreateAttachment {
             network: (network != NetworkRequest::default()).then_some(network),
             key,
             holder: None,
+            owner: None,
         })
     }
 }
@@ -147,8 +149,8 @@ struct Wire {
     attachment_id: AttachmentId,
     #[serde(rename = "serverId")]
     server_id: ServerId,
-    dev_id: String,
-    address: String,
+    dev_id: Option<String>,
+    address: Option<String>,
     inner_address: Option<String>,
     vendor_id: String,
     product_id: String,
@@ -185,8 +187,8 @@ fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
         physical_network: network.and_then(|network| network.physical_network),
         attachment_id: attachment.id,
         server_id: attachment.server,
-        dev_id: device.facts.dev_id(),
-        address: device.facts.address.to_string(),
+        dev_id: Some(device.facts.dev_id()),
+        address: Some(device.facts.address.to_string()),
         inner_address: attachment.inner.map(|inner| inner.address.to_string()),
         vendor_id: device.facts.vendor_id.to_string(),
         product_id: device.facts.product_id.to_string(),
@@ -205,12 +207,32 @@ fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
     }
 }
 
-async fn with_device(parts: &DeviceParts, attachment: Attachment) -> Result<Wire, Error> {
+impl Wire {
+    /// Returns the attachment for callers who may not see the host: without its name, its addresses, the holder, which may
+    /// be of another project, and the reason of the state, which may name any of these.
+    fn without_host(self) -> Self {
+        let status_reason = self.status_reason.map(|_| {
+            match self.status {
+                AttachmentState::Attaching => "the device is being attached",
+                AttachmentState::Attached => "an earlier detach failed; detach again",
+                AttachmentState::Detaching => "the guest has not released the device yet",
+                AttachmentState::Detached => "the guest does not have the device any more",
+                AttachmentState::Failed => "the attach failed",
+            }
+            .to_owned()
+        });
+        let holder = self.holder.and_then(|holder| holder.split(':').next().map(str::to_owned));
+        Self { dev_id: None, address: None, host: None, holder, status_reason, ..self }
+    }
+}
+
+async fn with_device(parts: &DeviceParts, permit: &Permit, attachment: Attachment) -> Result<Wire, Error> {
     let device = parts.records.known_device(attachment.device).await?;
     let device = device.ok_or_else(|| {
         Error::Internal(format!("the device of attachment {} has no record", attachment.id))
     })?;
-    Ok(wire(&parts.hosts, attachment, &device))
+    let shown = wire(&parts.hosts, attachment, &device);
+    Ok(if permit.sees_hosts() { shown } else { shown.without_host() })
 }
 
 #[derive(Deserialize)]
@@ -229,6 +251,7 @@ pub(super) async fn create(
     State(assignments): State<Arc<Assignments>>,
     State(hosts): State<Arc<Hosts>>,
     State(config): State<Arc<Config>>,
+    permit: Permit,
     Path(path): Path<ServerPath>,
     key: Option<Extension<IdempotencyKey>>,
     headers: HeaderMap,
@@ -237,26 +260,35 @@ pub(super) async fn create(
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
     let request = body.attachment.request(&config.flavor, path.id()?, key.map(|Extension(key)| key))?;
+    let owner = permit.check(&hosts, request.server).await?;
+    let request = AttachRequest { owner, ..request };
     if dry_run {
-        return Ok(Json(json!({ "dry_run": described(&assignments.dry_run(&request).await?) })));
+        let run = assignments.dry_run(&request).await?;
+        return Ok(Json(json!({ "dry_run": described(&run, permit.sees_hosts()) })));
     }
     let attached = assignments.attach(request).await?;
-    let devices: Vec<_> =
-        attached.into_iter().map(|(attachment, device)| wire(&hosts, attachment, &device)).collect();
+    let shown = |(attachment, device): (_, Arc<Device>)| {
+        let shown = wire(&hosts, attachment, &device);
+        if permit.sees_hosts() { shown } else { shown.without_host() }
+    };
+    let devices: Vec<_> = attached.into_iter().map(shown).collect();
     Ok(Json(json!({ "pci_devices": devices })))
 }
 
-fn described(run: &DryRun) -> Value {
+/// Describes a dry run. A caller who may not see the host gets neither addresses nor the checks of single devices, because
+/// these tell which devices there are and who has them.
+fn described(run: &DryRun, sees_host: bool) -> Value {
+    let shown = |text: String| sees_host.then_some(text);
     let devices = run.devices.iter().map(|(alias, device)| {
         json!({
-            "dev_id": device.facts.dev_id(),
-            "address": device.facts.address,
+            "dev_id": shown(device.facts.dev_id()),
+            "address": shown(device.facts.address.to_string()),
             "vendor_id": device.facts.vendor_id,
             "product_id": device.facts.product_id,
             "alias": alias,
         })
     });
-    let checks = run.checks.iter().map(|check| {
+    let checks = run.checks.iter().filter(|check| sees_host || check.device.is_none()).map(|check| {
         let result = match check.result {
             CheckResult::Pass => "pass",
             CheckResult::Fail => "fail",
@@ -266,8 +298,8 @@ fn described(run: &DryRun) -> Value {
             "check": check.name,
             "device": check.device,
             "result": result,
-            "message": check.message,
-            "cure": check.cure,
+            "message": sees_host.then_some(&check.message),
+            "cure": check.cure.as_ref().filter(|_| sees_host),
         })
     });
     json!({
@@ -298,6 +330,7 @@ fn boolean(key: &str, word: &str) -> Result<bool, Error> {
 
 pub(super) async fn list(
     State(parts): State<DeviceParts>,
+    permit: Permit,
     Path(path): Path<ServerPath>,
     uri: OriginalUri,
     headers: HeaderMap,
@@ -305,7 +338,9 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
     let (page, rest) = Page::read(pairs)?;
-    let mut rows = if wants_ended(rest)? {
+    let ended = wants_ended(rest)?;
+    permit.check(&parts.hosts, server).await?;
+    let mut rows = if ended {
         parts.records.ended_attachments(Some(server), ENDED).await?
     } else {
         let rows = parts.records.attachments_of(server).await?;
@@ -316,32 +351,40 @@ pub(super) async fn list(
         rows
     };
     page.skip(&mut rows, |row, marker| row.id.to_string().eq_ignore_ascii_case(marker))?;
-    listed(&parts, &page, rows, &uri, &headers).await
+    listed(&parts, &permit, &page, rows, &uri, &headers).await
 }
 
-/// Lists the attachments of all servers. An extension of hotslot.
+/// Lists the attachments of all servers that the caller may use. An extension of hotslot.
 pub(super) async fn list_all(
     State(parts): State<DeviceParts>,
+    permit: Permit,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     let (page, rest) = Page::read(pairs)?;
-    if wants_ended(rest)? {
-        let mut rows = parts.records.ended_attachments(None, ENDED).await?;
-        page.skip(&mut rows, |row, marker| row.id.to_string().eq_ignore_ascii_case(marker))?;
-        return listed(&parts, &page, rows, &uri, &headers).await;
+    let ended = wants_ended(rest)?;
+    if !ended && permit.covers_all() {
+        let marker = page.marker.as_deref();
+        let unknown =
+            || Error::Invalid("invalid marker: no item of the list has this id; begin without marker".into());
+        let after = marker.map(str::parse).transpose().map_err(|_| unknown())?;
+        let rows = parts.records.attachments_after(None, after, page.limit + 1).await?;
+        return listed(&parts, &permit, &page, rows.ok_or_else(unknown)?, &uri, &headers).await;
     }
-    let marker = page.marker.as_deref();
-    let unknown =
-        || Error::Invalid("invalid marker: no item of the list has this id; begin without marker".into());
-    let after = marker.map(str::parse).transpose().map_err(|_| unknown())?;
-    let rows = parts.records.attachments_after(None, after, page.limit + 1).await?;
-    listed(&parts, &page, rows.ok_or_else(unknown)?, &uri, &headers).await
+    let rows = if ended {
+        parts.records.ended_attachments(None, ENDED).await?
+    } else {
+        parts.records.attachments().await?
+    };
+    let mut rows = permit.keep(&parts.hosts, rows, |row| (row.hypervisor, row.server)).await;
+    page.skip(&mut rows, |row, marker| row.id.to_string().eq_ignore_ascii_case(marker))?;
+    listed(&parts, &permit, &page, rows, &uri, &headers).await
 }
 
 async fn listed(
     parts: &DeviceParts,
+    permit: &Permit,
     page: &Page,
     rows: Vec<Attachment>,
     uri: &OriginalUri,
@@ -350,7 +393,7 @@ async fn listed(
     let (rows, next) = page.cut(rows, uri, headers, |row| row.id.to_string());
     let mut attachments = Vec::new();
     for row in rows {
-        attachments.push(with_device(parts, row).await?);
+        attachments.push(with_device(parts, permit, row).await?);
     }
     let mut body = json!({ "pciAttachment": attachments });
     if let Some(next) = next {
@@ -362,14 +405,16 @@ async fn listed(
 pub(super) async fn show(
     State(assignments): State<Arc<Assignments>>,
     State(parts): State<DeviceParts>,
+    permit: Permit,
     Path(path): Path<AttachmentPath>,
 ) -> Result<Json<Value>, Fault> {
     let (server, id) = path.ids()?;
+    permit.check(&parts.hosts, server).await?;
     let attachment = assignments.attachment_of(server, id).await?;
     if attachment.state.is_final() {
         return Err(Error::NoAttachment(id).into());
     }
-    Ok(Json(json!({ "pciAttachment": with_device(&parts, attachment).await? })))
+    Ok(Json(json!({ "pciAttachment": with_device(&parts, &permit, attachment).await? })))
 }
 
 /// Parses `?timeout=30s&force=true`.
@@ -410,12 +455,16 @@ fn duration(text: &str) -> Result<Duration, Error> {
 /// Detaches a device. v2 returns 200 when the device is gone; v2.1 and v3 return 202 at once, and the detach continues.
 pub(super) async fn delete(
     State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
+    permit: Permit,
     Extension(version): Extension<Version>,
     Path(path): Path<AttachmentPath>,
     pairs: Pairs,
 ) -> Result<Response, Fault> {
     let (server, id) = path.ids()?;
-    let work = assignments.begin_detach(server, id, detach_request(pairs)?).await?;
+    let request = detach_request(pairs)?;
+    permit.check(&hosts, server).await?;
+    let work = assignments.begin_detach(server, id, request).await?;
     match version {
         Version::V2 => {
             if let Some(work) = work {

@@ -7,7 +7,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequestParts, OriginalUri};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use hotslot_model::time::Millis;
 use hotslot_service::error::Error;
 use serde::de::DeserializeOwned;
@@ -234,10 +234,15 @@ pub(super) fn id<T: std::str::FromStr + ToString>(text: &str, noun: &str) -> Res
     parsed.ok_or_else(|| Error::NotFound(format!("{noun} {}", text.chars().take(80).collect::<String>())))
 }
 
-/// Returns `http://` and the host of the request's `Host` header; `http://localhost` when there is none.
+/// The header that names the scheme of the client's URL: of a proxy in front that uses TLS, or of hotslot's own TLS.
+pub(super) const SCHEME: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Returns `http://` or `https://` and the host of the request's `Host` header; `localhost` when there is none. Links
+/// in responses begin with it.
 pub(super) fn base(headers: &HeaderMap) -> String {
+    let scheme = if headers.get(SCHEME).is_some_and(|scheme| scheme == "https") { "https" } else { "http" };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
-    host.map_or_else(|| "http://localhost".to_owned(), |host| format!("http://{host}"))
+    host.map_or_else(|| format!("{scheme}://localhost"), |host| format!("{scheme}://{host}"))
 }
 
 /// Formats a time as Nova does: ISO 8601 in UTC, with whole seconds.

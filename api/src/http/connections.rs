@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,10 +20,16 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::certificate::ClientCertificate;
+use super::connection::{Connection, Doing, Watched};
+use super::tls::{self, Tls};
 
 /// How long an idle connection is protected from being closed to make room: a client that has just connected is about
 /// to send a request.
@@ -52,6 +58,8 @@ const REFUSAL: Duration = Duration::from_secs(1);
 pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
+    /// A TCP port with TLS.
+    Tls(TcpListener, Tls),
     /// A unix socket.
     Unix(UnixListener),
 }
@@ -59,6 +67,10 @@ pub enum Listener {
 /// Serves the routes on all connections until `stop` completes, and then until the running requests are answered.
 /// Errors of accepting, such as a lack of file descriptors, do not end it.
 pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Future<Output = ()>) {
+    let router = match &listener {
+        Listener::Tls(..) => tls::with_https_links(router),
+        Listener::Tcp(_) | Listener::Unix(_) => router,
+    };
     // All connections share these routes.
     let router = router.with_state(());
     let open = Arc::new(Open::new(api));
@@ -73,11 +85,16 @@ pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Fut
         let (router, stopped) = (router.clone(), stopping.subscribe());
         match accepted {
             (Stream::Tcp(stream, peer), place) => {
-                drop(tokio::spawn(place.serve(stream, Some(peer), router, stopped)));
+                let stream = place.watched(stream);
+                tokio::spawn(place.serve(stream, Client::at(Some(peer)), router, stopped));
+            }
+            (Stream::Tls(stream, peer, acceptor), place) => {
+                tokio::spawn(place.serve_tls(stream, peer, acceptor, router, stopped));
             }
             (Stream::Unix(stream), place) => {
-                let peer = by_kernel(&stream);
-                drop(tokio::spawn(place.serve(stream, peer, router, stopped)));
+                let client = Client::at(by_kernel(&stream));
+                let stream = place.watched(stream);
+                tokio::spawn(place.serve(stream, client, router, stopped));
             }
         }
     }
@@ -88,12 +105,27 @@ pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Fut
 }
 
 enum Stream {
-    Tcp(tokio::net::TcpStream, Peer),
-    Unix(tokio::net::UnixStream),
+    Tcp(TcpStream, Peer),
+    Tls(TcpStream, Peer, TlsAcceptor),
+    Unix(UnixStream),
+}
+
+/// What is known about the other end of a connection; each of its requests has it among its extensions.
+struct Client {
+    /// `None` when the kernel does not tell.
+    peer: Option<Peer>,
+    /// The verified client certificate of a TLS connection.
+    certificate: Option<Arc<ClientCertificate>>,
+}
+
+impl Client {
+    fn at(peer: Option<Peer>) -> Self {
+        Self { peer, certificate: None }
+    }
 }
 
 /// Returns the process that connected to a unix socket.
-fn by_kernel(stream: &tokio::net::UnixStream) -> Option<Peer> {
+fn by_kernel(stream: &UnixStream) -> Option<Peer> {
     let found = stream
         .peer_cred()
         .inspect_err(|error| tracing::warn!(%error, "the kernel does not tell who connected"));
@@ -103,75 +135,21 @@ fn by_kernel(stream: &tokio::net::UnixStream) -> Option<Peer> {
 
 impl Listener {
     async fn accept(&self) -> io::Result<Stream> {
+        // Small messages, such as single events, must not be delayed by Nagle's algorithm.
+        let at_once = |(stream, address): (TcpStream, SocketAddr)| {
+            stream.set_nodelay(true).map(|()| (stream, Peer::Tcp(address)))
+        };
         match self {
             Self::Tcp(listener) => {
-                let (stream, address) = listener.accept().await?;
-                // Small messages, such as single events, must not be delayed by Nagle's algorithm.
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream, Peer::Tcp(address)))
+                let (stream, peer) = listener.accept().await.and_then(at_once)?;
+                Ok(Stream::Tcp(stream, peer))
+            }
+            Self::Tls(listener, tls) => {
+                let (stream, peer) = listener.accept().await.and_then(at_once)?;
+                Ok(Stream::Tls(stream, peer, tls.acceptor()))
             }
             Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
-    }
-}
-
-/// The activity of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doing {
-    /// No request is being received or answered.
-    Idle,
-    /// The header of a request is being received.
-    Asking,
-    /// A request is being answered; this includes reading its body.
-    Answering,
-}
-
-#[derive(Debug)]
-struct Now {
-    doing: Doing,
-    since: Instant,
-    /// Since when writes to the client have been blocked; `None` while they are not.
-    blocked: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Connection {
-    now: Mutex<Now>,
-    /// Wakes the connection's task to check whether the connection must be closed.
-    check: Notify,
-    /// Whether the connection is to be closed to make room for another one.
-    unwanted: AtomicBool,
-    /// The time limit for receiving the header of a request.
-    header: Duration,
-    /// The time limit for an idle connection and for a blocked write.
-    idle: Duration,
-}
-
-impl Connection {
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, doing: Doing) {
-        let mut now = self.now();
-        (now.doing, now.since) = (doing, Instant::now());
-    }
-
-    /// Since when no complete request has been received; `None` while a request is answered.
-    fn idle_since(&self) -> Option<Instant> {
-        let now = self.now();
-        (now.doing != Doing::Answering && now.blocked.is_none()).then_some(now.since)
-    }
-
-    fn is_overdue(&self) -> bool {
-        let now = self.now();
-        let limit = match (now.blocked, now.doing) {
-            (Some(since), _) => Some(since + self.idle),
-            (None, Doing::Idle) => Some(now.since + self.idle),
-            (None, Doing::Asking) => Some(now.since + self.header),
-            (None, Doing::Answering) => None,
-        };
-        limit.is_some_and(|limit| limit <= Instant::now())
     }
 }
 
@@ -263,15 +241,7 @@ impl Open {
         if connections.1.len() >= self.most {
             return None;
         }
-        let (header, idle) = (self.header, self.idle);
-        let now = Mutex::new(Now { doing: Doing::Idle, since: Instant::now(), blocked: None });
-        let connection = Arc::new(Connection {
-            now,
-            check: Notify::new(),
-            unwanted: AtomicBool::new(false),
-            header,
-            idle,
-        });
+        let connection = Arc::new(Connection::new(self.header, self.idle));
         connections.0 += 1;
         let number = connections.0;
         connections.1.insert(number, Arc::clone(&connection));
@@ -296,25 +266,18 @@ impl Open {
 
     /// Sends a 503 and closes the connection.
     fn refuse(&self, stream: Stream) {
-        async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+        async fn tell(stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
             let message = "all connections of this service are busy; try again later ([api] connections sets the \
                            limit)";
-            let body = format!("{{\"serviceUnavailable\": {{\"code\": 503, \"message\": \"{message}\"}}}}");
-            let answer = format!(
-                "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\n\
-                 cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\
-                 content-length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            stream.write_all(answer.as_bytes()).await?;
-            stream.shutdown().await?;
-            // Closing a socket with unread data resets the connection, and the client may lose the response.
-            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
+            answer(stream, "503 Service Unavailable\r\nretry-after: 5", "serviceUnavailable", message).await
         }
         let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
         tokio::spawn(async move {
             let _ = match stream {
                 Stream::Tcp(stream, _) => timeout(REFUSAL, tell(stream)).await,
+                Stream::Tls(stream, _, acceptor) => {
+                    timeout(REFUSAL, async { tell(acceptor.accept(stream).await?).await }).await
+                }
                 Stream::Unix(stream) => timeout(REFUSAL, tell(stream)).await,
             };
             drop(turn);
@@ -345,6 +308,26 @@ impl Open {
     }
 }
 
+/// Sends the response to a client whose request is not read, and waits until the client closes the connection.
+async fn answer(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    status: &str,
+    fault: &str,
+    message: &str,
+) -> io::Result<()> {
+    let code = &status[..3];
+    let body = format!("{{\"{fault}\": {{\"code\": {code}, \"message\": \"{message}\"}}}}");
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
+         x-content-type-options: nosniff\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    // Closing a socket with unread data resets the connection, and the client may lose the response.
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
+}
+
 /// Registers a connection among the open ones; dropping it removes the connection.
 struct Place {
     open: Arc<Open>,
@@ -360,23 +343,86 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Serves a connection. Its requests have the [`Peer`], where it is known, among their extensions.
-    async fn serve<S>(
+    fn watched<S>(&self, stream: S) -> Watched<S> {
+        Watched { stream, connection: Arc::clone(&self.connection) }
+    }
+
+    /// Serves a connection after its TLS handshake.
+    async fn serve_tls(
         self,
-        stream: S,
-        peer: Option<Peer>,
+        stream: TcpStream,
+        peer: Peer,
+        acceptor: TlsAcceptor,
         router: Router,
         mut stopping: watch::Receiver<bool>,
-    ) where
-        S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
+    ) {
+        // It is in the heap, so that it takes no memory after the handshake.
+        let handshake = Box::pin(self.handshake(stream, acceptor, &mut stopping));
+        let stream = match handshake.await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, ?peer, "a TLS handshake failed");
+                return;
+            }
+        };
+        let certificate = tls::client(stream.get_ref().1);
+        if let Some(certificate) = &certificate {
+            tracing::debug!(?peer, %certificate, "a client with a certificate has connected");
+        }
+        self.serve(stream, Client { peer: Some(peer), certificate }, router, stopping).await;
+    }
+
+    /// Makes the TLS handshake, which counts as the header of a request.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        acceptor: TlsAcceptor,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> io::Result<TlsStream<Watched<TcpStream>>> {
+        let connection = &self.connection;
+        connection.set(Doing::Asking);
+        let handshake = async {
+            if tls::is_plain_http(&stream).await {
+                let message = "this port uses TLS; write https:// in the address";
+                answer(stream, "400 Bad Request", "badRequest", message).await?;
+                return Err(io::Error::other("the client does not use TLS"));
+            }
+            acceptor.accept(self.watched(stream)).await
+        };
+        let mut handshake = pin!(handshake);
+        loop {
+            tokio::select! {
+                biased;
+                done = handshake.as_mut() => {
+                    connection.set(Doing::Idle);
+                    return done;
+                }
+                _ = stopping.wait_for(|stop| *stop) => return Err(io::Error::other("the service stops")),
+                () = connection.check.notified() => {}
+            }
+            if connection.is_overdue() || connection.unwanted.load(Ordering::Relaxed) {
+                return Err(ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    /// Serves a connection. Its requests have the [`Peer`] and the [`ClientCertificate`], where they are known, among
+    /// their extensions.
+    async fn serve<S>(self, stream: S, client: Client, router: Router, mut stopping: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let connection = &self.connection;
         let routes = TowerToHyperService::new(router);
-        let answer = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
-            if let Some(peer) = peer {
-                request.extensions_mut().insert(peer);
-            }
+        let answer = service_fn(|mut request: hyper::Request<_>| {
             let working = Working::on(Arc::clone(connection));
+            let extensions = request.extensions_mut();
+            if let Some(peer) = client.peer {
+                extensions.insert(peer);
+            }
+            if let Some(certificate) = &client.certificate {
+                extensions.insert(Arc::clone(certificate));
+            }
             let answer = routes.call(request);
             async move {
                 Ok::<_, std::convert::Infallible>(
@@ -384,8 +430,9 @@ impl Place {
                 )
             }
         });
-        let io = TokioIo::new(Watched { stream, connection: Arc::clone(connection) });
-        let mut http = pin!(http1::Builder::new().header_read_timeout(None).serve_connection(io, answer));
+        let http =
+            http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), answer);
+        let mut http = pin!(http);
         let mut stopped = false;
         loop {
             tokio::select! {
@@ -450,81 +497,6 @@ impl hyper::body::Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// A stream that records when a request begins and when writes are blocked.
-struct Watched<S> {
-    stream: S,
-    connection: Arc<Connection>,
-}
-
-impl<S: Unpin> Watched<S> {
-    /// Records whether a write is blocked.
-    fn wrote<T>(&self, written: Poll<T>) -> Poll<T> {
-        let mut now = self.connection.now();
-        now.blocked = written.is_pending().then(|| now.blocked.unwrap_or_else(Instant::now));
-        written
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        let mut now = self.connection.now();
-        if now.doing == Doing::Idle && buf.filled().len() > before {
-            (now.doing, now.since) = (Doing::Asking, Instant::now());
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Retries a write that was blocked. The kernel reports a socket as writable only when a large part of its buffer is
-/// free. A client that reads slowly may not free that much within its time limit, so progress is detected by writing.
-fn try_again(stream: &impl AsFd, written: Poll<io::Result<usize>>, buf: &[u8]) -> Poll<io::Result<usize>> {
-    match written {
-        Poll::Pending => {
-            nix::unistd::write(stream, buf).map_or(Poll::Pending, |length| Poll::Ready(Ok(length)))
-        }
-        Poll::Ready(_) => written,
-    }
-}
-
-impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        let written = try_again(&self.stream, written, buf);
-        self.wrote(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        let written = match bufs.iter().find(|buf| !buf.is_empty()) {
-            Some(first) => try_again(&self.stream, written, first),
-            None => written,
-        };
-        self.wrote(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -24,11 +24,22 @@ pub(super) struct Fault {
     /// Whether a client may repeat the request without checking the current state first. The response then has a
     /// `Retry-After`.
     again: bool,
+    /// The message for callers who may not see hosts; `None` when `message` is for everybody.
+    discreet: Option<&'static str>,
 }
 
 impl Fault {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), again: status == StatusCode::SERVICE_UNAVAILABLE }
+        let again = status == StatusCode::SERVICE_UNAVAILABLE;
+        Self { status, message: message.into(), again, discreet: None }
+    }
+
+    /// Returns the fault for a caller who may not see hosts; `None` when it is the same. The log gets the message that is
+    /// left out.
+    pub(super) fn without_hosts(&self) -> Option<Self> {
+        let message = self.discreet?;
+        tracing::info!(status = self.status.as_u16(), "answered without this reason: {}", self.message);
+        Some(Self { message: message.to_owned(), discreet: None, ..self.clone() })
     }
 }
 
@@ -52,7 +63,9 @@ impl From<Error> for Fault {
             Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs | Error::OverQuota(_) => {
                 StatusCode::FORBIDDEN
             }
-            Error::Conflict(_) | Error::AlreadyExists(_) | Error::Stale => StatusCode::CONFLICT,
+            Error::Conflict(_) | Error::Busy(_) | Error::AlreadyExists(_) | Error::Stale => {
+                StatusCode::CONFLICT
+            }
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { error, .. } => of_kind(error.kind),
             Error::Store(source) if let Some(advice) = source.advice() => {
@@ -61,19 +74,89 @@ impl From<Error> for Fault {
                     "the database cannot be used: {advice}. hotslot completes or undoes interrupted work once the \
                      database works again: check the current state before you repeat the request"
                 );
-                return Self { again: false, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) };
+                let fault = Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
+                return Self { again: false, discreet: discreet(&error), ..fault };
             }
             Error::Store(_) | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status != StatusCode::INTERNAL_SERVER_ERROR {
             let fault = Self::new(status, error.to_string());
             let again = fault.again && !matches!(error, Error::TakenOver);
-            return Self { again, ..fault };
+            return Self { again, discreet: discreet(&error), ..fault };
         }
         tracing::error!(error = ?error, "a request failed: {error}");
         let message = "Unexpected API error: the log of the service has the cause under the \
                        x-openstack-request-id of this response.";
         Self::new(status, message)
+    }
+}
+
+/// Returns what a caller who may not see hosts is told of an error; `None` when that is the message of the error. Every
+/// text that may come from a host, another server or another project is left out.
+fn discreet(error: &Error) -> Option<&'static str> {
+    Some(match error {
+        Error::Invalid(_)
+        | Error::UnknownAlias { .. }
+        | Error::NeedsService
+        | Error::NeedsAdmin
+        | Error::NotTheirs
+        | Error::OverQuota(_)
+        | Error::NoServer(_)
+        | Error::NoAttachment(_)
+        | Error::NoAccelerator(_)
+        | Error::NotFound(_)
+        | Error::Gone(_)
+        | Error::Busy(_)
+        | Error::AlreadyExists(_)
+        | Error::Stale
+        | Error::TakenOver
+        | Error::Internal(_) => return None,
+        Error::TooFewFree { .. } => {
+            "too few devices of this kind are free for the server; request fewer, wait until some are free, or detach \
+             others"
+        }
+        Error::Conflict(_) => {
+            "the request conflicts with the state of the server, or of a device; look at the server's attachments, and \
+             try again when nothing is attaching or detaching. An administrator finds the reason in the log of the \
+             service, under the x-openstack-request-id of this response"
+        }
+        Error::HostAway { .. } => "a hypervisor is unreachable; try again later",
+        Error::Full { .. } => "too many attaches and detaches run or wait; try again later",
+        Error::Hypervisor { error, .. } => discreet_kind(error.kind),
+        Error::Store(_) => {
+            "the database cannot be used at present. hotslot completes or undoes interrupted work once it works again: \
+             check the current state before you repeat the request"
+        }
+    })
+}
+
+fn discreet_kind(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NoFreePort => {
+            "the server has no free PCI slot for the device; detach something, or have its definition extended"
+        }
+        ErrorKind::NotRunning => "the server is not running",
+        ErrorKind::UnplugPending => "the guest has not answered an earlier request to release the device yet",
+        ErrorKind::UnplugRefused => "the guest refused to release the device; stop using it there first",
+        ErrorKind::AgentAway => "the guest agent does not answer",
+        ErrorKind::NoDomain => "the server does not exist any more",
+        ErrorKind::Away | ErrorKind::TimedOut => {
+            "the hypervisor did not answer in time; look at the server's attachments before you repeat the request"
+        }
+        ErrorKind::NoDevice
+        | ErrorKind::DeviceMissing
+        | ErrorKind::InUse
+        | ErrorKind::GroupNotViable
+        | ErrorKind::BadGuestAddress
+        | ErrorKind::NotAssignable
+        | ErrorKind::AlreadyDefined
+        | ErrorKind::NoPassthrough
+        | ErrorKind::Unsupported
+        | ErrorKind::Document
+        | ErrorKind::Refused => {
+            "the hypervisor refused the request. An administrator finds the reason in the log of the service, under the \
+             x-openstack-request-id of this response"
+        }
     }
 }
 

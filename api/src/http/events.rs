@@ -13,6 +13,7 @@ use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::text::escape;
 use hotslot_model::event::{Event, EventFilter, EventKind};
 use hotslot_model::id::{DeviceId, EventId};
 use hotslot_service::error::Error;
@@ -55,6 +56,9 @@ impl Wanted {
                 "follow" => follow = follows(&text)?,
                 "host" => filter.host = Some(text),
                 "server" => filter.server = Some(value(&key, &text)?),
+                "user" => filter.user = Some(escape(&text).into_owned()),
+                "user_id" => filter.user_id = Some(escape(&text).into_owned()),
+                "project" => filter.project = Some(escape(&text).into_owned()),
                 "attachment" => filter.attachment = Some(value(&key, &text)?),
                 "device" => match text.parse::<PciAddress>() {
                     Ok(address) => filter.address = Some(address),
@@ -68,7 +72,7 @@ impl Wanted {
                 _ => {
                     return Err(Error::Invalid(format!(
                         "unknown query key {key}; known: since, last, limit, follow, host, server, device, \
-                         attachment, kind"
+                         attachment, kind, user, user_id, project"
                     )));
                 }
             }

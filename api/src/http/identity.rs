@@ -4,14 +4,17 @@
 //! headers of keystonemiddleware. Otherwise a token decides, where the request has one, and then the connection.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use hotslot_driver::text::visible;
 use hotslot_model::identity::{Caller, Peer, Refusal, SERVICE, Scope, User, Via};
 use hotslot_service::config::IdentityFrom;
 use hotslot_service::identity::{Shown, Unidentified};
 
+use super::certificate::ClientCertificate;
 use super::error::Fault;
 use super::state::{App, IdentityParts};
 
@@ -44,7 +47,9 @@ pub(super) async fn caller(identity: &IdentityParts, request: &Parts) -> Result<
     let (headers, peer) = (&request.headers, request.extensions.get::<Peer>().copied());
     match identity.config.api.identity {
         IdentityFrom::Headers => {
-            if identity.callers.trust_headers(peer, text(headers, PROXY_SECRET)?.map(str::as_bytes)) {
+            let certified = request.extensions.get::<Arc<ClientCertificate>>().is_some();
+            let secret = text(headers, PROXY_SECRET)?.map(str::as_bytes);
+            if identity.callers.trust_headers(peer, certified, secret) {
                 return by_headers(headers);
             }
             let message = "the request does not come from the proxy that identifies callers; send it to the proxy, \
@@ -129,6 +134,9 @@ fn by_headers(headers: &HeaderMap) -> Result<Caller, Fault> {
         (None, None) if domain.is_some() => Scope::Domain,
         (None, None) => Scope::Unscoped,
     };
+    for id in [Some(id), project].into_iter().flatten() {
+        visible(id).map_err(|reason| Fault::new(StatusCode::UNAUTHORIZED, format!("the id {reason}")))?;
+    }
     let name = text(headers, "x-user-name")?.unwrap_or(id).to_owned();
     Ok(Caller {
         user: Some(User { id: id.to_owned(), name }),

@@ -1,11 +1,15 @@
 //! The routes: one file per resource. Only [`error`] maps errors to status codes.
 //!
 //! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. What a caller may see
-//! and change follows from the caller alone (`policy.rs`), so any tenant id in the path is accepted.
+//! and change follows from the caller alone (`policy.rs`). A path that names another project than the caller's is refused,
+//! as by Nova.
 
 mod accelerators;
 mod attachments;
+mod audit;
 mod body;
+mod certificate;
+mod connection;
 mod connections;
 mod cyborg;
 mod drift;
@@ -21,10 +25,13 @@ mod limits;
 mod origin;
 mod pci;
 mod pci_config;
+mod pci_owner;
+mod permit;
 mod policy;
 mod quotas;
 mod servers;
 mod state;
+mod tls;
 mod topology;
 mod versions;
 mod webhooks;
@@ -38,10 +45,13 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 pub use connections::{Listener, serve};
+use hotslot_service::audit::Audit;
 use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+pub use policy::routes_of;
+pub use tls::Tls;
 
 use hotslot_store::actor;
 use tracing::Instrument as _;
@@ -111,6 +121,7 @@ fn resources(version: Version) -> Router<App> {
         .route("/servers/detail", get(servers::detail))
         .route("/servers/{server_id}", get(servers::show))
         .route("/servers/{server_id}/pci_topology", get(topology::show))
+        .route("/servers/{server_id}/pci_owner", get(pci_owner::show).put(pci_owner::update))
         .route("/servers/{server_id}/os-pci_attachments", post(attachments::create).get(attachments::list))
         .route(
             "/servers/{server_id}/os-pci_attachments/{attachment_id}",
@@ -155,15 +166,17 @@ fn resources(version: Version) -> Router<App> {
 async fn with_request_id(
     State(lifecycle): State<Arc<Lifecycle>>,
     State(records): State<Arc<Records>>,
+    State(audit): State<Arc<Audit>>,
     request: Request,
     next: Next,
 ) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
-    let only_reads = request.method().is_safe();
-    let work = actor::scope(format!("request {id}"), next.run(request).instrument(span.clone()));
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let unidentified = Arc::new(audit::unidentified(&id, &request));
+    let work = actor::scope_as(Arc::clone(&unidentified), next.run(request).instrument(span.clone()));
     let work = actor::as_process(records.new_worker(), work);
-    let mut response = if only_reads {
+    let mut response = if method.is_safe() {
         work.await
     } else {
         let under_way = lifecycle.begin_request().await;
@@ -174,7 +187,7 @@ async fn with_request_id(
         let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
         done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
     };
-    span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
+    span.in_scope(|| audit::record(&audit, (&method, &path), unidentified, &response));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-openstack-request-id"), id.clone());

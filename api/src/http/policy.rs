@@ -1,9 +1,9 @@
 //! Which rule each route has, and its enforcement before a handler runs.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use axum::extract::{MatchedPath, OriginalUri, Request, State};
+use axum::extract::{FromRequestParts as _, MatchedPath, OriginalUri, RawPathParams, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -13,8 +13,10 @@ use hotslot_service::config::IdentityFrom;
 use hotslot_service::rate::TooMany;
 use hotslot_store::actor;
 
+use super::audit::Identified;
 use super::error::{Fault, no_method, not_found};
 use super::identity::{caller, shows_token};
+use super::permit::Permit;
 use super::state::IdentityParts;
 
 /// Who may use a route.
@@ -34,9 +36,6 @@ use Access::{Details, InHandler, Open, Rule};
 
 /// Every route, as `METHOD PATH` without the prefixes of versions, and who may use it. `data/routes.json` of the tests
 /// lists the same routes.
-///
-/// The projects of servers are not read yet: a server counts as belonging to no project, so that only services and
-/// administrators reach the servers and their attachments.
 #[rustfmt::skip]
 const ROUTES: &[(&str, Access)] = &[
     ("GET /", Open),
@@ -50,15 +49,17 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /readyz", Details),
     ("GET /accelerator/", Open),
     ("GET /accelerator/v2/", Open),
-    ("GET /servers", Rule("os_compute_api:servers:index")),
-    ("GET /servers/detail", Rule("os_compute_api:servers:detail")),
-    ("GET /servers/{server_id}", Rule("os_compute_api:servers:show")),
-    ("GET /servers/{server_id}/pci_topology", Rule("hotslot:server:topology")),
-    ("GET /servers/{server_id}/os-pci_attachments", Rule("hotslot:attachment:list")),
-    ("POST /servers/{server_id}/os-pci_attachments", Rule("hotslot:attachment:create")),
-    ("GET /servers/{server_id}/os-pci_attachments/{attachment_id}", Rule("hotslot:attachment:show")),
-    ("DELETE /servers/{server_id}/os-pci_attachments/{attachment_id}", Rule("hotslot:attachment:delete")),
-    ("GET /os-pci_attachments", Rule("hotslot:attachment:list_all")),
+    ("GET /servers", InHandler("os_compute_api:servers:index")),
+    ("GET /servers/detail", InHandler("os_compute_api:servers:detail")),
+    ("GET /servers/{server_id}", InHandler("os_compute_api:servers:show")),
+    ("GET /servers/{server_id}/pci_topology", InHandler("hotslot:server:topology")),
+    ("GET /servers/{server_id}/pci_owner", Rule("hotslot:server:show_owner")),
+    ("PUT /servers/{server_id}/pci_owner", Rule("hotslot:server:set_owner")),
+    ("GET /servers/{server_id}/os-pci_attachments", InHandler("hotslot:attachment:list")),
+    ("POST /servers/{server_id}/os-pci_attachments", InHandler("hotslot:attachment:create")),
+    ("GET /servers/{server_id}/os-pci_attachments/{attachment_id}", InHandler("hotslot:attachment:show")),
+    ("DELETE /servers/{server_id}/os-pci_attachments/{attachment_id}", InHandler("hotslot:attachment:delete")),
+    ("GET /os-pci_attachments", InHandler("hotslot:attachment:list_all")),
     ("GET /os-pci", Rule("os_compute_api:os-pci:index")),
     ("GET /os-pci/detail", Rule("os_compute_api:os-pci:detail")),
     ("GET /os-pci/{device_id}", Rule("os_compute_api:os-pci:show")),
@@ -166,6 +167,15 @@ fn methods(path: &str) -> Option<&'static HashMap<&'static str, Access>> {
     PREFIXES.iter().find_map(|prefix| TABLE.get(path.strip_prefix(prefix)?))
 }
 
+/// Returns the routes that need a rule, as `METHOD PATH` without the prefixes of versions.
+pub fn routes_of(rule: &str) -> impl Iterator<Item = &'static str> {
+    let needs = move |access: &Access| match access {
+        Open | Details => false,
+        Rule(name) | InHandler(name) => *name == rule,
+    };
+    ROUTES.iter().filter(move |(_, access)| needs(access)).map(|(route, _)| *route)
+}
+
 /// Finds out who calls, puts the caller into the request, and checks the rule of the route. What no rule speaks of
 /// is refused.
 pub(super) async fn admit(State(identity): State<IdentityParts>, request: Request, next: Next) -> Response {
@@ -183,7 +193,8 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
     if access == Some(Open) {
         return next.run(request).await;
     }
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let named = project_of_path(&mut parts).await;
     // A probe that shows nothing is answered like any other open request.
     let caller = if access == Some(Details) && !shows_token(&parts.headers) {
         caller(&identity, &parts).await
@@ -211,22 +222,56 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
         Rule(rule) => (rule, Target::Of(None)),
         InHandler(rule) => (rule, Target::Unknown),
     };
-    let admitted = caller.and_then(|caller| {
-        identity.policy.require(&caller, rule, target).map_err(Fault::from).inspect_err(|_| {
-            tracing::info!(caller = caller.describe(), rule, "refused {caller}: {rule}");
-        })?;
-        Ok(caller)
-    });
-    let caller = match admitted {
+    let caller = match caller {
         Ok(caller) => caller,
         Err(fault) => return refusal(&identity, fault),
     };
-    let actor = match &caller.user {
-        Some(_) => format!("{} of {caller}", actor::current()),
-        None => actor::current().to_string(),
+    let actor = Arc::new(actor::current().by(&caller));
+    let sees_hosts = caller.sees_host_details();
+    let admitted = expect_own_project(&caller, named.as_deref())
+        .and_then(|()| identity.policy.require(&caller, rule, target).map_err(Fault::from));
+    let mut response = match admitted {
+        Ok(()) => {
+            request.extensions_mut().insert(Permit::new(caller.clone(), Arc::clone(&identity.policy), rule));
+            request.extensions_mut().insert(caller);
+            let response = actor::scope_as(Arc::clone(&actor), next.run(request)).await;
+            if sees_hosts { response } else { without_hosts(response) }
+        }
+        Err(fault) => refusal(&identity, fault),
     };
-    request.extensions_mut().insert(caller);
-    actor::scope(actor, next.run(request)).await
+    response.extensions_mut().insert(Identified { actor, rule });
+    response
+}
+
+/// Returns the project that a path names, as in `/v2/{tenant_id}/…`; `-` names none, for clients that do not know theirs.
+async fn project_of_path(parts: &mut Parts) -> Option<String> {
+    let named = RawPathParams::from_request_parts(parts, &()).await.ok()?;
+    let project = named.iter().find(|(name, _)| matches!(*name, "tenant_id" | "project_id"));
+    project.map(|(_, project)| project.to_owned()).filter(|project| project != "-")
+}
+
+/// Refuses a path that names another project than that of the caller's role, with Nova's status
+/// (`nova/api/openstack/wsgi.py`). Administrators and services may name any, because they may use every server.
+fn expect_own_project(caller: &Caller, named: Option<&str>) -> Result<(), Fault> {
+    match (&caller.project, named) {
+        (Some(own), Some(named)) if own != named && !caller.is_service_or_admin() => {
+            let shown: String = named.chars().take(80).collect();
+            let message = format!(
+                "the path names project {shown}, and your role is in project {own}; name that one, or use a path \
+                 without a project, such as /v2.1/servers"
+            );
+            Err(Fault::new(StatusCode::BAD_REQUEST, message))
+        }
+        (Some(_) | None, Some(_) | None) => Ok(()),
+    }
+}
+
+/// Replaces the message of an error that may name hosts, addresses or other projects.
+fn without_hosts(response: Response) -> Response {
+    match response.extensions().get::<Fault>().and_then(Fault::without_hosts) {
+        Some(fault) => fault.into_response(),
+        None => response,
+    }
 }
 
 /// Finds out who calls, and counts the request.

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
 use futures_util::future::join_all;
-use hotslot_driver::hypervisor::{DomainInfo, DomainState};
+use hotslot_driver::hypervisor::{DomainInfo, DomainState, DomainView};
 use hotslot_model::device::DeviceStatus;
 use hotslot_model::id::ServerId;
 use hotslot_service::error::Error;
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::body::{Page, Pairs, Path, Query, base, id};
 use super::error::Fault;
+use super::permit::Permit;
 
 #[derive(Deserialize)]
 pub(super) struct ServerPath {
@@ -39,6 +40,11 @@ pub(super) struct Filter {
 }
 
 impl Filter {
+    /// Returns the filter as Nova applies it for this caller: who may not see hosts cannot filter by them either.
+    fn of(self, permit: &Permit) -> Self {
+        Self { host: self.host.filter(|_| permit.sees_hosts()), ..self }
+    }
+
     fn passes(&self, host: &Host, info: &DomainInfo) -> bool {
         self.name.as_deref().is_none_or(|name| info.name.contains(name))
             && self.host.as_deref().is_none_or(|name| host.name == name)
@@ -69,13 +75,13 @@ fn power(state: DomainState) -> (&'static str, u8) {
     }
 }
 
-fn brief(base: &str, prefix: &str, host: &Host, info: &DomainInfo) -> Value {
+fn brief(base: &str, prefix: &str, host: Option<&str>, info: &DomainInfo) -> Value {
     let href = format!("{base}{prefix}/servers/{}", info.uuid);
     json!({
         "id": info.uuid,
         "name": info.name,
         "status": status(info.state),
-        "host": host.name,
+        "host": host,
         "links": [
             { "rel": "self", "href": href },
             { "rel": "bookmark", "href": format!("{base}/servers/{}", info.uuid) },
@@ -101,19 +107,13 @@ fn devices(records: &Records) -> BTreeMap<ServerId, Vec<Value>> {
 
 /// Returns a server with all of Nova's keys. `created` is set only for domains that Nova created, because libvirt does
 /// not record the time of creation.
-fn full(
-    brief: Value,
-    uri: &OriginalUri,
-    host: &Host,
-    info: &DomainInfo,
-    created: Option<&str>,
-    devices: Option<Vec<Value>>,
-) -> Value {
-    let (vm_state, power_state) = power(info.state);
+fn full(brief: Value, host: Option<&str>, view: DomainView, devices: Option<Vec<Value>>) -> Value {
+    let (vm_state, power_state) = power(view.info.state);
     let mut server = brief;
-    let tenant = uri.path().strip_prefix("/v2/").and_then(|rest| rest.split('/').next());
+    let owner = view.ownership();
+    let created = view.live.or(view.persistent).and_then(|document| document.created);
     for (key, value) in [
-        ("tenant_id", json!(tenant)),
+        ("tenant_id", json!(owner.project())),
         ("user_id", Value::Null),
         ("created", json!(created)),
         ("updated", Value::Null),
@@ -122,9 +122,9 @@ fn full(
         ("image", json!("")),
         ("flavor", json!({ "id": "", "links": [] })),
         ("addresses", json!({})),
-        ("OS-EXT-SRV-ATTR:host", json!(host.name)),
-        ("OS-EXT-SRV-ATTR:hypervisor_hostname", json!(host.name)),
-        ("OS-EXT-SRV-ATTR:instance_name", json!(info.name)),
+        ("OS-EXT-SRV-ATTR:host", json!(host)),
+        ("OS-EXT-SRV-ATTR:hypervisor_hostname", json!(host)),
+        ("OS-EXT-SRV-ATTR:instance_name", json!(view.info.name)),
         ("OS-EXT-STS:vm_state", json!(vm_state)),
         ("OS-EXT-STS:power_state", json!(power_state)),
         ("OS-EXT-STS:task_state", Value::Null),
@@ -135,8 +135,8 @@ fn full(
     server
 }
 
-/// Returns the servers of all reachable hosts, ordered by host and name.
-async fn everywhere(hosts: &Hosts, filter: &Filter) -> Vec<(Arc<Host>, DomainInfo)> {
+/// Returns the servers of all reachable hosts that the caller may use, ordered by host and name.
+async fn everywhere(hosts: &Hosts, filter: &Filter, permit: &Permit) -> Vec<(Arc<Host>, DomainInfo)> {
     let lists = hosts.iter().map(|host| host.soon(host.hypervisor.domains()));
     let mut found = Vec::new();
     for (host, domains) in hosts.iter().zip(join_all(lists).await) {
@@ -152,20 +152,21 @@ async fn everywhere(hosts: &Hosts, filter: &Filter) -> Vec<(Arc<Host>, DomainInf
         }
     }
     found.retain(|(host, info)| filter.passes(host, info));
-    found
+    permit.keep(hosts, found, |(host, info)| (host.row.id, ServerId(info.uuid))).await
 }
 
 /// Returns the servers of one page, and the link to the next page. Unknown query keys are ignored, because Nova's
 /// clients send keys that have no meaning here.
 async fn page(
     hosts: &Hosts,
-    filter: &Filter,
+    filter: Filter,
+    permit: &Permit,
     pairs: Vec<(String, String)>,
     uri: &OriginalUri,
     headers: &HeaderMap,
 ) -> Result<(Vec<(Arc<Host>, DomainInfo)>, Option<Value>), Error> {
     let (page, _) = Page::read(Pairs(pairs))?;
-    let mut found = everywhere(hosts, filter).await;
+    let mut found = everywhere(hosts, &filter.of(permit), permit).await;
     page.skip(&mut found, |(_, info), marker| info.uuid.to_string().eq_ignore_ascii_case(marker))?;
     Ok(page.cut(found, uri, headers, |(_, info)| info.uuid.to_string()))
 }
@@ -180,36 +181,40 @@ fn answer(servers: Vec<Value>, links: Option<Value>) -> Json<Value> {
 
 pub(super) async fn list(
     State(hosts): State<Arc<Hosts>>,
+    permit: Permit,
     uri: OriginalUri,
     headers: HeaderMap,
     Query(filter): Query<Filter>,
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<Value>, Fault> {
-    let (found, links) = page(&hosts, &filter, pairs, &uri, &headers).await?;
+    let (found, links) = page(&hosts, filter, &permit, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
-    let servers = found.iter().map(|(host, info)| brief(&base, &prefix, host, info));
+    let servers = found.iter().map(|(host, info)| brief(&base, &prefix, shown(&permit, host), info));
     Ok(answer(servers.collect(), links))
 }
 
 pub(super) async fn detail(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,
+    permit: Permit,
     uri: OriginalUri,
     headers: HeaderMap,
     Query(filter): Query<Filter>,
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<Value>, Fault> {
-    let (found, links) = page(&hosts, &filter, pairs, &uri, &headers).await?;
+    let (found, links) = page(&hosts, filter, &permit, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
     let mut owned = devices(&records);
     let mut servers = Vec::new();
     let views = found.iter().map(|(host, info)| host.soon(host.hypervisor.domain(info.uuid)));
     for ((host, info), view) in found.iter().zip(join_all(views).await) {
-        // A domain that has vanished in the meantime is left out.
-        let Ok(view) = view else { continue };
-        let created = view.live.or(view.persistent).and_then(|document| document.created);
+        // A domain that has vanished in the meantime, or belongs to another project now, is left out.
+        let Some(view) = view.ok().filter(|view| permit.covers_all() || permit.covers(view)) else {
+            continue;
+        };
         let devices = owned.remove(&ServerId(info.uuid));
-        servers.push(full(brief(&base, &prefix, host, info), &uri, host, info, created.as_deref(), devices));
+        let host = shown(&permit, host);
+        servers.push(full(brief(&base, &prefix, host, info), host, view, devices));
     }
     Ok(answer(servers, links))
 }
@@ -217,15 +222,20 @@ pub(super) async fn detail(
 pub(super) async fn show(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,
+    permit: Permit,
     uri: OriginalUri,
     headers: HeaderMap,
     Path(path): Path<ServerPath>,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
-    let (host, view) = hosts.find(server).await?;
+    let (host, view) = permit.server(&hosts, server).await?;
     let devices = devices(&records).remove(&server);
-    let info = view.info;
-    let created = view.live.or(view.persistent).and_then(|document| document.created);
-    let brief = brief(&base(&headers), &prefix(&uri), &host, &info);
-    Ok(Json(json!({ "server": full(brief, &uri, &host, &info, created.as_deref(), devices) })))
+    let host = shown(&permit, &host);
+    let brief = brief(&base(&headers), &prefix(&uri), host, &view.info);
+    Ok(Json(json!({ "server": full(brief, host, view, devices) })))
+}
+
+/// Returns the name of a host, for callers who may see it.
+fn shown<'a>(permit: &Permit, host: &'a Host) -> Option<&'a str> {
+    permit.sees_hosts().then_some(host.name.as_str())
 }

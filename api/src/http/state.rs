@@ -7,6 +7,7 @@ use axum::extract::FromRef;
 use hotslot_model::identity::Policy;
 use hotslot_service::accelerator::Accelerators;
 use hotslot_service::assignment::Assignments;
+use hotslot_service::audit::Audit;
 use hotslot_service::config::Config;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::feed::Feed;
@@ -51,6 +52,7 @@ parts! {
     idempotency: Idempotency,
     webhooks: Webhooks,
     feed: Feed,
+    audit: Audit,
     lifecycle: Lifecycle,
 }
 

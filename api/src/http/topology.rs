@@ -22,16 +22,18 @@ use serde_json::{Value, json};
 
 use super::body::Path;
 use super::error::Fault;
+use super::permit::Permit;
 use super::servers::{self, ServerPath};
 
 /// Shows the topology of the running guest, or of its persistent definition while the guest is shut off.
 pub(super) async fn show(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,
+    permit: Permit,
     Path(path): Path<ServerPath>,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
-    let (host, view) = hosts.find(server).await?;
+    let (host, view) = permit.server(&hosts, server).await?;
     let running = view.live.is_some();
     let document = view.live.or(view.persistent).ok_or(Error::NoServer(server))?;
     let attachments = records.attachments_of(server).await?;
@@ -44,11 +46,16 @@ pub(super) async fn show(
     for (key, value) in [
         ("server_id", json!(view.info.uuid)),
         ("name", json!(view.info.name)),
-        ("host", json!(host.name)),
+        ("host", json!(permit.sees_hosts().then_some(&host.name))),
         ("status", json!(servers::status(view.info.state))),
         ("running", json!(running)),
     ] {
         tree[key] = value;
+    }
+    if !permit.sees_hosts() {
+        let devices = tree["devices"].as_array_mut().into_iter().flatten();
+        let held = devices.map(|device| &mut device["host_device"]).filter(|held| held.is_object());
+        held.for_each(|held| held["address"] = Value::Null);
     }
     Ok(Json(json!({ "pci_topology": tree })))
 }

@@ -2,9 +2,10 @@
 
 use hotslot_model::accelerator::{AccSpec, Accelerator};
 use hotslot_model::assignment::{Assignment, AssignmentKind, Holder};
+use hotslot_model::event::{self, EventKind};
 use hotslot_model::id::{AcceleratorId, DeviceId, RequestId};
 use hotslot_model::quota::Resource;
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::assignments::{assignment, in_table};
@@ -144,13 +145,16 @@ impl Store {
         project: Option<&str>,
     ) -> Result<Accelerator, Error> {
         let new = AccSpec::default();
-        let (_turn, mut tx) = self.begin().await?;
-        self.charge(&mut tx, project, &[(Resource::Accelerators, 1)].into()).await?;
+        let mut draft = self.draft().await?;
+        self.charge(&mut draft.tx, project, &[(Resource::Accelerators, 1)].into()).await?;
         let device = query("SELECT id FROM pci_devices WHERE uuid = $1").bind(id.to_string());
-        let pinned =
-            device.fetch_optional(&mut tx).await?.map(|row| row.try_get("id").map(DeviceId)).transpose()?;
+        let pinned = device
+            .fetch_optional(&mut draft.tx)
+            .await?
+            .map(|row| row.try_get("id").map(DeviceId))
+            .transpose()?;
         let last = query("SELECT COALESCE(MAX(accelerator_id), 0) AS last FROM accelerators")
-            .fetch_one(&mut tx)
+            .fetch_one(&mut draft.tx)
             .await?;
         let number: i64 = last.try_get("last")?;
         for (key, value) in [("name", name.to_owned()), ("uuid", id.to_string())] {
@@ -158,7 +162,7 @@ impl Store {
                 "name" => query("SELECT uuid FROM accelerators WHERE name = $1"),
                 _ => query("SELECT uuid FROM accelerators WHERE uuid = $1"),
             };
-            if let Some(row) = in_use.bind(&value).fetch_optional(&mut tx).await? {
+            if let Some(row) = in_use.bind(&value).fetch_optional(&mut draft.tx).await? {
                 let other: String = row.try_get("uuid")?;
                 return Err(Error::AlreadyExists(format!(
                     "accelerator {other} already has the {key} `{value}`; choose another {key}"
@@ -180,10 +184,12 @@ impl Store {
         .bind(pinned.map(|device| device.0))
         .bind(project)
         .bind(now())
-        .fetch_one(&mut tx)
+        .fetch_one(&mut draft.tx)
         .await?;
         let made = accelerator(&row)?;
-        tx.commit().await?;
+        let shown = json!({ "name": name, "project_id": project });
+        draft.emit([event::of_record(EventKind::AcceleratorCreated, id.0, None, Some(shown))]);
+        draft.commit().await?;
         Ok(made)
     }
 
@@ -199,15 +205,15 @@ impl Store {
         spec: &AccSpec,
         expected: Option<i64>,
     ) -> Result<Accelerator, Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         let was = query(
             "SELECT project_id, CAST(COALESCE(OCTET_LENGTH(acc_specs), 0) AS BIGINT) AS bytes FROM accelerators
              WHERE uuid = $1",
         );
-        if let Some(was) = was.bind(id.to_string()).fetch_optional(&mut tx).await? {
+        if let Some(was) = was.bind(id.to_string()).fetch_optional(&mut draft.tx).await? {
             let (project, bytes): (Option<String>, i64) = (was.try_get("project_id")?, was.try_get("bytes")?);
-            let more = spec.stored().len() as i64 - bytes;
-            self.charge(&mut tx, project.as_deref(), &[(Resource::SpecBytes, more)].into()).await?;
+            let more = spec.stored().to_string().len() as i64 - bytes;
+            self.charge(&mut draft.tx, project.as_deref(), &[(Resource::SpecBytes, more)].into()).await?;
         }
         let row = query(
             "UPDATE accelerators SET acc_specs = $2, device_type = $3, acc_type = $4, acc_capability = $5,
@@ -215,7 +221,7 @@ impl Store {
              WHERE uuid = $1 AND generation = COALESCE($10, generation) RETURNING *",
         )
         .bind(id.to_string())
-        .bind(spec.stored())
+        .bind(spec.stored().to_string())
         .bind(&spec.device_type)
         .bind(&spec.acc_type)
         .bind(Value::Object(spec.capability.clone()).to_string())
@@ -224,17 +230,19 @@ impl Store {
         .bind(spec.remotable)
         .bind(now())
         .bind(expected)
-        .fetch_optional(&mut tx)
+        .fetch_optional(&mut draft.tx)
         .await?;
         let Some(row) = row else {
-            drop(tx);
+            drop(draft);
             return Err(match self.accelerator(id).await? {
                 None => not_found(id),
                 Some(now) => changed(id, now.generation),
             });
         };
         let put = accelerator(&row)?;
-        tx.commit().await?;
+        let shown = json!({ "generation": put.generation, "acc_specs": spec.stored() });
+        draft.emit([event::of_record(EventKind::AcceleratorChanged, id.0, None, Some(shown))]);
+        draft.commit().await?;
         Ok(put)
     }
 
@@ -245,7 +253,9 @@ impl Store {
     /// Returns the error of the database.
     pub async fn release_accelerator(&self, id: AcceleratorId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        draft.no_longer_wanted(Holder::Accelerator(id)).await?;
+        if draft.no_longer_wanted(Holder::Accelerator(id)).await? {
+            draft.emit([event::of_record(EventKind::AcceleratorReleased, id.0, None, None)]);
+        }
         draft.commit().await
     }
 
@@ -257,9 +267,14 @@ impl Store {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::Accelerator(id)).await?;
         draft.no_longer_wanted(Holder::Accelerator(id)).await?;
-        let deleted = query("DELETE FROM accelerators WHERE uuid = $1");
-        let deleted = deleted.bind(id.to_string()).execute(&mut draft.tx).await?;
+        let deleted = query("DELETE FROM accelerators WHERE uuid = $1 RETURNING name").bind(id.to_string());
+        let deleted = deleted.fetch_optional(&mut draft.tx).await?;
+        let name: Option<String> = deleted.map(|row| row.try_get("name")).transpose()?;
+        let was_there = name.is_some();
+        draft.emit(name.map(|name| {
+            event::of_record(EventKind::AcceleratorRemoved, id.0, Some(json!({ "name": name })), None)
+        }));
         draft.commit().await?;
-        Ok(deleted == 1)
+        Ok(was_there)
     }
 }

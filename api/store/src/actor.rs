@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use hotslot_model::identity::Actor;
 use tokio::task::JoinHandle;
 
 tokio::task_local! {
-    static WHO: Arc<str>;
+    static WHO: Arc<Actor>;
     static WORKER: Option<Arc<str>>;
 }
 
@@ -22,13 +23,18 @@ pub mod system {
 }
 
 /// Returns the actor of the current task.
-pub fn current() -> Arc<str> {
-    WHO.try_with(Arc::clone).unwrap_or_else(|_| "hotslot".into())
+pub fn current() -> Arc<Actor> {
+    WHO.try_with(Arc::clone).unwrap_or_else(|_| Arc::new("hotslot".into()))
 }
 
 /// Runs a future on behalf of an actor.
-pub async fn scope<F: Future>(who: impl Into<Arc<str>>, work: F) -> F::Output {
-    WHO.scope(who.into(), work).await
+pub async fn scope<F: Future>(who: impl Into<Actor>, work: F) -> F::Output {
+    scope_as(Arc::new(who.into()), work).await
+}
+
+/// Runs a future on behalf of an actor that others use too.
+pub async fn scope_as<F: Future>(who: Arc<Actor>, work: F) -> F::Output {
+    WHO.scope(who, work).await
 }
 
 /// Runs a future under a process id. After other processes have removed that id from the record, the future cannot
@@ -57,9 +63,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_spawned_task_inherits_the_actor() {
-        assert_eq!(&*current(), "hotslot");
+        assert_eq!(current().who, "hotslot");
         let inner =
             scope("request req-1", async { spawn_as_current(async { current() }).await.unwrap() }).await;
-        assert_eq!(&*inner, "request req-1");
+        assert_eq!(inner.who, "request req-1");
     }
 }

@@ -2,8 +2,10 @@
 
 use hotslot_model::assignment::{Assignment, AssignmentKind, Holder};
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget};
+use hotslot_model::event::{self, EventKind, What};
 use hotslot_model::id::{ArqId, DeviceProfileId, ServerId};
 use hotslot_model::quota::Resource;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::assignments::{assignment, in_table};
@@ -12,7 +14,7 @@ use crate::columns::{RowReader, bad_column};
 use crate::device_profiles::number;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Row, query};
+use crate::sql::{Row, Transaction, query};
 
 const TABLE: &str = "accelerator_requests";
 
@@ -66,6 +68,19 @@ macro_rules! listed {
     };
 }
 
+/// Returns the state that a request has on record; `None` for no such request.
+async fn state(tx: &mut Transaction, id: ArqId) -> Result<Option<String>, Error> {
+    let row = query("SELECT state FROM accelerator_requests WHERE uuid = $1").bind(id.to_string());
+    Ok(row.fetch_optional(tx).await?.map(|row| row.try_get("state")).transpose()?)
+}
+
+/// Returns the event for the state of a request; `None` when it stays as it is, or there is no such request.
+fn of_state(id: ArqId, was: Option<String>, next: ArqState, reason: Option<&str>) -> Option<What> {
+    let was = was.filter(|was| was != next.as_str())?;
+    let (from, to) = (Some(was.into()), Some(next.as_str().into()));
+    Some(What { reason: reason.map(str::to_owned), ..event::of_record(EventKind::ArqState, id.0, from, to) })
+}
+
 impl Store {
     /// Creates accelerator requests, one for each pair of group and resource class in `units`. Returns their ids.
     ///
@@ -77,10 +92,11 @@ impl Store {
         units: &[(usize, &str)],
         project: Option<&str>,
     ) -> Result<Vec<ArqId>, Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         let no_profile = || Error::NotFound(format!("device profile {profile}"));
-        let profile = number(&mut tx, profile).await?.ok_or_else(no_profile)?;
-        self.charge(&mut tx, project, &[(Resource::AcceleratorRequests, units.len() as i64)].into()).await?;
+        let row = number(&mut draft.tx, profile).await?.ok_or_else(no_profile)?;
+        let units_wanted = [(Resource::AcceleratorRequests, units.len() as i64)].into();
+        self.charge(&mut draft.tx, project, &units_wanted).await?;
         let mut made = Vec::new();
         for (group, class) in units {
             let id = ArqId(Uuid::new_v4());
@@ -90,16 +106,18 @@ impl Store {
                  SELECT COALESCE(MAX(id), 0) + 1, $1, $2, $3, $4, $5, 'Initial', $6 FROM accelerator_requests",
             )
             .bind(id.to_string())
-            .bind(profile)
+            .bind(row)
             .bind(i64::try_from(*group).unwrap_or(i64::MAX))
             .bind(*class)
             .bind(project)
             .bind(now())
-            .execute(&mut tx)
+            .execute(&mut draft.tx)
             .await?;
+            let shown = json!({ "device_profile": profile, "resource_class": class, "project_id": project });
+            draft.emit([event::of_record(EventKind::ArqCreated, id.0, None, Some(shown))]);
             made.push(id);
         }
-        tx.commit().await?;
+        draft.commit().await?;
         Ok(made)
     }
 
@@ -221,6 +239,7 @@ impl Store {
                 let one = [(Resource::AcceleratorRequests, 1)].into();
                 self.charge(&mut draft.tx, Some(project), &one).await?;
             }
+            let was = state(&mut draft.tx, *id).await?;
             query(
                 "UPDATE accelerator_requests SET state = 'BindStarted', state_reason = NULL, hostname = $2,
                      device_rp_uuid = $3, instance_uuid = $4, project_id = COALESCE($5, project_id), updated_at = $6
@@ -234,6 +253,8 @@ impl Store {
             .bind(now())
             .execute(&mut draft.tx)
             .await?;
+            let what = of_state(*id, was, ArqState::BindStarted, None);
+            draft.emit(what.map(|what| What { server: Some(target.server), ..what }));
         }
         draft.commit().await
     }
@@ -242,18 +263,20 @@ impl Store {
     ///
     /// # Errors
     /// Returns the error of the database.
-    pub async fn put_arq_state(&self, id: ArqId, state: ArqState, reason: Option<&str>) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+    pub async fn put_arq_state(&self, id: ArqId, next: ArqState, reason: Option<&str>) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        let was = state(&mut draft.tx, id).await?;
         query(
             "UPDATE accelerator_requests SET state = $2, state_reason = $3, updated_at = $4 WHERE uuid = $1",
         )
         .bind(id.to_string())
-        .bind(state.as_str())
+        .bind(next.as_str())
         .bind(reason)
         .bind(now())
-        .execute(&mut tx)
+        .execute(&mut draft.tx)
         .await?;
-        Ok(tx.commit().await?)
+        draft.emit(of_state(id, was, next, reason));
+        draft.commit().await
     }
 
     /// Records that an accelerator request is unbound.
@@ -264,6 +287,7 @@ impl Store {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::AcceleratorRequest(id)).await?;
         draft.no_longer_wanted(Holder::AcceleratorRequest(id)).await?;
+        let was = state(&mut draft.tx, id).await?;
         query(
             "UPDATE accelerator_requests SET state = 'Unbound', state_reason = NULL, hostname = NULL,
                  device_rp_uuid = NULL, instance_uuid = NULL, updated_at = $2
@@ -273,6 +297,7 @@ impl Store {
         .bind(now())
         .execute(&mut draft.tx)
         .await?;
+        draft.emit(of_state(id, was, ArqState::Unbound, None));
         draft.commit().await
     }
 
@@ -284,10 +309,12 @@ impl Store {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::AcceleratorRequest(id)).await?;
         draft.no_longer_wanted(Holder::AcceleratorRequest(id)).await?;
+        let was = state(&mut draft.tx, id).await?;
         query("DELETE FROM accelerator_requests WHERE uuid = $1")
             .bind(id.to_string())
             .execute(&mut draft.tx)
             .await?;
+        draft.emit(was.map(|was| event::of_record(EventKind::ArqRemoved, id.0, Some(was.into()), None)));
         draft.commit().await
     }
 }

@@ -1,7 +1,9 @@
 //! The table `attributes`: attributes of Cyborg deployables that were created through the API.
 
 use hotslot_model::cyborg::Attribute;
+use hotslot_model::event::{self, EventKind, What};
 use hotslot_model::id::{AttributeId, DeviceId};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::clock::now;
@@ -19,6 +21,10 @@ fn attribute(row: &Row) -> Result<Attribute, Error> {
         value: columns.get("value")?,
         created_at: columns.get("created_at")?,
     })
+}
+
+fn of_attribute(kind: EventKind, row: &Attribute, from: Option<Value>, to: Option<Value>) -> What {
+    What { device: Some(row.deployable), ..event::of_record(kind, row.id.0, from, to) }
 }
 
 impl Store {
@@ -40,7 +46,7 @@ impl Store {
         key: &str,
         value: &str,
     ) -> Result<Attribute, Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         let row = query(
             "INSERT INTO attributes (uuid, deployable_id, attribute_key, value, created_at)
              VALUES ($1, $2, $3, $4, $5) RETURNING *",
@@ -50,10 +56,17 @@ impl Store {
         .bind(key)
         .bind(value)
         .bind(now())
-        .fetch_one(&mut tx)
+        .fetch_one(&mut draft.tx)
         .await?;
         let made = attribute(&row)?;
-        tx.commit().await?;
+        let what = of_attribute(
+            EventKind::AttributeCreated,
+            &made,
+            None,
+            Some(json!({ "key": key, "value": value })),
+        );
+        draft.emit([what]);
+        draft.commit().await?;
         Ok(made)
     }
 
@@ -62,10 +75,14 @@ impl Store {
     /// # Errors
     /// Returns the error of the database.
     pub async fn delete_attribute(&self, id: AttributeId) -> Result<bool, Error> {
-        let (_turn, mut tx) = self.begin().await?;
-        let deleted = query("DELETE FROM attributes WHERE uuid = $1").bind(id.to_string());
-        let deleted = deleted.execute(&mut tx).await?;
-        tx.commit().await?;
-        Ok(deleted == 1)
+        let mut draft = self.draft().await?;
+        let deleted = query("DELETE FROM attributes WHERE uuid = $1 RETURNING *").bind(id.to_string());
+        let deleted = deleted.one(&mut draft.tx, attribute).await?;
+        draft.emit(deleted.as_ref().map(|was| {
+            let shown = json!({ "key": was.key, "value": was.value });
+            of_attribute(EventKind::AttributeRemoved, was, Some(shown), None)
+        }));
+        draft.commit().await?;
+        Ok(deleted.is_some())
     }
 }

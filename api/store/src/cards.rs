@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use hotslot_driver::pci::PciAddress;
+use hotslot_model::event::{self, EventKind, What};
 use hotslot_model::id::HypervisorId;
 
 use crate::clock::now;
@@ -35,7 +36,7 @@ impl Store {
         card: PciAddress,
         disabled: bool,
     ) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         let change = if disabled {
             query(
                 "INSERT INTO disabled_cards (hypervisor_id, address, created_at) VALUES ($1, $2, $3)
@@ -44,7 +45,12 @@ impl Store {
         } else {
             query("DELETE FROM disabled_cards WHERE hypervisor_id = $1 AND address = $2 AND created_at <= $3")
         };
-        change.bind(host.0).bind(card.to_string()).bind(now()).execute(&mut tx).await?;
-        Ok(tx.commit().await?)
+        let changed = change.bind(host.0).bind(card.to_string()).bind(now()).execute(&mut draft.tx).await?;
+        if changed > 0 {
+            let kind = if disabled { EventKind::CardDisabled } else { EventKind::CardEnabled };
+            let what = event::of_kind(kind, None, None);
+            draft.emit([What { hypervisor: Some(host), address: Some(card), ..what }]);
+        }
+        draft.commit().await
     }
 }

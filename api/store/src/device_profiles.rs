@@ -1,8 +1,9 @@
 //! The table `device_profiles`: Cyborg's device profiles.
 
 use hotslot_model::cyborg::{DeviceProfile, Group};
+use hotslot_model::event::{self, EventKind};
 use hotslot_model::id::DeviceProfileId;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
@@ -55,13 +56,13 @@ impl Store {
     /// # Errors
     /// Returns [`Error::AlreadyExists`] when its name or id is in use, or the error of the database.
     pub async fn create_device_profile(&self, new: &DeviceProfile) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         for (key, value) in [("name", new.name.clone()), ("uuid", new.id.to_string())] {
             let in_use = match key {
                 "name" => query("SELECT uuid FROM device_profiles WHERE name = $1"),
                 _ => query("SELECT uuid FROM device_profiles WHERE uuid = $1"),
             };
-            if in_use.bind(&value).fetch_optional(&mut tx).await?.is_some() {
+            if in_use.bind(&value).fetch_optional(&mut draft.tx).await?.is_some() {
                 return Err(Error::AlreadyExists(format!(
                     "a device profile with the {key} `{value}` already exists; choose another {key}"
                 )));
@@ -76,9 +77,11 @@ impl Store {
         .bind(&new.description)
         .bind(Group::shown_all(&new.groups).to_string())
         .bind(new.created_at)
-        .execute(&mut tx)
+        .execute(&mut draft.tx)
         .await?;
-        Ok(tx.commit().await?)
+        let shown = json!({ "name": new.name, "groups": Group::shown_all(&new.groups) });
+        draft.emit([event::of_record(EventKind::ProfileCreated, new.id.0, None, Some(shown))]);
+        draft.commit().await
     }
 
     /// Deletes device profiles: all of them, or none on an error.
@@ -87,19 +90,22 @@ impl Store {
     /// Returns [`Error::NotFound`] when one does not exist, [`Error::Conflict`] when an accelerator request uses one,
     /// or the error of the database.
     pub async fn delete_device_profiles(&self, ids: &[DeviceProfileId]) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         for id in ids {
             let missing = || Error::NotFound(format!("device profile {id}"));
-            let number = number(&mut tx, *id).await?.ok_or_else(missing)?;
+            let number = number(&mut draft.tx, *id).await?.ok_or_else(missing)?;
             let requests = query("SELECT uuid FROM accelerator_requests WHERE profile_id = $1 ORDER BY id");
-            if let Some(row) = requests.bind(number).fetch_optional(&mut tx).await? {
+            if let Some(row) = requests.bind(number).fetch_optional(&mut draft.tx).await? {
                 let request: String = row.try_get("uuid")?;
                 return Err(Error::Conflict(format!(
                     "device profile {id} is used by accelerator request {request}; delete the request first"
                 )));
             }
-            query("DELETE FROM device_profiles WHERE id = $1").bind(number).execute(&mut tx).await?;
+            let deleted = query("DELETE FROM device_profiles WHERE id = $1 RETURNING name").bind(number);
+            let name: String = deleted.fetch_one(&mut draft.tx).await?.try_get("name")?;
+            let shown = Some(json!({ "name": name }));
+            draft.emit([event::of_record(EventKind::ProfileRemoved, id.0, shown, None)]);
         }
-        Ok(tx.commit().await?)
+        draft.commit().await
     }
 }

@@ -17,11 +17,13 @@ use hotslot_model::assignment::{Holder, State};
 use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::What;
 use hotslot_model::id::{DeviceId, EventId, HypervisorId, RequestId};
+use hotslot_model::identity::Actor;
 use hotslot_model::scan::Notice;
 use hotslot_model::time::Millis;
 use hotslot_model::{DeviceEvent, InvalidTransition, event};
 use tokio::sync::OwnedMutexGuard;
 
+use crate::actor;
 use crate::clock::now;
 use crate::devices::devices;
 use crate::error::Error;
@@ -42,8 +44,8 @@ pub(super) struct DeviceTransaction<'s> {
     rows: BTreeMap<DeviceId, Arc<Device>>,
     /// The rows marked as deleted that become devices again, as they are in the table.
     revived: BTreeMap<DeviceId, Arc<Device>>,
-    /// The events to write, in addition to those for the changes of the rows.
-    events: Vec<What>,
+    /// The events to write, in addition to those for the changes of the rows, and on whose behalf.
+    events: Vec<(Arc<Actor>, What)>,
     turn: OwnedMutexGuard<()>,
 }
 
@@ -88,6 +90,12 @@ impl DeviceTransaction<'_> {
 
     /// Adds events, in addition to those for the changes of device rows.
     pub(super) fn emit(&mut self, events: impl IntoIterator<Item = What>) {
+        let actor = actor::current();
+        self.events.extend(events.into_iter().map(|what| (Arc::clone(&actor), what)));
+    }
+
+    /// Adds events of other actors than the current one.
+    pub(super) fn emit_of(&mut self, events: Vec<(Arc<Actor>, What)>) {
         self.events.extend(events);
     }
 
@@ -128,15 +136,17 @@ impl DeviceTransaction<'_> {
     }
 
     /// Records that the ended attachments of a holder must not be adopted again. Otherwise an attachment that ended
-    /// only because its domain was without the device is adopted when the domain comes back with the device.
-    pub(crate) async fn no_longer_wanted(&mut self, holder: Holder) -> Result<(), Error> {
+    /// only because its domain was without the device is adopted when the domain comes back with the device. Returns
+    /// whether there were any such attachments.
+    pub(crate) async fn no_longer_wanted(&mut self, holder: Holder) -> Result<bool, Error> {
+        let mut changed = 0;
         for sql in [
-            "UPDATE attachments SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL",
-            "UPDATE mdevs SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL",
+            "UPDATE attachments SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL AND unasked <> 0",
+            "UPDATE mdevs SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL AND unasked <> 0",
         ] {
-            query(sql).bind(holder.to_string()).execute(&mut self.tx).await?;
+            changed += query(sql).bind(holder.to_string()).execute(&mut self.tx).await?;
         }
-        Ok(())
+        Ok(changed > 0)
     }
 
     /// Sets a device's status to what the state of its assignment demands. `what` names the assignment in an error. `used`
@@ -305,7 +315,7 @@ impl DeviceTransaction<'_> {
                 continue;
             }
             if was.is_some() || row.status != DeviceStatus::Deleted {
-                self.events.extend(event::of_device(was.as_deref(), &row));
+                self.emit(event::of_device(was.as_deref(), &row));
             }
             match was.or_else(|| self.revived.get(&id).cloned()) {
                 None if row.status == DeviceStatus::Deleted => continue,

@@ -1,15 +1,19 @@
 //! The table `events`: the log of all changes, in the order of their commits. It is also the audit log.
 //!
 //! An event is written in the transaction of the change that it reports
-//! ([`DeviceTransaction`](super::draft::DeviceTransaction)). A transaction that changes nothing writes no event.
+//! ([`DeviceTransaction`](super::draft::DeviceTransaction)). A transaction that changes nothing writes no event. Texts of
+//! guests, hosts and callers are escaped here.
 
+use std::sync::Arc;
+
+use hotslot_driver::text::{escape, escape_json};
 use hotslot_model::event::{Event, EventFilter, What};
 use hotslot_model::id::{AttachmentId, DeviceId, EventId, HypervisorId};
+use hotslot_model::identity::{Actor, User};
 use hotslot_model::time::Millis;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::actor;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::pool::Store;
@@ -19,7 +23,7 @@ use crate::sql::{Query, Row, Transaction, query};
 pub(super) async fn write(
     tx: &mut Transaction,
     time: Millis,
-    events: &[What],
+    events: &[(Arc<Actor>, What)],
 ) -> Result<Option<EventId>, Error> {
     if events.is_empty() {
         return Ok(None);
@@ -27,16 +31,18 @@ pub(super) async fn write(
     let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
     let last = query("UPDATE event_ids SET last = last + $1 RETURNING last").bind(count);
     let last: i64 = last.fetch_one(&mut *tx).await?.try_get("last")?;
-    let who = actor::current();
-    for (id, what) in (last - count + 1..).zip(events) {
+    for (id, (actor, what)) in (last - count + 1..).zip(events) {
+        let roles = Value::from_iter(actor.roles.iter().cloned()).to_string();
+        let roles = Some(roles).filter(|_| !actor.roles.is_empty());
         query(
             "INSERT INTO events (id, time, who, kind, hypervisor_id, server_uuid, device_id, address,
-                 attachment_id, rule_id, was, became, reason)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                 attachment_id, rule_id, resource_id, was, became, reason, user_id, user_name, project_id, roles,
+                 via, global_request_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
         )
         .bind(id)
         .bind(time)
-        .bind(&*who)
+        .bind(&actor.who)
         .bind(what.kind.as_str())
         .bind(what.hypervisor.map(|id| id.0))
         .bind(what.server.map(|id| id.to_string()))
@@ -44,9 +50,16 @@ pub(super) async fn write(
         .bind(what.address.map(|address| address.to_string()))
         .bind(what.attachment.map(|id| id.to_string()))
         .bind(what.rule.map(|id| id.hyphenated().to_string()))
-        .bind(what.from.as_ref().map(ToString::to_string))
-        .bind(what.to.as_ref().map(ToString::to_string))
-        .bind(&what.reason)
+        .bind(what.resource.map(|id| id.hyphenated().to_string()))
+        .bind(what.from.as_ref().map(|value| escape_json(value).to_string()))
+        .bind(what.to.as_ref().map(|value| escape_json(value).to_string()))
+        .bind(what.reason.as_deref().map(|reason| escape(reason).into_owned()))
+        .bind(actor.user.as_ref().map(|user| user.id.as_str()))
+        .bind(actor.user.as_ref().map(|user| user.name.as_str()))
+        .bind(&actor.project)
+        .bind(roles.as_deref())
+        .bind(&actor.via)
+        .bind(&actor.global_request)
         .execute(&mut *tx)
         .await?;
     }
@@ -62,10 +75,21 @@ fn event(row: &Row) -> Result<Event, Error> {
         let value = text.map(|text| serde_json::from_str(&text)).transpose();
         value.map_err(|error| bad_column(TABLE, id, column)(&error))
     };
+    let user: Option<String> = columns.get("user_id")?;
+    let roles: Option<String> = columns.get("roles")?;
+    let roles = roles.map(|text| serde_json::from_str(&text)).transpose();
+    let actor = Actor {
+        who: columns.get("who")?,
+        user: user.zip(columns.get("user_name")?).map(|(id, name)| User { id, name }),
+        project: columns.get("project_id")?,
+        roles: roles.map_err(|error| bad_column(TABLE, id, "roles")(&error))?.unwrap_or_default(),
+        via: columns.get("via")?,
+        global_request: columns.get("global_request_id")?,
+    };
     Ok(Event {
         id: EventId(id),
         time: columns.get("time")?,
-        who: columns.get("who")?,
+        actor,
         host: columns.get("host")?,
         what: What {
             kind: columns.parse("kind")?,
@@ -75,6 +99,7 @@ fn event(row: &Row) -> Result<Event, Error> {
             address: columns.parse_opt("address")?,
             attachment: columns.parse_opt("attachment_id")?,
             rule: columns.parse_opt("rule_id")?,
+            resource: columns.parse_opt("resource_id")?,
             from: json("was")?,
             to: json("became")?,
             reason: columns.get("reason")?,
@@ -117,18 +142,43 @@ impl EventBounds {
     }
 }
 
-/// The SQL conditions for the events after an id that match a filter. `narrowed` binds the values.
+/// The statement for the events after an id that match a filter: `$what` of them, in the given order. [`narrowed`]
+/// binds the values. A condition on the user or the project comes first and alone, so that its index is used.
 macro_rules! passing {
-    () => {
-        " LEFT JOIN hypervisors ON hypervisors.id = events.hypervisor_id
-          WHERE events.id > $1
-              AND (CAST($2 AS TEXT) IS NULL OR hypervisors.name = $2)
+    ($filter:expr, $what:literal, $order:literal) => {
+        match ($filter.user.is_some(), $filter.user_id.is_some(), $filter.project.is_some()) {
+            (true, _, _) => passing!(by " AND events.user_name = $8", $what, $order),
+            (false, true, _) => passing!(by " AND events.user_id = $9", $what, $order),
+            (false, false, true) => passing!(by " AND events.project_id = $10", $what, $order),
+            (false, false, false) => passing!(by "", $what, $order),
+        }
+    };
+    (by $index:literal, $what:literal, $order:literal) => {
+        concat!(
+            "SELECT ",
+            $what,
+            " FROM events LEFT JOIN hypervisors ON hypervisors.id = events.hypervisor_id
+              WHERE events.id > $1",
+            $index,
+            " AND (CAST($2 AS TEXT) IS NULL OR hypervisors.name = $2)
               AND (CAST($3 AS TEXT) IS NULL OR events.server_uuid = $3)
               AND (CAST($4 AS BIGINT) IS NULL OR events.device_id = $4)
               AND (CAST($5 AS TEXT) IS NULL OR events.address = $5)
               AND (CAST($6 AS TEXT) IS NULL OR events.attachment_id = $6)
-              AND (CAST($7 AS TEXT) IS NULL OR events.kind = $7 OR events.kind LIKE $7 || '.%') "
+              AND (CAST($7 AS TEXT) IS NULL OR events.kind = $7 OR events.kind LIKE $7 || '.%')
+              AND (CAST($8 AS TEXT) IS NULL OR events.user_name = $8)
+              AND (CAST($9 AS TEXT) IS NULL OR events.user_id = $9)
+              AND (CAST($10 AS TEXT) IS NULL OR events.project_id = $10)
+              ORDER BY events.id ",
+            $order,
+            " LIMIT $11"
+        )
     };
+}
+
+/// Returns the statement for the events after an id that match a filter, in their order.
+pub(super) fn statement(filter: &EventFilter) -> &'static str {
+    passing!(filter, "events.*, hypervisors.name AS host", "")
 }
 
 fn narrowed(query: Query, since: EventId, filter: &EventFilter, limit: usize) -> Query {
@@ -140,6 +190,9 @@ fn narrowed(query: Query, since: EventId, filter: &EventFilter, limit: usize) ->
         .bind(filter.address.map(|address| address.to_string()))
         .bind(filter.attachment.map(|id| id.to_string()))
         .bind(filter.kind.clone())
+        .bind(filter.user.clone())
+        .bind(filter.user_id.clone())
+        .bind(filter.project.clone())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
 }
 
@@ -155,11 +208,7 @@ impl Store {
         filter: &EventFilter,
         limit: usize,
     ) -> Result<Vec<Event>, Error> {
-        let rows = query(concat!(
-            "SELECT events.*, hypervisors.name AS host FROM events",
-            passing!(),
-            "ORDER BY events.id LIMIT $8"
-        ));
+        let rows = query(statement(filter));
         let rows = narrowed(rows, since, filter, limit).fetch_all(&self.read).await?;
         // Check after the rows were read, so that events that were pruned before are detected.
         self.event_bounds().await?.reach(since)?;
@@ -173,14 +222,20 @@ impl Store {
     pub async fn before_newest(&self, filter: &EventFilter, count: usize) -> Result<EventId, Error> {
         // Read the bounds before the events, so that events that are written meanwhile are not skipped.
         let last = self.event_bounds().await?.last;
-        let ids = query(concat!(
-            "SELECT events.id AS id FROM events",
-            passing!(),
-            "ORDER BY events.id DESC LIMIT $8"
-        ));
+        let ids = query(passing!(filter, "events.id AS id", "DESC"));
         let ids = narrowed(ids, EventId(0), filter, count).fetch_all(&self.read).await?;
         let first: Option<i64> = ids.last().map(|row| row.try_get("id")).transpose()?;
         Ok(first.map_or(last, |first| EventId(first - 1)))
+    }
+
+    /// Writes events that report no change of a record, each with its actor.
+    ///
+    /// # Errors
+    /// Returns the error of the database. Then nothing was written.
+    pub async fn record(&self, events: Vec<(Arc<Actor>, What)>) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        draft.emit_of(events);
+        draft.commit().await
     }
 
     /// Returns the range of the event ids.

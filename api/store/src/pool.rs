@@ -4,6 +4,7 @@
 //! and syncs every commit to disk. PostgreSQL: one pool, and any number of processes.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,6 +59,21 @@ pub struct Store {
     _lock: Option<Arc<File>>,
 }
 
+/// Adds to a failure of TLS what to check.
+fn not_connected(error: sqlx::Error) -> Error {
+    // rustls reports a certificate that it refuses as invalid data.
+    let refused = |error: &sqlx::Error| matches!(error, sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData);
+    let of_tls = matches!(error, sqlx::Error::Tls(_)) || refused(&error);
+    if !of_tls {
+        return error.into();
+    }
+    Error::Invalid(format!(
+        "[database] url: there is no TLS connection to PostgreSQL: {error}; the server needs `ssl = on`, sslrootcert \
+         in the URL must name the authority that signed its certificate unless this system trusts it, and the host in \
+         the URL must be a name of the certificate"
+    ))
+}
+
 impl Store {
     /// Opens the database of a `sqlite://` or `postgres://` URL and runs the migrations. Creates the SQLite file if it
     /// does not exist. `lock` is the lock of a SQLite file, which is held while the database is open.
@@ -73,7 +89,8 @@ impl Store {
                 .max_connections(POSTGRES_CONNECTIONS)
                 .acquire_timeout(POSTGRES_PATIENCE)
                 .connect_with(options.clone())
-                .await?;
+                .await
+                .map_err(not_connected)?;
             migrations.run(&pool).await.map_err(sqlx::Error::from)?;
             let locks = Locks::of(options).await?;
             (Pool::Postgres(pool.clone()), Pool::Postgres(pool), locks)
@@ -182,6 +199,16 @@ impl Store {
     pub async fn ping(&self) -> Result<(), Error> {
         query("SELECT 1").execute(&self.read).await?;
         Ok(())
+    }
+
+    /// Checks that the database accepts a commit.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn try_to_write(&self) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE event_ids SET last = last").execute(&mut tx).await?;
+        Ok(tx.commit().await?)
     }
 
     /// Closes the database.

@@ -1,8 +1,10 @@
 //! The tables `webhooks` and `dead_letters`: the last event delivered to each webhook, and the events that could not be
 //! delivered.
 
+use hotslot_model::event::{self, EventKind};
 use hotslot_model::id::EventId;
 use hotslot_model::time::Millis;
+use serde_json::json;
 
 use crate::clock::now;
 use crate::columns::RowReader;
@@ -127,6 +129,10 @@ impl Store {
             .execute(&mut draft.tx)
             .await?;
         draft.tx.tell(Notification::Letters).await?;
+        if done > 0 {
+            let shown = json!({ "webhook": webhook, "dead_letters": done });
+            draft.emit([event::of_kind(EventKind::WebhookRedelivered, None, Some(shown))]);
+        }
         draft.commit().await?;
         Ok(done)
     }

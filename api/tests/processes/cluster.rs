@@ -192,6 +192,7 @@ pub(crate) fn request(server: ServerId, alias: &str, count: usize) -> AttachRequ
         numa_policy: None,
         network: None,
         key: None,
+        owner: None,
         holder: None,
     }
 }
@@ -207,6 +208,7 @@ pub(crate) async fn until(what: &str, so: impl AsyncFn() -> bool) -> Duration {
 }
 
 pub(crate) fn client() -> reqwest::Client {
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 

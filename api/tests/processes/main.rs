@@ -6,7 +6,7 @@
 mod cluster;
 mod lossy;
 mod outages;
-#[expect(unreachable_pub, reason = "the black-box tests use it too")]
+#[expect(unreachable_pub, dead_code, reason = "the black-box tests use it too, and all of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
 
@@ -70,7 +70,7 @@ async fn four_processes_on_one_host_assign_no_device_twice() {
                 let server = servers[(client * 7 + turn) % servers.len()];
                 let rows = match by.attach(server, 1 + turn % 2).await {
                     Ok(rows) => rows,
-                    Err(refusal @ (Error::TooFewFree { .. } | Error::Conflict(_))) => {
+                    Err(refusal @ (Error::TooFewFree { .. } | Error::Conflict(_) | Error::Busy(_))) => {
                         refusals.insert(refusal.to_string());
                         continue;
                     }

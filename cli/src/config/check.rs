@@ -36,6 +36,9 @@ impl From<ConfigError> for Problem {
 /// Prints every problem of the file, one in each line, or a summary of a valid file.
 pub(crate) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
     let (config, problems) = examine(file);
+    for warning in config.exposed(file) {
+        output::complain(&warning);
+    }
     match format {
         Format::Json => {
             let list = problems.iter().map(|it| json!({ "place": it.place, "reason": it.reason }));
@@ -56,6 +59,12 @@ fn examine(file: &Path) -> (Config, Vec<Problem>) {
     let (config, problems) = Config::examine(file);
     let mut problems: Vec<Problem> =
         problems.into_iter().chain(start::problems(&config)).map(Problem::from).collect();
+    // An invalid value is among the problems already.
+    if problems.is_empty()
+        && let Err(error) = config.clone().with_secrets()
+    {
+        problems.push(error.into());
+    }
     if let Err(error) = Templates::load(config.pci.templates.as_deref()) {
         problems.push(Problem { place: "[pci] templates".into(), reason: error.to_string() });
     }

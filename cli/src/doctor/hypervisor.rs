@@ -11,7 +11,9 @@ use hotslot_driver::sim::Sim;
 use hotslot_driver::topology::Topology;
 
 use super::{Finding, Level};
+use crate::address::Address;
 use crate::host::dotted;
+use hotslot_service::config::is_of_this_machine;
 
 /// The time limit for connecting to libvirt.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -22,12 +24,12 @@ const TESTED: u64 = 9_000_000;
 /// The maximum number of guests that a finding names.
 const NAMED: usize = 10;
 
-/// Runs every check of the libvirt at `uri`, or of a simulated host. `by_tcp` tells that the API listens on a TCP port of
-/// this machine.
-pub(super) async fn check(uri: &str, by_tcp: bool) -> Vec<Finding> {
+/// Runs every check of the libvirt at `uri`, or of a simulated host. `api` is the address of the API, where it is
+/// known.
+pub(super) async fn check(uri: &str, api: Option<&Address>) -> Vec<Finding> {
     if let Some(path) = uri.strip_prefix("sim://") {
         return match Sim::open(Path::new(path)) {
-            Ok(sim) => check_with(uri, &*sim, by_tcp).await,
+            Ok(sim) => check_with(uri, &*sim, api).await,
             Err(error) => {
                 vec![Finding::bad(
                     "libvirt",
@@ -45,10 +47,10 @@ pub(super) async fn check(uri: &str, by_tcp: bool) -> Vec<Finding> {
         let says = format!("cannot connect to {uri}: {reason}");
         return vec![Finding::bad("libvirt", Level::Fail, says, remedy(uri, &reason))];
     }
-    check_with(uri, &*libvirt, by_tcp).await
+    check_with(uri, &*libvirt, api).await
 }
 
-async fn check_with(uri: &str, hypervisor: &dyn Hypervisor, by_tcp: bool) -> Vec<Finding> {
+async fn check_with(uri: &str, hypervisor: &dyn Hypervisor, api: Option<&Address>) -> Vec<Finding> {
     let mut findings = match hypervisor.host().await {
         Ok(host) => versions(uri, &host),
         Err(error) => {
@@ -59,7 +61,7 @@ async fn check_with(uri: &str, hypervisor: &dyn Hypervisor, by_tcp: bool) -> Vec
     match guests(hypervisor).await {
         Ok(guests) => {
             findings.push(ports(&guests));
-            findings.extend(networks(&guests, by_tcp));
+            findings.extend(networks(&guests, api));
         }
         Err(failed) => findings.push(failed),
     }
@@ -129,20 +131,29 @@ fn named<'a>(guests: impl IntoIterator<Item = &'a DomainXml>) -> (usize, String)
 }
 
 /// Checks whether guests can reach the API through the host's loopback: user networking and passt lead there.
-fn networks(guests: &[DomainXml], by_tcp: bool) -> Option<Finding> {
+fn networks(guests: &[DomainXml], api: Option<&Address>) -> Option<Finding> {
     let check = "guest networks";
     let (count, names) = named(guests.iter().filter(|guest| guest.user_network));
     if count == 0 {
         return None;
     }
     let on = format!("user networking or passt is used by {names}");
-    Some(if by_tcp {
-        let says = format!("{on}: such a guest can reach the API on the TCP port of this machine's loopback");
-        let fix = "set [api] listen = \"unix:/run/hotslot/api.sock\", and restart the service";
-        Finding::bad(check, Level::Warn, says, fix)
-    } else {
-        Finding::ok(check, format!("{on}; such a guest cannot reach the API on a unix socket"))
-    })
+    match api {
+        Some(api @ Address::Http(url)) if is_of_this_machine(url) => {
+            let says = format!("{on}: such a guest can connect to {api}, the API on this machine's loopback");
+            let fix = "set [api] listen = \"unix:/run/hotslot/api.sock\", and restart the service";
+            Some(Finding::bad(check, Level::Warn, says, fix))
+        }
+        Some(api @ Address::Http(_)) => {
+            let says =
+                format!("{on}; such a guest can connect to {api} if the other machines of the network can");
+            Some(Finding::ok(check, says))
+        }
+        Some(Address::Unix(_)) => {
+            Some(Finding::ok(check, format!("{on}; such a guest cannot reach the API on a unix socket")))
+        }
+        None => None,
+    }
 }
 
 /// Checks whether each guest has a free hot-plug port.
@@ -234,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_socket_is_one_failed_finding() {
-        let findings = check("qemu+unix:///system?socket=/nonexistent/libvirt-sock", false).await;
+        let findings = check("qemu+unix:///system?socket=/nonexistent/libvirt-sock", None).await;
         let [finding] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!(finding.level, Level::Fail);
         assert!(finding.says.contains("No such file or directory"), "{}", finding.says);
@@ -242,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hypervisor_other_than_qemu_is_a_failure() {
-        let findings = check("test:///default", false).await;
+        let findings = check("test:///default", None).await;
         assert_eq!(levels(&findings)[..2], [Level::Ok, Level::Fail], "{findings:?}");
     }
 }

@@ -20,6 +20,7 @@ use crate::address::Address;
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::output::{self, Format};
+use crate::tls::Tls;
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
@@ -80,6 +81,7 @@ impl Doctor {
     pub(crate) async fn run(
         self,
         service: anyhow::Result<Address>,
+        tls: &Tls,
         token: Option<String>,
         config: Option<&Path>,
         format: Format,
@@ -91,10 +93,9 @@ impl Doctor {
                 format!("{} is on another machine; its IOMMU and VFIO cannot be checked from here", self.uri);
             vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` on that machine")]
         };
-        let by_tcp = matches!(service, Ok(Address::Http(_)));
-        findings.extend(hypervisor::check(&self.uri, by_tcp).await);
+        findings.extend(hypervisor::check(&self.uri, service.as_ref().ok()).await);
         findings.extend(service::check(config, service.as_ref().ok()).await);
-        findings.push(check_service(service, token).await?);
+        findings.push(check_service(service, tls, token).await);
         if format == Format::Json {
             output::json(&findings.iter().map(Finding::json).collect())?;
         } else {
@@ -110,27 +111,34 @@ fn is_local(uri: &str) -> bool {
     uri.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
 }
 
-async fn check_service(address: anyhow::Result<Address>, token: Option<String>) -> anyhow::Result<Finding> {
+async fn check_service(address: anyhow::Result<Address>, tls: &Tls, token: Option<String>) -> Finding {
     let address = match address {
         Ok(address) => address,
         Err(error) => {
             let fix = "correct the configuration, or give the address of the service with --url";
-            return Ok(Finding::bad("service", Level::Warn, format!("{error:#}"), fix));
+            return Finding::bad("service", Level::Warn, format!("{error:#}"), fix);
         }
     };
     let shown = address.to_string();
     let open = |ready: &Value| ready["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
-    let (level, says) = match Client::with_token(address, token)?.probe("readyz").await {
+    let client = match Client::with_token(address, tls, token) {
+        Ok(client) => client,
+        Err(error) => {
+            let fix = "correct the option, the variable or the file that it names";
+            return Finding::bad("service", Level::Warn, format!("not asked at {shown}: {error:#}"), fix);
+        }
+    };
+    let (level, says) = match client.probe("readyz").await {
         Ok(ready) if open(&ready) => {
             let says = format!("answers at {shown}: {}", ready["warnings"][0].as_str().unwrap_or_default());
             let fix = format!("set [api] listen = \"unix:{SOCKET}\"");
-            return Ok(Finding::bad("service", Level::Warn, says, fix));
+            return Finding::bad("service", Level::Warn, says, fix);
         }
         Ok(ready) if ready["status"] == "ready" => (Level::Ok, format!("ready at {shown}")),
         Ok(ready) => (Level::Info, format!("not ready at {shown}: {ready}")),
         Err(failure) => (Level::Info, failure.to_string()),
     };
-    Ok(Finding { check: "service", level, says, fix: None })
+    Finding { check: "service", level, says, fix: None }
 }
 
 /// Formats the findings for people, each fix below its finding.

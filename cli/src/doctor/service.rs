@@ -5,7 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hotslot_service::config::{Config, SOCKET_GROUP};
+use hotslot_api::http;
+use hotslot_service::config::{self, Config, SOCKET_GROUP};
 use nix::unistd::{Gid, Group, Uid, User};
 use tokio::net::UnixStream;
 
@@ -31,6 +32,11 @@ pub(super) async fn check(named: Option<&Path>, address: Option<&Address>) -> Ve
     findings.extend(file.as_deref().and_then(configuration));
     // An invalid file is what `config check` is for; the database is then the default one.
     let config = config.and_then(Result::ok).unwrap_or_default();
+    findings.extend(config.api.tls.as_ref().map(certificate));
+    let exposed = file.iter().flat_map(|file| config.exposed(file));
+    findings.extend(exposed.map(|says| {
+        Finding::bad("secrets", Level::Warn, says, "give the file to the user of the service, with mode 0600")
+    }));
     if let Some(path) = config.database.url.strip_prefix("sqlite://") {
         findings.extend(database(Path::new(path)));
     }
@@ -137,14 +143,27 @@ fn configuration(file: &Path) -> Option<Finding> {
 
 /// Whether a configuration has the secret of a webhook or a database URL with a password. An invalid one may have any.
 fn has_secret(text: &str) -> bool {
-    let Ok(config) = Config::parse(text) else { return true };
-    let password = config.database.url.split_once("://").is_some_and(|(_, rest)| {
-        rest.split(['/', '?'])
-            .next()
-            .and_then(|authority| authority.rsplit_once('@'))
-            .is_some_and(|(user, _)| user.contains(':'))
-    });
-    !config.webhook.is_empty() || password || config.database.url.contains("password=")
+    Config::parse(text).map_or(true, |config| config.has_secret())
+}
+
+/// Checks the certificate and key of the API.
+fn certificate(tls: &config::Tls) -> Finding {
+    let check = "certificate";
+    let shown = tls.certificate.display();
+    match http::Tls::load(tls) {
+        Ok((_, warnings)) if warnings.is_empty() => {
+            Finding::ok(check, format!("{shown} is valid now and fits its key"))
+        }
+        Ok((_, warnings)) => {
+            let fix = "the service uses the corrected files without a restart";
+            Finding::bad(check, Level::Warn, warnings.join("; "), fix)
+        }
+        Err(reason) => {
+            let fix =
+                "correct the files that [api.tls] names, and run this as root or as the user of the service";
+            Finding::bad(check, Level::Warn, reason, fix)
+        }
+    }
 }
 
 /// Checks who may read the files of a SQLite database. Returns `None` when there are none, or when this user may not
@@ -218,9 +237,9 @@ mod tests {
     fn a_configuration_with_a_secret_is_found() {
         for (text, secret) in [
             ("", false),
-            ("[database]\nurl = 'postgres://hotslot:s3cret@db/hotslot'", true),
-            ("[database]\nurl = 'postgres://hotslot@db/hotslot?password=s3cret'", true),
-            ("[database]\nurl = 'postgres://hotslot@db/a:b'", false),
+            ("[database]\nurl = 'postgres://hotslot:s3cret@localhost/hotslot'", true),
+            ("[database]\nurl = 'postgres://hotslot@localhost/hotslot?password=s3cret'", true),
+            ("[database]\nurl = 'postgres://hotslot@localhost/a:b'", false),
             ("[[webhook]]\nname = 'w'\nurl = 'http://127.0.0.1/'\nsecret = '0123456789abcdef'", true),
             ("secret = not valid", true),
         ] {

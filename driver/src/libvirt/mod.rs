@@ -46,6 +46,7 @@ use crate::hypervisor::{
     OverdueCall, Scope,
 };
 use crate::mdev::{Mdev, MdevType};
+use crate::ownership;
 use crate::pci::PciAddress;
 use crate::xml::{self, nodedev};
 
@@ -324,6 +325,29 @@ impl Hypervisor for Libvirt {
         };
         self.on_domain(self.options.change_limit, operation, domain, Subject::Domain(domain), move |domain| {
             ffi::detach_device_alias(domain, &alias, flags)
+        })
+        .await
+    }
+
+    async fn set_owner(&self, domain: Uuid, project: Option<&str>) -> Result<(), Error> {
+        let operation = format!("set the owner of domain {domain}");
+        let element = project.map(xml::ownership::element);
+        self.on_domain(self.options.change_limit, operation, domain, Subject::Domain(domain), move |domain| {
+            let mut flags = 0;
+            for (wanted, flag) in [
+                (domain.is_active()?, sys::VIR_DOMAIN_AFFECT_LIVE),
+                (domain.is_persistent()?, sys::VIR_DOMAIN_AFFECT_CONFIG),
+            ] {
+                flags |= if wanted { flag } else { 0 };
+            }
+            let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
+            domain.set_metadata(
+                kind,
+                element.as_deref(),
+                Some(ownership::PREFIX),
+                Some(ownership::NAMESPACE),
+                flags,
+            )
         })
         .await
     }

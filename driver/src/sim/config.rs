@@ -51,6 +51,7 @@ pub(super) enum Operation {
     Domain,
     Attach,
     Detach,
+    SetOwner,
     Agent,
     Monitor,
 }
@@ -61,6 +62,7 @@ impl Operation {
         match self {
             Self::Attach
             | Self::Detach
+            | Self::SetOwner
             | Self::NodeDetach
             | Self::NodeReattach
             | Self::NodeReset
@@ -81,7 +83,7 @@ impl Operation {
     /// Whether the call is a job in libvirt, so that it has the domain to itself while it runs.
     pub(super) fn is_job(self) -> bool {
         match self {
-            Self::Attach | Self::Detach => true,
+            Self::Attach | Self::Detach | Self::SetOwner => true,
             Self::Host
             | Self::Devices
             | Self::Device

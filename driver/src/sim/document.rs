@@ -3,8 +3,10 @@
 
 use crate::domain::{ControllerModel, DomainXml};
 use crate::hypervisor::ErrorKind;
+use crate::ownership::NAMESPACE;
 use crate::pci::PciAddress;
 use crate::topology::Topology;
+use crate::xml::ownership;
 use crate::xml::tree::Element;
 use crate::xml::{self, XmlError};
 
@@ -225,6 +227,28 @@ impl Document {
     pub(super) fn renamed(&self, name: &str) -> Result<Self, Refusal> {
         let mut tree = self.tree()?;
         tree.child_mut("name").ok_or_else(|| refusal::document("<name> is missing"))?.set_text(name);
+        Self::written(&tree)
+    }
+
+    /// Returns the document with hotslot's own metadata for this project, or without that metadata. Other metadata stays.
+    pub(super) fn with_owner(&self, project: Option<&str>) -> Result<Self, Refusal> {
+        let mut tree = self.tree()?;
+        if tree.child("metadata").is_none() {
+            // libvirt writes the metadata after these elements.
+            let before = |child: &Element| {
+                ["name", "uuid", "genid", "title", "description"].iter().any(|name| child.is(name))
+            };
+            let at = tree.children.iter().rposition(before).map_or(0, |last| last + 1);
+            tree.children.insert(at, Element::new("metadata", &[]));
+        }
+        if let Some(metadata) = tree.child_mut("metadata") {
+            metadata.children.retain(|child| !ownership::is_own(child));
+            let namespace = ("xmlns:hotslot", NAMESPACE);
+            metadata.children.extend(
+                project.map(|project| Element::new("hotslot:owner", &[namespace, ("project", project)])),
+            );
+        }
+        tree.children.retain(|child| !child.is("metadata") || !child.children.is_empty());
         Self::written(&tree)
     }
 

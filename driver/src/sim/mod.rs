@@ -317,6 +317,14 @@ impl Hypervisor for Sim {
         .await
     }
 
+    async fn set_owner(&self, domain: Uuid, project: Option<&str>) -> Result<(), Error> {
+        let project = project.map(str::to_owned);
+        self.call(Operation::SetOwner, Subject::Domain(domain), "set the owner of", move |host, _, _| {
+            host.set_owner(domain, project.as_deref())
+        })
+        .await
+    }
+
     async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error> {
         let command = command.to_owned();
         let what = "send a command to the guest agent of";

@@ -149,6 +149,18 @@ impl Host {
         Ok(())
     }
 
+    /// Writes hotslot's own metadata into the documents of a domain, or removes it from them.
+    pub(super) fn set_owner(&mut self, uuid: Uuid, project: Option<&str>) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        let with = |document: &Option<Document>| {
+            document.as_ref().map(|document| document.with_owner(project)).transpose()
+        };
+        let (live, persistent) = (with(&domain.live)?, with(&domain.persistent)?);
+        (domain.live, domain.persistent) = (live, persistent);
+        self.save(uuid);
+        Ok(())
+    }
+
     /// Defines a domain, or replaces its definition (`virsh define`).
     pub(super) fn define(&mut self, xml: &str) -> Result<(), Refusal> {
         let unread = |error| Refusal::new(ErrorKind::Document, error);

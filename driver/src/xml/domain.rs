@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::XmlError;
 use super::numa;
+use super::ownership::{self, NOVA};
 use super::read::{self, Fault, child, children, required, required_attribute, required_number};
 use super::tree::Element;
 use crate::domain::{ControllerModel, DomainXml, Hostdev, MdevHostdev, PciController};
@@ -12,8 +13,6 @@ use crate::pci::PciAddress;
 
 /// The namespace of `<qemu:override>`.
 const QEMU: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
-/// The namespace of OpenStack Nova's metadata, without the version that follows.
-const NOVA: &str = "http://openstack.org/xmlns/libvirt/nova/";
 /// The name of the guest agent's channel.
 const AGENT: &str = "org.qemu.guest_agent.0";
 
@@ -38,7 +37,7 @@ fn domain(root: &Element<'_>, name: &str) -> Result<DomainXml, Fault> {
         arch: required_attribute(os_type, "arch")?,
         machine: os_type.attribute("machine").unwrap_or_default().to_owned(),
         created: nova(root, "creationTime").and_then(read::text),
-        project: nova(root, "project").and_then(|project| project.attribute("uuid")).map(str::to_owned),
+        ownership: ownership::read(root),
         controllers: children(devices, "controller")
             .filter(|controller| controller.attribute("type") == Some("pci"))
             .map(|node| controller(node, &reserves))

@@ -6,6 +6,7 @@ pub mod hostdev;
 pub mod mdev;
 pub mod nodedev;
 mod numa;
+pub(crate) mod ownership;
 mod read;
 mod rendered;
 mod spec;

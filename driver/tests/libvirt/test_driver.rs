@@ -6,6 +6,7 @@ use std::time::Duration;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hypervisor::{DetachScope, DomainState, Error, ErrorKind, Event, Hypervisor, Scope};
 use hotslot_driver::libvirt::Libvirt;
+use hotslot_driver::ownership::Ownership;
 use hotslot_driver::pci::PciAddress;
 use uuid::Uuid;
 
@@ -55,6 +56,7 @@ async fn story(uri: String) {
     let libvirt = connected(uri, options()).await;
     inventory(&libvirt).await;
     attach_and_detach(&libvirt).await;
+    owner(&libvirt).await;
     refusals(&libvirt).await;
 }
 
@@ -115,6 +117,23 @@ async fn attach_and_detach(libvirt: &Libvirt) {
     let removed = Event::DeviceRemoved { domain: G1, alias: ALIAS.into() };
     expect(&mut events, |event| *event == removed).await;
     assert_eq!(libvirt.domain(G1).await.unwrap(), before);
+}
+
+/// libvirt keeps the owner in both documents, and writes it as it is read.
+async fn owner(libvirt: &Libvirt) {
+    let before = libvirt.domain(G1).await.unwrap();
+    assert_eq!(before.ownership(), Ownership::default());
+    for project in ["p", "7c1f&<'\">", "q"] {
+        libvirt.set_owner(G1, Some(project)).await.unwrap();
+        let view = libvirt.domain(G1).await.unwrap();
+        assert_eq!(view.ownership().project(), Some(project), "{view:?}");
+        assert!(view.live.is_some() && view.persistent.is_some());
+    }
+    for _ in 0..2 {
+        libvirt.set_owner(G1, None).await.unwrap();
+        assert_eq!(libvirt.domain(G1).await.unwrap(), before);
+    }
+    assert_eq!(kind(libvirt.set_owner(Uuid::from_u128(1), Some("p")).await), ErrorKind::NoDomain);
 }
 
 async fn refusals(libvirt: &Libvirt) {

@@ -11,6 +11,7 @@ mod group;
 mod kill;
 mod mdev;
 mod network;
+mod owner;
 mod power;
 mod preflight;
 mod properties;

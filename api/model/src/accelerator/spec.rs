@@ -179,8 +179,8 @@ impl AccSpec {
     }
 
     /// Returns the text to record.
-    pub fn stored(&self) -> String {
-        Value::Object(self.put.clone()).to_string()
+    pub fn stored(&self) -> Value {
+        Value::Object(self.put.clone())
     }
 
     /// Returns the first difference between a device and the spec, or `None` when the device matches. The number says

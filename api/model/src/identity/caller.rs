@@ -23,6 +23,16 @@ pub enum Peer {
     Tcp(SocketAddr),
 }
 
+impl fmt::Display for Peer {
+    /// Writes where a request comes from: `unix socket, uid 1000`, or `TCP 192.0.2.1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { uid, .. } => write!(f, "unix socket, uid {uid}"),
+            Self::Tcp(address) => write!(f, "TCP {}", address.ip()),
+        }
+    }
+}
+
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -165,9 +175,10 @@ impl Caller {
         self.is_admin() || (self.project.is_some() && self.project.as_deref() == project)
     }
 
-    /// Whether the caller may see addresses and names of hosts, and names of other projects.
+    /// Whether the caller may see addresses and names of hosts, and names of other projects. Services such as Nova need
+    /// them to place devices.
     pub fn sees_host_details(&self) -> bool {
-        self.is_admin() || (self.scope == Scope::System && self.has_role(Role::Reader.as_str()))
+        self.is_service_or_admin() || (self.scope == Scope::System && self.has_role(Role::Reader.as_str()))
     }
 
     /// Returns a text that is the same for two requests exactly when they have the same user with the same rights. It is

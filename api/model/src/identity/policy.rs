@@ -4,6 +4,7 @@
 //! override them by name.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use super::caller::{Caller, Scope};
 use super::refusal::Refusal;
@@ -107,6 +108,8 @@ pub const RULES: &[Rule] = &[
     base("hotslot:flavor:list", FLAVOR_READ, "list flavors"),
     base("hotslot:flavor:show", FLAVOR_READ, "show a flavor"),
     base("hotslot:server:topology", SERVER_READ, "show the PCI topology of a server"),
+    read("hotslot:server:show_owner", "show which project owns a server, and who says so"),
+    change("hotslot:server:set_owner", "set which project owns a server"),
     base("hotslot:attachment:list", SERVER_READ, "list the attachments of a server"),
     base(
         "hotslot:attachment:list_all",
@@ -177,6 +180,21 @@ pub const CHANGE_BY_OWNER: [(&str, &str); 3] = [
     ("hotslot:accelerator:delete", "rule:admin_api or rule:project_member"),
 ];
 
+/// What is wrong with a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The name of the rule.
+    pub rule: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.reason)
+    }
+}
+
 /// The rules in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -186,25 +204,30 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Returns the default rules with the requirements of `overrides` in place of theirs. A name that is not a default
-    /// rule may be used by `rule:NAME` in other overrides.
+    /// Returns the default rules with the requirements of `overrides` in place of theirs; the last one of a name
+    /// counts. A name that is not a default rule may be used by `rule:NAME` in other overrides.
     ///
     /// # Errors
-    /// What is wrong with an override, for each that is: it cannot be parsed, names an unknown rule, or requires itself.
-    pub fn new<'a>(overrides: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Vec<String>> {
+    /// What is wrong with an override, for each that is: it cannot be parsed, names an unknown rule, requires itself, or
+    /// has a name that is neither a default rule's nor required by any rule.
+    pub fn new<'a>(overrides: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Vec<Problem>> {
         let defaults = RULES.iter().map(|rule| (rule.name, rule.default));
         let (mut rules, mut problems) = (BTreeMap::new(), Vec::new());
+        let mut bad = |rule: &str, reason: String| problems.push(Problem { rule: rule.to_owned(), reason });
         for (name, text) in defaults.chain(overrides) {
             match text.parse::<Requirement>() {
                 Ok(requirement) => drop(rules.insert(name.to_owned(), requirement)),
-                Err(reason) => problems.push(format!("{name}: {reason}")),
+                Err(reason) => bad(name, reason),
             }
         }
+        let required: BTreeSet<_> = rules.values().flat_map(Requirement::rules).collect();
         for (name, requirement) in &rules {
             if let Some(unknown) = requirement.rules().into_iter().find(|used| !rules.contains_key(*used)) {
-                problems.push(format!("{name}: there is no rule `{unknown}`"));
+                bad(name, format!("there is no rule `{unknown}`"));
             } else if reaches(&rules, requirement, name, rules.len()) {
-                problems.push(format!("{name}: the rule requires itself; write out what it requires"));
+                bad(name, "the rule requires itself; write out what it requires".to_owned());
+            } else if !required.contains(name.as_str()) && !RULES.iter().any(|rule| rule.name == name) {
+                bad(name, "there is no rule of this name, and no rule requires it".to_owned());
             }
         }
         if !problems.is_empty() {
@@ -262,6 +285,12 @@ impl Policy {
             "this requires {} ({rule}), and you have {roles} {wherein}",
             requirement.in_words(&self.rules)
         ))
+    }
+
+    /// Whether a caller may do what a rule is about to everything, whichever project it belongs to.
+    pub fn allows_all(&self, caller: &Caller, rule: &str) -> bool {
+        let met = |rule: &Requirement| rule.is_met(caller, Target::Unknown, &self.rules) == Some(true);
+        self.require(caller, rule, Target::Unknown).is_ok() && self.rules.get(rule).is_some_and(met)
     }
 
     /// Whether a caller may do what a rule is about to something that belongs to `project`, or to no project.
@@ -323,11 +352,17 @@ mod tests {
             ("mine", "rule:yours"),
             ("yours", "not rule:mine"),
             ("cyborg:arq:create", "rule:mine"),
+            ("hotslot:drift:lists", "role:admin"),
         ])
         .unwrap_err();
-        assert_eq!(wrong.len(), 4, "{wrong:?}");
-        let message = wrong.join("\n");
-        for says in ["hotslot:drift:list: `role:`", "no rule `nothing`", "mine: the rule requires itself"] {
+        assert_eq!(wrong.len(), 5, "{wrong:?}");
+        let message = wrong.iter().map(|problem| format!("{problem}\n")).collect::<String>();
+        for says in [
+            "hotslot:drift:list: `role:`",
+            "no rule `nothing`",
+            "mine: the rule requires itself",
+            "hotslot:drift:lists: there is no rule of this name",
+        ] {
             assert!(message.contains(says), "{message}");
         }
     }
@@ -346,6 +381,24 @@ mod tests {
         }
         let admin = caller("admin", Some("p"), Via::Keystone);
         assert!(!Policy::default().allows(&admin, "hotslot:no:such", None), "an unknown rule admits nobody");
+    }
+
+    #[test]
+    fn only_whom_no_project_limits_may_do_something_to_all() {
+        let policy = Policy::default();
+        for (role, project, all) in [
+            ("admin", Some("p"), true),
+            ("admin", None, true),
+            ("service", Some("p"), true),
+            ("member", Some("p"), false),
+            ("member", None, false),
+            ("reader", Some("p"), false),
+            ("netops", Some("p"), false),
+        ] {
+            let caller = caller(role, project, Via::Token("t".into()));
+            assert_eq!(policy.allows_all(&caller, "hotslot:attachment:create"), all, "{role} in {project:?}");
+            assert!(!policy.allows_all(&caller, "hotslot:no:such"));
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Accelerators {
         }
         let num = view.spec().num;
         if num == 0 || num > MAX_NUM {
-            return Err(Error::Conflict(format!(
+            return Err(Error::Busy(format!(
                 "the spec of accelerator {id} has num {num}; PUT a spec with a num of 1 to {MAX_NUM}"
             )));
         }
@@ -111,6 +111,7 @@ impl Accelerators {
             numa_policy: None,
             network: None,
             key: None,
+            owner: None,
             holder: Some(Holder::Accelerator(view.row.id)),
         });
         match attached.await {
@@ -262,7 +263,7 @@ impl Accelerators {
         may(&view)?;
         expect_generation(&view, generations)?;
         if let (Status::Attaching, _) = view.status() {
-            return Err(Error::Conflict(format!(
+            return Err(Error::Busy(format!(
                 "accelerator {id} is being attached; try again when it is attached"
             )));
         }

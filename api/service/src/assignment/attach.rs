@@ -74,6 +74,7 @@ impl Assignments {
         let _turn = self.turns.of(format!("server {}", request.server)).await?;
         expect_nothing_out(&host, request.server)?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
+        request.expect_owner(&view)?;
         let scope = scope(&view, request.persistent)?;
         if let Some(in_use) = self.mac_in_use(&request).await? {
             return Err(Error::Conflict(in_use));
@@ -123,7 +124,7 @@ impl Assignments {
     /// devices itself.
     ///
     /// # Errors
-    /// [`Error::OverQuota`]; [`Error::Conflict`] when other requests always came first; as [`select`](Self::select).
+    /// [`Error::OverQuota`]; [`Error::Busy`] when other requests always came first; as [`select`](Self::select).
     async fn reserve(
         self: &Arc<Self>,
         host: &Host,
@@ -132,6 +133,7 @@ impl Assignments {
         choice: &mut Exclusions,
         mut chosen: Option<Vec<Chosen>>,
     ) -> Result<(Vec<Step>, locks::Guard), Error> {
+        let owner = owner_of(view);
         for _ in 0..RACES {
             let chosen = match chosen.take() {
                 Some(chosen) => chosen,
@@ -150,7 +152,7 @@ impl Assignments {
                 persistent: request.persistent,
                 key: request.key.as_ref(),
                 holder: request.holder,
-                project: owner_of(view),
+                project: owner.as_deref(),
             };
             if let Some(rows) = self.store.reserve(reservation, &wanted).await? {
                 let step =
@@ -158,7 +160,7 @@ impl Assignments {
                 return Ok((rows.into_iter().zip(chosen).map(step).collect(), in_flight));
             }
         }
-        Err(Error::Conflict("other requests took the devices first; try again".into()))
+        Err(Error::Busy("other requests took the devices first; try again".into()))
     }
 
     /// Unbinds the devices that share an IOMMU group from their host drivers, unless they are only added to a

@@ -74,7 +74,7 @@ impl Assignments {
                 return self.bind_all(host, &steps, driver).await;
             }
         }
-        Err(Error::Conflict("other requests took the devices first; try again".into()))
+        Err(Error::Busy("other requests took the devices first; try again".into()))
     }
 
     async fn bind_all(&self, host: &Host, steps: &[Step], driver: HostDriver) -> Result<(), Error> {

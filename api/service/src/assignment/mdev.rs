@@ -143,6 +143,7 @@ impl Assignments {
         domain: &DomainView,
         scope: Scope,
     ) -> Result<(Vec<Step>, locks::Guard), Error> {
+        let owner = owner_of(domain);
         for _ in 0..RACES {
             let steps = self.choose_parents(parts, host, domain).await?;
             // Enter before the row exists, so that reconciliation never mistakes it for a left-over.
@@ -153,7 +154,7 @@ impl Assignments {
                 request: RequestId(Uuid::new_v4()),
                 holder: parts.holder,
                 persistent: scope != Scope::Live,
-                project: owner_of(domain),
+                project: owner.as_deref(),
             };
             let wanted =
                 steps.iter().map(|step| (step.id, Arc::clone(&step.parent), step.mdev_type.as_str()));
@@ -161,7 +162,7 @@ impl Assignments {
                 return Ok((steps, in_flight));
             }
         }
-        Err(Error::Conflict("other requests took the devices first; try again".into()))
+        Err(Error::Busy("other requests took the devices first; try again".into()))
     }
 
     /// Creates all mediated devices, drops the lock `making`, and then plugs them all.

@@ -17,6 +17,7 @@
 //! candidates  lists the devices that an alias would take, and why it would not take the others
 //! select      chooses functions and checks whether they could be plugged; on its own, the dry run
 //! select_mdev, select_host   the same for mediated devices and for the host's own use
+//! owner       the project that owns a server
 //! policy      which devices a running guest may be requested to release
 //! quiesce     prepares a running guest for the removal of a device
 //! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
@@ -33,6 +34,7 @@ mod host_use;
 mod mdev;
 mod mdev_repair;
 mod overdue;
+mod owner;
 mod policy;
 mod ports;
 mod quiesce;

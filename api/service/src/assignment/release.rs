@@ -57,7 +57,7 @@ impl Assignments {
     /// gone already.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while it is still being attached, when it belongs to another holder, or when a policy
+    /// [`Error::Busy`] while it is still being attached; [`Error::Conflict`] when it belongs to another holder, or when a policy
     /// forbids it; [`Error::HostAway`].
     pub(crate) async fn begin_detach_of(
         self: &Arc<Self>,
@@ -85,7 +85,7 @@ impl Assignments {
                 }
                 // Refuse while the attach runs; reconciliation settles one that was interrupted.
                 State::Attaching => {
-                    return Err(Error::Conflict(format!(
+                    return Err(Error::Busy(format!(
                         "{key} is still attaching; try again when it is attached"
                     )));
                 }

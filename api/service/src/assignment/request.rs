@@ -46,9 +46,22 @@ pub struct AttachRequest {
     pub key: Option<IdempotencyKey>,
     /// The accelerator or accelerator request that the devices are for; `None` for a plain attachment.
     pub holder: Option<Holder>,
+    /// The project that must own the server when its turn comes; `None` when the caller may use every server.
+    pub owner: Option<String>,
 }
 
 impl AttachRequest {
+    /// Checks that the server still belongs to the project for which the caller was admitted.
+    ///
+    /// # Errors
+    /// [`Error::NoServer`] when it does not.
+    pub(super) fn expect_owner(&self, view: &DomainView) -> Result<(), Error> {
+        match &self.owner {
+            Some(owner) if view.ownership().project() != Some(owner) => Err(Error::NoServer(self.server)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Finds an alias by its name, first among the request's own.
     pub(super) fn alias<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a Alias> {
         self.own.iter().find(|alias| alias.name == name).or_else(|| inventory.alias(name))
@@ -58,7 +71,7 @@ impl AttachRequest {
 /// Determines which of a domain's documents an attach changes, from the state of the domain and `persistent`.
 ///
 /// # Errors
-/// [`Error::Conflict`] for a shut-off server when the attach is not persistent; [`Error::NoServer`] when the domain has
+/// [`Error::Busy`] for a shut-off server when the attach is not persistent; [`Error::NoServer`] when the domain has
 /// no document.
 pub(crate) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error> {
     match (view.live.is_some(), view.persistent.is_some(), persistent) {
@@ -66,7 +79,7 @@ pub(crate) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error>
         // A transient domain has no definition to go into.
         (true, false, _) | (true, true, false) => Ok(Scope::Live),
         (false, true, true) => Ok(Scope::Config),
-        (false, _, false) => Err(Error::Conflict(format!(
+        (false, _, false) => Err(Error::Busy(format!(
             "server {} is shut off, so devices can only be added to its definition; omit \"persistent\" or set it to \
              true",
             view.info.uuid

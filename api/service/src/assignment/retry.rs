@@ -14,7 +14,7 @@ impl Assignments {
     /// `None` when there was no earlier attempt, or nothing is left of it.
     ///
     /// # Errors
-    /// [`Error::HostAway`] while the host is unreachable; [`Error::Conflict`] while the earlier attempt is being
+    /// [`Error::HostAway`] while the host is unreachable; [`Error::Busy`] while the earlier attempt is being
     /// undone; errors of the database.
     pub(super) async fn first_try(
         self: &Arc<Self>,
@@ -40,7 +40,7 @@ impl Assignments {
             return Ok(None);
         }
         if let Some(row) = rows.iter().find(|row| row.attached_at.is_none()) {
-            return Err(Error::Conflict(format!(
+            return Err(Error::Busy(format!(
                 "the first attempt with this Idempotency-Key was interrupted, and its attachment {} is still {}; \
                  try again when it is gone",
                 row.id, row.state

@@ -333,6 +333,7 @@ impl Assignments {
         let (host, _) = self.hosts.find(request.server).await?;
         host.ready().await?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
+        request.expect_owner(&view)?;
         let snapshot = self.snapshot(&host, &view, request).await?;
         let mut checks = vec![match request::scope(&view, request.persistent) {
             Ok(scope) => check("scope", CheckResult::Pass, into(scope).to_owned()),
@@ -347,7 +348,7 @@ impl Assignments {
         if let Some(project) = owner_of(&view) {
             let aliases = request.aliases.iter();
             let aliases = aliases.flat_map(|part| std::iter::repeat_n(part.name.as_str(), part.count));
-            checks.push(match self.store.would_exceed(project, &of_aliases(aliases)).await? {
+            checks.push(match self.store.would_exceed(&project, &of_aliases(aliases)).await? {
                 None => check("quota", CheckResult::Pass, format!("project {project} exceeds no quota")),
                 Some(exceeded) => check("quota", CheckResult::Fail, exceeded.to_string()),
             });

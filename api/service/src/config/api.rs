@@ -1,6 +1,5 @@
 //! `[api]`: where the API listens, and its limits.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -16,8 +15,10 @@ use super::value::Seconds;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Api {
-    /// Where to listen: `unix:/path`, or a loopback address with port.
+    /// Where to listen: `unix:/path`, or an address with port. Without `tls` only a loopback address is allowed.
     pub listen: Listen,
+    /// TLS of a TCP port; `None` for plain HTTP.
+    pub tls: Option<Tls>,
     /// The access mode of the unix socket.
     pub socket_mode: SocketMode,
     /// The group of the unix socket, by name or number. `None` means [`SOCKET_GROUP`] if the system has that group.
@@ -42,9 +43,10 @@ pub struct Api {
     pub burst: NonZeroU32,
     /// Whether a proxy identifies callers.
     pub identity: IdentityFrom,
-    /// A file with the secret that the proxy sends in `X-Hotslot-Proxy-Secret`; `None` for a proxy at the unix socket.
+    /// A file with the secret that the proxy sends in `X-Hotslot-Proxy-Secret`; `None` for a proxy at the unix socket, or
+    /// with a client certificate that `tls` demands.
     pub proxy_secret_file: Option<SecretFile>,
-    /// Whether every client of a loopback port is the administrator; for tests only.
+    /// Whether every client of a loopback port that shows no token is the administrator; for tests only.
     pub insecure_tcp: bool,
     /// How long the response to a POST with an `Idempotency-Key` is kept for repetitions, in seconds.
     pub idempotency_time: Seconds,
@@ -70,6 +72,7 @@ impl Default for Api {
     fn default() -> Self {
         Self {
             listen: Listen::Unix(SOCKET.into()),
+            tls: None,
             socket_mode: SocketMode(0o660),
             socket_group: None,
             hosts: Vec::new(),
@@ -99,10 +102,59 @@ pub enum IdentityFrom {
     Headers,
 }
 
-/// Where the API listens. Only this machine can reach it, because hotslot has no TLS.
+/// `[api.tls]`: the files are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The PEM file of the certificate, followed by those of the authorities between it and a root.
+    pub certificate: PathBuf,
+    /// The PEM file of the private key of the certificate.
+    pub key: SecretFile,
+    /// The PEM file of the authorities whose client certificates are accepted. `None` to ask for no certificate.
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients must have a certificate of `client_ca`; by default they must.
+    pub client_certificates: Option<ClientCertificates>,
+}
+
+impl Tls {
+    /// Whether a client without a certificate is refused.
+    pub fn demands_client_certificates(&self) -> bool {
+        self.client_ca.is_some() && self.client_certificates != Some(ClientCertificates::Optional)
+    }
+
+    fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        if self.client_certificates.is_some() && self.client_ca.is_none() {
+            let reason = "it needs client_ca, the authorities that sign the certificates of clients".into();
+            problems.push(("[api.tls] client_certificates", reason));
+        }
+        let files = [
+            ("[api.tls] certificate", Some(&self.certificate)),
+            ("[api.tls] client_ca", self.client_ca.as_ref()),
+        ];
+        for (key, file) in files {
+            if let Some(file) = file.filter(|file| !file.is_absolute()) {
+                problems.push((key, format!("`{}` is not an absolute path", file.display())));
+            }
+        }
+        problems
+    }
+}
+
+/// Whether clients must have a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificates {
+    /// A client without a certificate is served, and a certificate that is not valid is refused.
+    Optional,
+    /// A client without a valid certificate is refused.
+    Required,
+}
+
+/// Where the API listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// A loopback address and port.
+    /// An address and port.
     Tcp(SocketAddr),
     /// The absolute path of a unix socket.
     Unix(PathBuf),
@@ -128,26 +180,9 @@ impl FromStr for Listen {
         if let Some(path) = unix_path(text) {
             return path.map(Self::Unix);
         }
-        let address: SocketAddr = text.parse().map_err(|_| {
+        text.parse().map(Self::Tcp).map_err(|_| {
             format!("`{text}` is neither an address with port (127.0.0.1:9774) nor a socket (unix:/path)")
-        })?;
-        if address.ip().is_loopback() {
-            Ok(Self::Tcp(address))
-        } else {
-            Err(format!(
-                "{address} can be reached from other machines, and hotslot has no TLS; listen on 127.0.0.1, [::1] \
-                 or unix:/path, and put a proxy with TLS in front"
-            ))
-        }
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => write!(f, "http://{address}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
+        })
     }
 }
 
@@ -212,6 +247,43 @@ impl<'de> Deserialize<'de> for HostName {
 }
 
 impl Api {
+    /// Returns the URL of the service: `unix:/path`, or `http://` or `https://` and the address.
+    pub fn url(&self) -> String {
+        match (&self.listen, &self.tls) {
+            (Listen::Unix(path), _) => format!("unix:{}", path.display()),
+            (Listen::Tcp(address), None) => format!("http://{address}"),
+            (Listen::Tcp(address), Some(_)) => format!("https://{address}"),
+        }
+    }
+
+    /// Whether a client without a certificate of `[api.tls] client_ca` is refused.
+    pub fn demands_client_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(Tls::demands_client_certificates)
+    }
+
+    /// Returns the keys of TLS with values that do not fit together, each with what would be right.
+    pub(super) fn tls_problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        match (&self.listen, &self.tls) {
+            (Listen::Tcp(address), None) if !address.ip().is_loopback() => problems.push((
+                "[api] listen",
+                format!(
+                    "{address} can be reached from other machines, which needs TLS; set certificate and key in \
+                     [api.tls], or listen on 127.0.0.1, [::1] or unix:/path"
+                ),
+            )),
+            (Listen::Unix(_), Some(_)) => problems.push((
+                "[api] tls",
+                "a unix socket does not use TLS; remove [api.tls], or listen on an address with port such as \
+                 0.0.0.0:9774"
+                    .into(),
+            )),
+            (Listen::Tcp(_) | Listen::Unix(_), _) => {}
+        }
+        problems.extend(self.tls.iter().flat_map(Tls::problems));
+        problems
+    }
+
     /// Returns whether the host name of a `Host` header is a name of this service: `localhost`, a loopback address, the
     /// address of `listen`, or a configured name. `name` has no port.
     pub fn is_known_host(&self, name: &str) -> bool {

@@ -14,6 +14,8 @@ use super::Keystone;
 pub struct Identity {
     /// The file of hotslot's own tokens; `None` when there are no such tokens.
     pub tokens: Option<PathBuf>,
+    /// The file with rules that replace the default rules of who may do what; `None` for the defaults.
+    pub policy: Option<PathBuf>,
     /// The Keystone that validates tokens; `None` when its tokens are not accepted.
     pub keystone: Option<Keystone>,
     /// The rights of local users at the unix socket. The first entry that matches counts.

@@ -99,7 +99,7 @@ impl Credential {
 }
 
 /// Parses the URL of a Keystone, and adds `/v3` where it is missing. The URL may be one over which anyone on the way can
-/// read; see `expect_private`.
+/// read; see [`expect_private`].
 ///
 /// # Errors
 /// It is not a URL that may be used; the text says what is wrong with it.
@@ -127,18 +127,19 @@ pub fn is_of_this_machine(url: &Url) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Requires `https`, or `http` within this machine.
+/// Requires `https`, or `http` within this machine, of the URL of a Keystone. `ca` is the key that names the PEM file of
+/// its authority, for the advice.
 ///
 /// # Errors
 /// The text says what to write.
-fn expect_private(url: &Url) -> Result<(), String> {
+pub fn expect_private(url: &Url, ca: &str) -> Result<(), String> {
     if url.scheme() == "https" || is_of_this_machine(url) {
         return Ok(());
     }
     let host = url.host_str().unwrap_or_default();
     Err(format!(
         "over http anyone on the way to {host} can read passwords and tokens; write https://, and name the PEM file of \
-         the authority in `ca` if the system does not trust it"
+         the authority in {ca} if the system does not trust it"
     ))
 }
 
@@ -149,7 +150,7 @@ impl Keystone {
     /// It is not a URL, or anyone on the way can read what is sent.
     pub fn base(&self) -> Result<Url, String> {
         let url = keystone_url(&self.url)?;
-        expect_private(&url).map(|()| url)
+        expect_private(&url, "`ca`").map(|()| url)
     }
 
     /// Returns how hotslot authenticates to Keystone.
@@ -198,6 +199,9 @@ impl Keystone {
             problems.push(("public_url", reason));
         }
         problems.extend(self.credential().err());
+        if self.ca.as_ref().is_some_and(|file| !file.is_absolute()) {
+            problems.push(("ca", "it is not an absolute path".into()));
+        }
         if self.cache.0 > LONGEST_CACHE {
             let most = LONGEST_CACHE.as_secs();
             problems.push((
@@ -224,10 +228,10 @@ mod tests {
             ("http://localhost", "http://localhost/v3"),
         ] {
             let parsed = keystone_url(text).unwrap();
-            assert_eq!((parsed.as_str(), expect_private(&parsed)), (url, Ok(())));
+            assert_eq!((parsed.as_str(), expect_private(&parsed, "`ca`")), (url, Ok(())));
         }
         let insecure = keystone_url("http://k.example.org").unwrap();
-        assert!(expect_private(&insecure).unwrap_err().contains("https://"));
+        assert!(expect_private(&insecure, "`ca`").unwrap_err().contains("https://"));
         for text in ["k.example.org", "ftp://x", "https://u:s3cret@x/", "https://x/?a=s3cret"] {
             let error = keystone_url(text).unwrap_err();
             assert!(!error.contains("s3cret"), "{error}");
@@ -258,5 +262,6 @@ mod tests {
         assert_eq!(problems(secret), ["application_credential_id"]);
         assert_eq!(problems(&format!("{user}{password}{id}")), ["username"]);
         assert_eq!(problems(&format!("{user}{password}cache = 3601")), ["cache"]);
+        assert_eq!(problems(&format!("{user}{password}ca = 'ca.pem'")), ["ca"]);
     }
 }

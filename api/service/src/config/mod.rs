@@ -6,24 +6,29 @@ mod access;
 mod api;
 mod identity;
 mod keystone;
+mod policy_file;
 mod quota;
 mod read;
 mod secret_file;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use api::{
-    Api, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP, SocketMode, unix_path,
+    Api, ClientCertificates, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP,
+    SocketMode, Tls, unix_path,
 };
 use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
-pub use keystone::{Credential, Keystone, is_of_this_machine, keystone_url};
+pub use keystone::{Credential, Keystone, expect_private, is_of_this_machine, keystone_url};
+pub use policy_file::PolicyFile;
 pub use quota::Quota;
 pub use read::ConfigError;
 pub use secret_file::SecretFile;
@@ -72,6 +77,8 @@ pub struct Config {
 pub struct Database {
     /// `sqlite:///path` or `postgres://user:password@host/database`.
     pub url: String,
+    /// A file that has the URL, instead of `url`.
+    pub url_file: Option<SecretFile>,
 }
 
 impl Default for Database {
@@ -80,7 +87,7 @@ impl Default for Database {
         let directories = std::env::var("STATE_DIRECTORY").unwrap_or_default();
         let directory = directories.split(':').next().filter(|first| !first.is_empty());
         let directory = directory.unwrap_or("/var/lib/hotslot");
-        Self { url: format!("sqlite://{directory}/hotslot.db") }
+        Self { url: format!("sqlite://{directory}/hotslot.db"), url_file: None }
     }
 }
 
@@ -88,7 +95,8 @@ impl fmt::Debug for Database {
     /// Prints only the scheme, because a database URL may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = self.url.split(':').next().unwrap_or_default();
-        f.debug_struct("Database").field("url", &format_args!("\"{scheme}:…\"")).finish()
+        let url = format_args!("\"{scheme}:…\"");
+        f.debug_struct("Database").field("url", &url).field("url_file", &self.url_file).finish()
     }
 }
 
@@ -263,10 +271,18 @@ pub enum ChangedBy {
 pub struct Webhook {
     /// The name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`; unique among the webhooks.
     pub name: String,
-    /// The URL to which events are posted: `http://host:port/path`.
+    /// The URL to which events are posted: `https://host:port/path`, or `http://host:port/path` without encryption.
+    #[serde(default)]
     pub url: Secret,
+    /// A file that has the URL, instead of `url`.
+    pub url_file: Option<SecretFile>,
+    /// The PEM file of the authorities of the receiver's certificate. `None` for those that the system trusts.
+    pub ca: Option<PathBuf>,
     /// The key with which events are signed, at least 16 bytes.
+    #[serde(default)]
     pub secret: Secret,
+    /// A file that has the key, instead of `secret`.
+    pub secret_file: Option<SecretFile>,
     /// The kinds of events that are posted, or the nouns that the kinds begin with. Empty for all events.
     #[serde(default)]
     pub kinds: Vec<String>,

@@ -119,8 +119,11 @@ impl Config {
     }
 
     /// Returns all values that cannot be used, except entries of `[pci]`, which are checked as rules.
-    fn problems(&self) -> Vec<ConfigError> {
+    pub(super) fn problems(&self) -> Vec<ConfigError> {
         let mut problems = Problems::default();
+        for (key, reason) in self.api.tls_problems() {
+            problems.add(key, reason);
+        }
         if self.detach.attempts == 0 {
             problems.add("[detach] attempts", "a guest must be asked at least once".into());
         }
@@ -129,7 +132,7 @@ impl Config {
             problems.add("[events] most", "at least one event must be kept".into());
         }
         self.check_detach_classes(&mut problems);
-        for (key, reason) in access::problems(self) {
+        for (key, reason) in access::problems(self).into_iter().chain(self.given_twice()) {
             problems.add(&key, reason);
         }
         for (key, time) in [
@@ -165,10 +168,17 @@ impl Config {
             if !names.insert(&webhook.name) {
                 bad("name", "another webhook has this name".into());
             }
-            if let Err(reason) = webhook::url(&webhook.url.0) {
+            let in_file = webhook.url_file.is_some() && webhook.url.0.is_empty();
+            if let Err(reason) = webhook::url(&webhook.url.0)
+                && !in_file
+            {
                 bad("url", reason);
             }
-            if webhook.secret.0.len() < 16 {
+            if webhook.ca.as_ref().is_some_and(|file| !file.is_absolute()) {
+                bad("ca", "it is not an absolute path".into());
+            }
+            let in_file = webhook.secret_file.is_some() && webhook.secret.0.is_empty();
+            if webhook.secret.0.len() < 16 && !in_file {
                 bad("secret", "it has fewer than 16 bytes; `openssl rand -hex 32` generates one".into());
             }
             for kind in &webhook.kinds {

@@ -46,7 +46,11 @@ impl fmt::Display for SecretFile {
 }
 
 impl SecretFile {
-    fn path(&self) -> Result<PathBuf, String> {
+    /// Returns the absolute path.
+    ///
+    /// # Errors
+    /// systemd has passed no credentials.
+    pub fn path(&self) -> Result<PathBuf, String> {
         if self.0.starts_with('/') {
             return Ok(PathBuf::from(&self.0));
         }

@@ -47,7 +47,7 @@ fn no_error_repeats_a_value_that_was_written_without_quotes() {
 #[test]
 fn an_empty_file_is_the_default() {
     let config = Config::parse("").unwrap();
-    assert_eq!(config.api.listen.to_string(), "unix:/run/hotslot/api.sock");
+    assert_eq!(config.api.url(), "unix:/run/hotslot/api.sock");
     assert_eq!(config.hypervisors()[0].uri, "qemu:///system");
     assert!(config.pci.device_spec.is_empty());
     assert_eq!((config.detach.attempts, config.detach.timeout.0.as_secs()), (8, 20));
@@ -82,11 +82,27 @@ fn extra_info_is_a_map_of_strings() {
 }
 
 #[test]
-fn only_local_listen_addresses_are_accepted() {
+fn an_address_of_the_network_needs_tls() {
     for good in ["127.0.0.1:9774", "[::1]:9774", "unix:/run/hotslot/api.sock"] {
         Config::parse(&format!("[api]\ninsecure_tcp = true\nlisten = '{good}'")).unwrap();
     }
-    assert!(error("[api]\nlisten = '0.0.0.0:9774'").contains("other machines"));
+    let tls = |listen: &str, more: &str| {
+        format!(
+            "[identity]\ntokens = '/t'\n[api]\nlisten = '{listen}'\n[api.tls]\ncertificate = '/a.pem'\nkey = '/b.pem'\n{more}"
+        )
+    };
+    for identified in ["", "[identity]\ntokens = '/t'\n"] {
+        let message = error(&format!("{identified}[api]\nlisten = '0.0.0.0:9774'"));
+        assert!(message.contains("other machines") && message.contains("[api.tls]"), "{message}");
+    }
+    let insecure = tls("[::]:9774", "").replace("[api]\n", "[api]\ninsecure_tcp = true\n");
+    assert!(error(&insecure).contains("insecure_tcp: the port can be reached from other machines"));
+    let api = Config::parse(&tls("0.0.0.0:9774", "client_ca = '/c.pem'")).unwrap().api;
+    assert_eq!(api.url(), "https://0.0.0.0:9774");
+    assert!(error(&tls("unix:/a.sock", "")).contains("does not use TLS"));
+    assert!(error(&tls("127.0.0.1:1", "client_certificates = 'optional'")).contains("client_ca"));
+    assert!(error(&tls("127.0.0.1:1", "client_ca = 'c.pem'")).contains("`c.pem` is not an absolute path"));
+    assert!(error("[api.tls]\ncertificate = '/a.pem'").contains("missing field `key`"));
     assert!(error("[api]\nlisten = 'unix:api.sock'").contains("absolute"));
     assert!(error("[api]\nlisten = 'localhost'").contains("127.0.0.1:9774"));
 }
@@ -214,7 +230,8 @@ fn a_webhook_has_a_name_an_url_and_a_secret_that_is_not_printed() {
         (hook("kinds = ['attachments']"), "attachment.state"),
         (hook("attempts = 0"), "at least once"),
         (hook("").replace("'a'", "'a/b'"), "1 to 64"),
-        (hook("").replace("http:", "https:"), "not supported"),
+        (hook("").replace("http:", "ftp:"), "not supported"),
+        (hook("ca = 'ca.pem'"), "absolute path"),
         (hook("").replace("0123456789", "0"), "openssl rand"),
         (format!("{}{}", hook(""), hook("")), "another webhook has this name"),
     ] {
@@ -225,7 +242,8 @@ fn a_webhook_has_a_name_an_url_and_a_secret_that_is_not_printed() {
 
 #[test]
 fn a_password_is_not_printed() {
-    let database = Database { url: "postgres://hotslot:secret@db/hotslot".into() };
+    let url = "postgres://hotslot:secret@db/hotslot".into();
+    let database = Database { url, url_file: None };
     assert!(!format!("{database:?}").contains("secret"));
 }
 
@@ -236,13 +254,17 @@ fn the_example_file_is_the_default_configuration() {
     // Every commented key is a real one.
     let uncommented: String =
         example.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
-    Config::parse(&uncommented).unwrap();
+    // A unix socket does not use TLS.
+    let uncommented =
+        uncommented.replace("listen = \"unix:/run/hotslot/api.sock\"", "listen = \"0.0.0.0:9774\"");
+    assert!(Config::parse(&uncommented).unwrap().api.tls.is_some());
 }
 
 #[test]
 fn a_port_needs_callers_who_are_identified() {
     const TCP: &str = "[api]\nlisten = '127.0.0.1:0'\n";
     let headers = "identity = 'headers'\n";
+    let tls = |more: &str| format!("[api.tls]\ncertificate = '/a'\nkey = '/b'\n{more}");
     for (more, says) in [
         ("", "nothing identifies them"),
         (headers, "nothing identifies them"),
@@ -253,6 +275,13 @@ fn a_port_needs_callers_who_are_identified() {
             "remove one or the other",
         ),
         ("[[identity.local]]\nuser = 'a'\nrole = 'admin'\n", "nothing identifies them"),
+        // A client certificate alone does not identify a caller.
+        (&tls("client_ca = '/c'\n"), "nothing identifies them"),
+        (&format!("{headers}{}", tls("")), "nothing identifies them"),
+        (
+            &format!("{headers}{}", tls("client_ca = '/c'\nclient_certificates = 'optional'\n")),
+            "nothing identifies them",
+        ),
     ] {
         let message = error(&format!("{TCP}{more}"));
         assert!(message.contains(says), "{more}: {message}");
@@ -261,8 +290,13 @@ fn a_port_needs_callers_who_are_identified() {
         "insecure_tcp = true\n",
         "identity = 'headers'\nproxy_secret_file = '/s'\n",
         "[identity]\ntokens = '/t'\n",
+        &format!("{headers}{}", tls("client_ca = '/c'\n")),
     ] {
         Config::parse(&format!("{TCP}{more}")).unwrap();
+    }
+    for (more, accepted) in [("", false), ("client_ca = '/c'\n", true)] {
+        let text = format!("{TCP}{headers}{}", tls(more)).replace("127.0.0.1", "192.0.2.1");
+        assert_eq!(Config::parse(&text).is_ok(), accepted, "{text}");
     }
     Config::parse("[api]\nidentity = 'headers'").unwrap();
 }

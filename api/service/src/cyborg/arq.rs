@@ -234,7 +234,7 @@ impl Cyborg {
             let view = self.arq(id).await?;
             may(&view)?;
             if !waits(&view) {
-                return Err(Error::Conflict(format!(
+                return Err(Error::Busy(format!(
                     "accelerator request {id} is being bound; try again when it is bound"
                 )));
             }
@@ -346,6 +346,7 @@ impl Cyborg {
                     numa_policy: None,
                     network: None,
                     key: None,
+                    owner: None,
                     holder: Some(holder),
                 };
                 self.assignments.attach(request).await.map(drop)

@@ -3,6 +3,7 @@
 mod local;
 pub mod tokens;
 mod unidentified;
+pub(crate) mod watch;
 
 use hotslot_model::identity::{Caller, Peer};
 use sha2::{Digest as _, Sha256};
@@ -135,15 +136,16 @@ impl Callers {
         }
     }
 
-    /// Whether the headers of a request that identify its caller come from the proxy: at a unix socket they do, because
-    /// its mode and group say who may connect; elsewhere the request has the proxy's secret.
-    pub fn trust_headers(&self, peer: Option<Peer>, secret: Option<&[u8]>) -> bool {
+    /// Whether the headers of a request that identify its caller come from the proxy: where a secret is configured, the
+    /// request has it; without one they do at a unix socket, because its mode and group say who may connect, and over a
+    /// connection whose client has shown a certificate of `[api.tls] client_ca` (`certified`).
+    pub fn trust_headers(&self, peer: Option<Peer>, certified: bool, secret: Option<&[u8]>) -> bool {
         match (&self.proxy, secret) {
             (Some(expected), Some(secret)) => {
                 bool::from(expected.as_slice().ct_eq(Sha256::digest(secret).as_slice()))
             }
             (Some(_), None) => false,
-            (None, _) => matches!(peer, Some(Peer::Unix { .. })) || self.insecure,
+            (None, _) => matches!(peer, Some(Peer::Unix { .. })) || certified || self.insecure,
         }
     }
 }

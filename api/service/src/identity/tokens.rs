@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use hotslot_driver::text::visible;
 use hotslot_model::identity::{Caller, User, Via};
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
@@ -32,7 +33,7 @@ pub(super) fn is_own(token: &str) -> bool {
 }
 
 /// How often the file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// The maximum size of the file, in bytes.
 const SIZE: u64 = 4 << 20;
@@ -77,6 +78,9 @@ impl Token {
         if self.project.as_ref().is_some_and(|project| project.trim().is_empty()) {
             return Err(of_token("the project is empty; omit it for the whole system".to_owned()));
         }
+        if let Some(project) = &self.project {
+            visible(project).map_err(|reason| of_token(format!("the project {reason}")))?;
+        }
         self.roles.iter().try_for_each(|role| known_role(role).map_err(of_token))
     }
 }
@@ -107,14 +111,14 @@ pub enum TokensError {
 
 /// The facts by which one version of a file differs from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     inode: u64,
     modified: (i64, i64),
     size: u64,
 }
 
 impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
         let found = fs::metadata(path)?;
         let modified = (found.mtime(), found.mtime_nsec());
         Ok(Self { inode: found.ino(), modified, size: found.size() })
@@ -122,7 +126,7 @@ impl Stamp {
 }
 
 /// Reads and checks a file of tokens. A missing file has none.
-fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
+pub(super) fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
     let failed = |source| TokensError::Io { path: path.display().to_string(), source };
     let file = match File::open(path) {
         Ok(file) => file,

@@ -199,7 +199,7 @@ impl Catalog {
         let mut scans = JoinSet::new();
         for host in self.hosts.iter().filter(|host| host.hypervisor.connection().is_ok()) {
             let (service, host) = (Arc::clone(self), Arc::clone(host));
-            scans.spawn(actor::scope(actor::current(), async move {
+            scans.spawn(actor::scope_as(actor::current(), async move {
                 if let Err(error) = service.discover(&host, None).await {
                     tracing::warn!(
                         host = %host.name, %error,

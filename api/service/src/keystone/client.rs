@@ -1,5 +1,6 @@
 //! Keystone's API: the token of hotslot's own user, and the validation of tokens of callers.
 
+use std::path::Path;
 use std::time::Duration;
 
 use hotslot_model::identity::login::{LoginScope, Method, Reference, login};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 
 use super::token::Token;
 use crate::config::{Credential, Secret};
+use crate::tls;
 
 /// The maximum size of a response, in bytes. A token with a thousand access rules has about 200 KiB.
 const BODY: usize = 1024 * 1024;
@@ -53,10 +55,18 @@ struct Own {
 }
 
 impl Client {
-    pub(super) fn new(base: Url, credential: Credential, timeout: Duration) -> Result<Self, String> {
+    /// Returns a client that trusts the authorities of the file `ca`, or those of the system.
+    pub(super) fn new(
+        base: Url,
+        ca: Option<&Path>,
+        credential: Credential,
+        timeout: Duration,
+    ) -> Result<Self, String> {
+        let tls = tls::client(tls::authorities_for(&base, ca)?, None)?;
         // Send passwords and tokens to the configured URL only: use no proxy and follow no redirect.
         let http = reqwest::Client::builder()
             .no_proxy()
+            .tls_backend_preconfigured(tls)
             .redirect(Policy::none())
             .timeout(timeout)
             .user_agent(concat!("hotslot/", env!("CARGO_PKG_VERSION")))
@@ -212,6 +222,9 @@ async fn body(mut response: Response) -> Result<Vec<u8>, Unavailable> {
 fn unreachable(error: &reqwest::Error) -> Unavailable {
     if error.is_timeout() {
         return Unavailable("it does not respond in time".into());
+    }
+    if let Some(failure) = tls::Failure::of(error) {
+        return Unavailable(format!("it cannot be reached: {}", failure.in_configuration()));
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {

@@ -141,7 +141,8 @@ impl Keystone {
                 credential.file()
             );
         }
-        let client = Client::new(url, credential, config.timeout.0).map_err(|reason| bad("ca", reason))?;
+        let client = Client::new(url, config.ca.as_deref(), credential, config.timeout.0)
+            .map_err(|reason| bad("ca", reason))?;
         let answers = Cache::builder()
             .max_capacity(KEPT)
             .weigher(|_, answer: &Answer| u32::try_from(answer.size + ENTRY).unwrap_or(u32::MAX))

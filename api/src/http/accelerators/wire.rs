@@ -139,22 +139,38 @@ pub(super) async fn one(
 }
 
 /// Whether the caller may change a server. The administrator may change every server, and the members of a project
-/// those that Nova created for the project.
+/// those that belong to the project.
 pub(super) async fn is_theirs(hosts: &Hosts, identity: &Caller, server: ServerId) -> Result<bool, Error> {
     if identity.is_admin() {
         return Ok(true);
     }
-    let view = match hosts.find(server).await {
-        Ok((_, view)) => view,
-        Err(Error::NoServer(_)) => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let project = view.persistent.or(view.live).and_then(|document| document.project);
-    Ok(project.is_some_and(|project| identity.sees(Some(&project))))
+    match hosts.find_where(server, |view| identity.sees(view.ownership().project())).await {
+        Ok(_) => Ok(true),
+        Err(Error::NoServer(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-/// Removes the location of an accelerator from its JSON when it is in a server that the caller may not see.
+/// Removes from the JSON of an accelerator what the caller may not see: names and addresses of hosts, and the reason of the
+/// status, which may name them; when the accelerator is in a server of another project, also where it is.
 pub(super) async fn hide(hosts: &Hosts, identity: &Caller, view: &View, shown: &mut Value) {
+    if !identity.sees_host_details() {
+        for key in ["host", "address", "driver"] {
+            shown[key] = Value::Null;
+        }
+        if shown["status_reason"].is_string() {
+            shown["status_reason"] = json!("an administrator sees the reason");
+        }
+        for device in shown["devices"].as_array_mut().into_iter().flatten() {
+            for (_, value) in
+                device.as_object_mut().into_iter().flatten().filter(|(key, _)| {
+                    matches!(key.as_str(), "host" | "address" | "driver" | "previous_driver")
+                })
+            {
+                *value = Value::Null;
+            }
+        }
+    }
     let Some(server) = view.server() else { return };
     // Services may see every server.
     if identity.is_service_or_admin() || is_theirs(hosts, identity, server).await.unwrap_or(false) {

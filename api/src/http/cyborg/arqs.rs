@@ -82,6 +82,14 @@ fn wire(view: &ArqView, identity: &Caller, headers: &HeaderMap) -> Value {
         "updated_at": row.updated_at.map(time),
         "links": links(headers, "accelerator_requests", row.id),
     });
+    // Nova, which needs the address, sends a service token.
+    if !identity.sees_host_details() {
+        for (key, value) in
+            [("hostname", Value::Null), ("device_rp_uuid", Value::Null), ("attach_handle_info", json!({}))]
+        {
+            shown[key] = value;
+        }
+    }
     // Cyborg has no such key. The reason names devices, so only services and the administrator see it.
     if let (ArqState::BindFailed | ArqState::UnbindFailed, Some(reason)) = (state, &row.reason)
         && identity.is_service_or_admin()

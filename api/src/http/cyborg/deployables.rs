@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use hotslot_model::identity::Caller;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{Attribution, Card};
 use hotslot_service::error::Error;
@@ -21,7 +22,7 @@ pub(super) struct DeployablePath {
     id: String,
 }
 
-fn wire(card: &Card, attributions: &[Attribution], headers: &HeaderMap) -> Value {
+fn wire(card: &Card, attributions: &[Attribution], identity: &Caller, headers: &HeaderMap) -> Value {
     let of_it = attributions
         .iter()
         .map(|attribution| &attribution.attribute)
@@ -33,7 +34,8 @@ fn wire(card: &Card, attributions: &[Attribution], headers: &HeaderMap) -> Value
         .collect();
     json!({
         "uuid": card.deployable_id(),
-        "name": card.name(),
+        // The name is made of the host and the address.
+        "name": identity.sees_host_details().then(|| card.name()),
         "parent_id": null,
         "root_id": null,
         "num_accelerators": card.handles.len(),
@@ -50,12 +52,14 @@ fn wire(card: &Card, attributions: &[Attribution], headers: &HeaderMap) -> Value
 
 pub(super) async fn list(
     State(cyborg): State<Arc<Cyborg>>,
+    identity: Caller,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     let cards = cyborg.cards().await?;
     let attributions = cyborg.attributions(&cards).await?;
-    let mut listed: Vec<_> = cards.iter().map(|card| wire(card, &attributions, &headers)).collect();
+    let mut listed: Vec<_> =
+        cards.iter().map(|card| wire(card, &attributions, &identity, &headers)).collect();
     let mut limit = usize::MAX;
     for (key, value) in filters(pairs, &[], &["limit", "name", "device_id", "rp_uuid"])? {
         if key == "limit" {
@@ -80,12 +84,13 @@ async fn find(cyborg: &Cyborg, path: &DeployablePath) -> Result<Card, Error> {
 
 pub(super) async fn show(
     State(cyborg): State<Arc<Cyborg>>,
+    identity: Caller,
     Path(path): Path<DeployablePath>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
     let card = find(&cyborg, &path).await?;
     let attributions = cyborg.attributions(std::slice::from_ref(&card)).await?;
-    Ok(Json(wire(&card, &attributions, &headers)))
+    Ok(Json(wire(&card, &attributions, &identity, &headers)))
 }
 
 /// Returns 501: hotslot has no agent that loads bitstreams into FPGAs, as Cyborg has.

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use hotslot_driver::device_type::names;
+use hotslot_model::identity::Caller;
 use hotslot_service::cyborg::Card;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
@@ -29,13 +30,16 @@ impl DevicePath {
     }
 }
 
-fn wire(card: &Card, version: Microversion, headers: &HeaderMap) -> Value {
+/// Managers of a project see which kinds of cards there are, but neither hosts nor addresses.
+fn wire(card: &Card, version: Microversion, identity: &Caller, headers: &HeaderMap) -> Value {
+    let sees_host = identity.sees_host_details();
     let function = card.function.as_ref();
     let facts = &card.row.facts;
     let (vendor, product) = function
         .map_or((facts.vendor_id, facts.product_id), |function| (function.vendor_id, function.product_id));
     let class = function.and_then(|function| function.class).map(|class| class.description());
-    let board = json!({ "product_id": product.to_string(), "controller": class, "address": card.address });
+    let address = sees_host.then_some(card.address);
+    let board = json!({ "product_id": product.to_string(), "controller": class, "address": address });
     let names = function.map(names);
     let maker = json!({ "vendor_name": names.and_then(|names| names.vendor) });
     let id = card.device_id();
@@ -44,7 +48,7 @@ fn wire(card: &Card, version: Microversion, headers: &HeaderMap) -> Value {
         "type": card.type_word(),
         "vendor": vendor.to_string(),
         "model": names.and_then(|names| names.product).map_or_else(|| product.to_string(), str::to_owned),
-        "hostname": card.host.name,
+        "hostname": sees_host.then_some(&card.host.name),
         "std_board_info": board.to_string(),
         "vendor_board_info": maker.to_string(),
         "created_at": time(card.row.created_at),
@@ -60,10 +64,12 @@ fn wire(card: &Card, version: Microversion, headers: &HeaderMap) -> Value {
 pub(super) async fn list(
     State(cyborg): State<Arc<Cyborg>>,
     Extension(version): Extension<Microversion>,
+    identity: Caller,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let mut cards: Vec<_> = cyborg.cards().await?.iter().map(|card| wire(card, version, &headers)).collect();
+    let cards = cyborg.cards().await?;
+    let mut cards: Vec<_> = cards.iter().map(|card| wire(card, version, &identity, &headers)).collect();
     let mut limit = None;
     for (key, value) in filters(pairs, &["type", "vendor", "hostname"], &["limit", "marker"])? {
         match key.as_str() {
@@ -94,6 +100,7 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(cyborg): State<Arc<Cyborg>>,
     Extension(version): Extension<Microversion>,
+    identity: Caller,
     Path(path): Path<DevicePath>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
@@ -101,7 +108,7 @@ pub(super) async fn show(
     let cards = cyborg.cards().await?;
     let card = cards.iter().find(|card| card.device_id() == id);
     let card = card.ok_or_else(|| Error::NotFound(format!("device {id}")))?;
-    Ok(Json(wire(card, version, &headers)))
+    Ok(Json(wire(card, version, &identity, &headers)))
 }
 
 pub(super) async fn disable(

@@ -142,10 +142,13 @@ pub(super) async fn microversion(mut request: Request, next: Next) -> Response {
         Err(fault) => fault.into_response(),
     };
     if let Some(fault) = response.extensions_mut().remove::<Fault>() {
+        let extensions = std::mem::take(response.extensions_mut());
         let kept = [header::RETRY_AFTER, header::WWW_AUTHENTICATE];
         let kept = kept.map(|name| response.headers_mut().remove(&name).map(|value| (name, value)));
         response = (fault.status, Json(error_message(&fault))).into_response();
         response.headers_mut().extend(kept.into_iter().flatten());
+        *response.extensions_mut() = extensions;
+        response.extensions_mut().insert(fault);
     }
     // Like Cyborg, name the service in the current and the maximum version, but not in the minimum version.
     for (name, version) in [

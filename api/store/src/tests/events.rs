@@ -1,6 +1,10 @@
 //! Events: which are written, read and pruned.
 
+use hotslot_model::event::EventKind;
+use hotslot_model::identity::{Actor, User};
 use hotslot_model::rules::Rule;
+
+use crate::sql::Pool;
 
 use super::*;
 
@@ -9,6 +13,7 @@ on_both! {
     events_are_filtered_and_paged
     events_are_pruned_by_age_and_number_and_ids_are_never_reused
     changes_of_rules_write_events
+    events_are_found_by_their_caller_with_an_index
 }
 
 async fn each_change_writes_one_event_with_its_actor(records: Records) {
@@ -22,7 +27,7 @@ async fn each_change_writes_one_event_with_its_actor(records: Records) {
     assert!(
         claimed_events
             .iter()
-            .all(|event| event.who == "request req-1" && event.host.as_deref() == Some("node1"))
+            .all(|event| event.actor.who == "request req-1" && event.host.as_deref() == Some("node1"))
     );
     assert_eq!(claimed_events[0].what.attachment, Some(vf));
     assert_eq!(claimed_events[0].what.server, records.at("0000:04:10.0").server());
@@ -133,4 +138,52 @@ async fn changes_of_rules_write_events(records: Records) {
     let changed = &records.events().await[1].what;
     assert_eq!(changed.to, Some(serde_json::json!({ "kind": "alias", "entry": { "name": "b" } })));
     assert_eq!(changed.rule, Some(id));
+}
+
+async fn events_are_found_by_their_caller_with_an_index(records: Records) {
+    records.scan(devices()).await;
+    let by = |id: &str, name: &str, project: &str| Actor {
+        who: format!("request of {name}"),
+        user: Some(User { id: id.into(), name: name.into() }),
+        project: Some(project.into()),
+        roles: ["member".to_owned(), "operator".to_owned()].into(),
+        via: Some("Keystone, TCP 192.0.2.1".into()),
+        global_request: Some("req-0a1b2c3d-0000-4000-8000-00000000beef".into()),
+    };
+    let callers = [by("u1", "alice", "p"), by("u2", "alice", "q"), by("u3", "bob", "p")];
+    for caller in &callers {
+        let what = hotslot_model::event::of_kind(EventKind::RequestRefused, None, None);
+        records.store.record(vec![(Arc::new(caller.clone()), what)]).await.unwrap();
+    }
+    let all = records.events().await;
+    let any = EventFilter::default;
+    for (filter, expected) in [
+        (EventFilter { user: Some("alice".into()), ..any() }, &[0, 1][..]),
+        (EventFilter { user_id: Some("u3".into()), ..any() }, &[2]),
+        (EventFilter { project: Some("p".into()), ..any() }, &[0, 2]),
+        (EventFilter { user: Some("alice".into()), project: Some("q".into()), ..any() }, &[1]),
+        (EventFilter { user: Some("alice".into()), kind: Some("device".into()), ..any() }, &[]),
+        (EventFilter { user: Some("eve".into()), ..any() }, &[]),
+    ] {
+        let read = records.store.events(EventId(0), &filter, 100).await.unwrap();
+        let expected: Vec<_> = expected.iter().map(|number| callers[*number].clone()).collect();
+        assert_eq!(read.iter().map(|event| event.actor.clone()).collect::<Vec<_>>(), expected, "{filter:?}");
+        assert_eq!(read, all.iter().filter(|event| filter.passes(event)).cloned().collect::<Vec<_>>());
+        let first = records.store.before_newest(&filter, 1).await.unwrap();
+        let newest = records.store.events(first, &filter, 9).await.unwrap();
+        assert_eq!(newest, read.last().cloned().into_iter().collect::<Vec<_>>(), "{filter:?}");
+    }
+    let Pool::Sqlite(pool) = &records.store.read else { return };
+    for (filter, index) in [
+        (EventFilter { user: Some("alice".into()), ..any() }, "events_by_user "),
+        (EventFilter { user_id: Some("u1".into()), ..any() }, "events_by_user_id "),
+        (EventFilter { project: Some("p".into()), ..any() }, "events_by_project "),
+    ] {
+        let plan = format!("EXPLAIN QUERY PLAN {}", crate::events::statement(&filter));
+        let plan: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(sqlx::AssertSqlSafe(plan)).fetch_all(pool).await.unwrap();
+        let plan: Vec<_> = plan.into_iter().map(|row| row.3).collect();
+        assert!(plan[0].contains(index), "{filter:?}: {plan:?}");
+        assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
+    }
 }

@@ -146,7 +146,7 @@ async fn specs_and_kept_keys_are_counted(records: Records) {
     store.create_accelerator("a", a, Some("p")).await.unwrap();
     store.create_accelerator("b", b, Some("p")).await.unwrap();
     store.put_acc_spec(a, &spec(90), None).await.unwrap();
-    let bytes = i64::try_from(spec(90).stored().len()).unwrap();
+    let bytes = i64::try_from(spec(90).stored().to_string().len()).unwrap();
     assert_eq!(records.used("p", Resource::SpecBytes).await, (bytes, 0), "bytes, not characters");
     let refused = exceeded(store.put_acc_spec(b, &spec(90), None).await);
     assert_eq!((refused.resource, refused.requested, refused.used), (Resource::SpecBytes, bytes, bytes));

@@ -183,7 +183,23 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::MdevState
             | EventKind::RuleAdded
             | EventKind::RuleChanged
-            | EventKind::RuleRemoved => panic!("{} happens in no step", what.kind),
+            | EventKind::RuleRemoved
+            | EventKind::AcceleratorCreated
+            | EventKind::AcceleratorChanged
+            | EventKind::AcceleratorReleased
+            | EventKind::AcceleratorRemoved
+            | EventKind::ProfileCreated
+            | EventKind::ProfileRemoved
+            | EventKind::ArqCreated
+            | EventKind::ArqState
+            | EventKind::ArqRemoved
+            | EventKind::AttributeCreated
+            | EventKind::AttributeRemoved
+            | EventKind::CardDisabled
+            | EventKind::CardEnabled
+            | EventKind::WebhookRedelivered
+            | EventKind::TokensChanged
+            | EventKind::RequestRefused => panic!("{} happens in no step", what.kind),
         }
     }
     let rows = records.store.devices();
