@@ -9,7 +9,8 @@ Exit codes:
     1  failed for another reason; a check of `doctor` failed; `config check` or `drift` found a problem
     2  invalid arguments, or an ambiguous name
     3  not found
-    4  refused: busy, wrong state, no free port, the guest keeps the device; or a dry run found such a reason
+    4  refused: busy, wrong state, no free port, the guest keeps the device, too many requests; or a dry run found
+       such a reason
     5  the service or a host is unreachable, or a list is incomplete because a host is unreachable
     6  bad request: an unknown alias, or too few free devices
     7  not identified: no token, or one that is not valid (HOTSLOT_TOKEN, --token-file)
@@ -41,7 +42,7 @@ impl Exit {
             401 => Self::NotIdentified,
             403 => Self::NotPermitted,
             404 | 410 => Self::NotFound,
-            409 => Self::Refused,
+            409 | 429 => Self::Refused,
             503 => Self::Unreachable,
             _ => Self::Failed,
         }

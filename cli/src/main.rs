@@ -30,6 +30,7 @@ mod notify;
 mod output;
 mod pci;
 mod policy;
+mod quota;
 mod remedy;
 mod serve;
 mod server;
@@ -161,6 +162,9 @@ enum ServiceCommand {
     /// Manage accelerators: named devices for a guest or for the host itself.
     #[command(subcommand, after_help = accelerator::HELP)]
     Accelerator(accelerator::AcceleratorCommand),
+    /// Show and set how much of each resource a project may use.
+    #[command(subcommand, after_help = quota::HELP)]
+    Quota(quota::QuotaCommand),
     /// Report where the records, the guests and the hosts disagree, and repair it with --repair.
     #[command(after_help = drift::HELP)]
     Drift(drift::Drift),
@@ -285,6 +289,7 @@ impl ServiceCommand {
             Self::Attach(command) => command.run(cli).await,
             Self::Detach(command) => command.run(cli).await,
             Self::Accelerator(command) => command.run(cli).await,
+            Self::Quota(command) => command.run(cli).await,
             Self::Drift(command) => command.run(cli).await,
         }
     }
@@ -328,6 +333,9 @@ mod tests {
             "hotslot accelerator detach gpu0 --timeout 30s",
             "hotslot accelerator delete gpu0",
             "hotslot drift",
+            "hotslot quota show 7c1f",
+            "hotslot quota set 7c1f pci_attachments=8 pci_attachments:gpu=-1",
+            "hotslot quota reset 7c1f",
             "hotslot drift --repair --host node1 -o json",
             "hotslot pci list --host node1 --vendor 8086 --product 10ca --type type-VF --status available -l",
             "hotslot pci list --server vm1 --extra rack=r1 --extra switch=tor-3 -o json",
@@ -377,6 +385,8 @@ mod tests {
             "hotslot pci list --status free",
             "hotslot pci list --extra rack",
             "hotslot pci list --vendor intel",
+            "hotslot quota set 7c1f",
+            "hotslot quota set 7c1f instances=1",
             "hotslot topology",
             "hotslot topology a --host --server",
             "hotslot db backup",

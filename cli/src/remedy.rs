@@ -3,7 +3,7 @@
 /// A request as a message of the service names it, and the command that does the same. Each `{}` of a route stands for
 /// one segment of a path; the first one is inserted for `{}` in the command. The commands of Cyborg's v2 API are those
 /// of python-openstackclient, because the command line has none for it.
-const ROUTES: [(&str, &str); 13] = [
+const ROUTES: [(&str, &str); 14] = [
     ("GET servers", "`hotslot server list`"),
     ("GET os-pci", "`hotslot pci list`"),
     ("GET os-pci/detail", "`hotslot pci list -l`"),
@@ -14,6 +14,7 @@ const ROUTES: [(&str, &str); 13] = [
     ("GET drift", "`hotslot drift`"),
     ("GET events", "`hotslot events`"),
     ("GET flavors", "the configuration ([[flavor]])"),
+    ("PUT os-quota-sets/{}", "`hotslot quota set {}`"),
     ("DELETE accelerators/{}", "`hotslot accelerator detach {}`"),
     ("DELETE accelerator/v2/accelerator_requests/{}", "`openstack accelerator arq delete {}`"),
     ("POST accelerator/v2/devices/{}/enable", "`openstack accelerator device enable {}`"),

@@ -119,10 +119,11 @@ impl Hotslot {
     }
 
     fn launch(binary: PathBuf, dir: tempfile::TempDir, config: &str) -> Self {
-        // Every client is the administrator, unless the configuration has another way to identify callers.
+        // Tests send requests as fast as they can. Every client is the administrator, unless the configuration has another
+        // way to identify callers.
         let insecure = !config.contains("[identity.keystone]");
         let config = format!(
-            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\ninsecure_tcp = {insecure}\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
+            "{config}\n[api]\nrate = 0\nlisten = \"127.0.0.1:0\"\ninsecure_tcp = {insecure}\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
             dir.path().display()
         );
         std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");

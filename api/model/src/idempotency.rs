@@ -16,6 +16,8 @@ pub struct IdempotencyKey {
     pub route: String,
     /// A UUID made from the body. Equal JSON documents have the same fingerprint, however they are formatted.
     pub fingerprint: Uuid,
+    /// The project of the caller, against whose quota it counts.
+    pub project: Option<String>,
 }
 
 /// The record of a key.
@@ -55,12 +57,12 @@ impl IdempotencyKey {
         let json = serde_json::from_slice::<serde_json::Value>(body).map(|json| json.to_string());
         let text = json.as_ref().map_or(body, |json| json.as_bytes());
         let fingerprint = Uuid::new_v5(&Uuid::NAMESPACE_OID, text);
-        Ok(Self { key: key.to_owned(), route: route.to_owned(), fingerprint })
+        Ok(Self { key: key.to_owned(), route: route.to_owned(), fingerprint, project: None })
     }
 
-    /// Returns the key of a particular caller, so that callers do not share keys.
+    /// Returns the key of a particular caller in a project, so that callers do not share keys.
     #[must_use]
-    pub fn of(self, caller: &str) -> Self {
+    pub fn of(self, caller: &str, project: Option<&str>) -> Self {
         let route = if caller.is_empty() { self.route } else { format!("{} by {caller}", self.route) };
         // PostgreSQL cannot have longer values in an index.
         let route = if route.len() <= ROUTE {
@@ -68,7 +70,7 @@ impl IdempotencyKey {
         } else {
             Uuid::new_v5(&Uuid::NAMESPACE_URL, route.as_bytes()).to_string()
         };
-        Self { route, ..self }
+        Self { route, project: project.map(str::to_owned), ..self }
     }
 }
 

@@ -14,6 +14,8 @@ pub mod id;
 pub mod idempotency;
 pub mod identity;
 pub mod overdue;
+pub mod quota;
+pub mod rate;
 pub mod rules;
 pub mod scan;
 mod string_enum;

@@ -4,6 +4,7 @@
 
 use hotslot_driver::hypervisor;
 use hotslot_model::id::{AttachmentId, ServerId};
+use hotslot_model::quota::Exceeded;
 use hotslot_model::rules::Shortage;
 
 /// A request failed or was refused.
@@ -38,6 +39,9 @@ pub enum Error {
     /// The request requires the role admin, because the host itself has the device.
     #[error("this requires the role admin in a project: the host itself has the device")]
     NeedsAdmin,
+    /// The request would exceed a quota of a project.
+    #[error(transparent)]
+    OverQuota(Box<Exceeded>),
     /// The accelerator is in a server of another project.
     #[error(
         "this requires the role admin in a project: the accelerator is in a server of another project, and members \
@@ -125,6 +129,7 @@ impl From<hotslot_store::Error> for Error {
             Of::Invalid(reason) => Self::Invalid(reason),
             Of::Conflict(reason) => Self::Conflict(reason),
             Of::AlreadyExists(reason) => Self::AlreadyExists(reason),
+            Of::OverQuota(exceeded) => Self::OverQuota(exceeded),
             Of::Internal(reason) => Self::Internal(reason),
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hotslot_model::idempotency::{Answer, IdempotencyKey, StoredResponse};
+use hotslot_model::quota::Resource;
 use hotslot_model::time::Millis;
 use hotslot_store::{Store, now};
 
@@ -47,6 +48,24 @@ impl Idempotency {
     /// Errors of the database.
     pub async fn kept(&self, key: &IdempotencyKey) -> Result<Option<StoredResponse>, Error> {
         Ok(self.store.kept(key, self.kept_since()).await?)
+    }
+
+    /// Checks that the project of a key may have one more key.
+    ///
+    /// # Errors
+    /// [`Error::OverQuota`]; errors of the database.
+    pub async fn may_keep(&self, key: &IdempotencyKey) -> Result<(), Error> {
+        let Some(project) = &key.project else { return Ok(()) };
+        let one = [(Resource::IdempotencyKeys, 1)].into();
+        if self.store.would_exceed(project, &one).await?.is_none() {
+            return Ok(());
+        }
+        // Some may be too old to count.
+        self.store.prune_keys(self.kept_since()).await?;
+        match self.store.would_exceed(project, &one).await? {
+            None => Ok(()),
+            Some(exceeded) => Err(Error::OverQuota(Box::new(exceeded))),
+        }
     }
 
     /// Keeps the response of a key.

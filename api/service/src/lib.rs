@@ -8,6 +8,8 @@
 //! assignment      Assignments: devices in servers and in the use of their hosts: attach, detach, reconciliation
 //! accelerator     Accelerators: attached to servers or bound for the host itself
 //! cyborg          Cyborg's cards and accelerator requests
+//! quota           Quotas: how much of each resource a project may use
+//! rate            Rates: how often each caller may send a request
 //! records         the records, to be read
 //! locks           the work in progress, within this process and between processes
 //! peers           the other processes that use the same database
@@ -44,6 +46,8 @@ pub mod keystone;
 pub mod lifecycle;
 pub mod locks;
 mod peers;
+pub mod quota;
+pub mod rate;
 pub mod records;
 mod retention;
 pub mod service;

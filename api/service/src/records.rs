@@ -7,7 +7,7 @@ use hotslot_model::assignment::{Attachment, Mdev};
 use hotslot_model::cyborg::DeviceProfile;
 use hotslot_model::device::Device;
 use hotslot_model::event::{Event, EventFilter};
-use hotslot_model::id::{DeviceId, EventId, HypervisorId, ServerId};
+use hotslot_model::id::{AttachmentId, DeviceId, EventId, HypervisorId, ServerId};
 use hotslot_store::{DeadLetter, Error, EventBounds, Store};
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
@@ -81,6 +81,29 @@ impl Records {
     /// The database's, or a row that cannot be read.
     pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
         self.0.attachments().await
+    }
+
+    /// The attachments that have not ended, the oldest first: at most `most`, of one project or of all, and those that
+    /// come after a marker, where one is given. `None` when there is no such attachment.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_after(
+        &self,
+        project: Option<&str>,
+        marker: Option<AttachmentId>,
+        most: usize,
+    ) -> Result<Option<Vec<Attachment>>, Error> {
+        let after = match marker {
+            None => None,
+            Some(id) => match self.0.attachment(id).await? {
+                Some(row) if project.is_none_or(|project| row.project.as_deref() == Some(project)) => {
+                    Some(row)
+                }
+                Some(_) | None => return Ok(None),
+            },
+        };
+        Ok(Some(self.0.attachments_after(project, after.as_ref(), most).await?))
     }
 
     /// The attachments of a server that have not ended, the oldest first.

@@ -20,6 +20,8 @@ use crate::idempotency::Idempotency;
 use crate::identity::Callers;
 use crate::inventory::Catalog;
 use crate::lifecycle::Lifecycle;
+use crate::quota::Quotas;
+use crate::rate::Rates;
 use crate::records::Records;
 use crate::webhook::Webhooks;
 
@@ -29,6 +31,8 @@ pub struct Service {
     pub config: Arc<Config>,
     /// Who calls.
     pub callers: Arc<Callers>,
+    /// How often each caller may send a request.
+    pub rates: Arc<Rates>,
     /// Who may do what.
     pub policy: Arc<Policy>,
     /// The database; only the parts change it.
@@ -45,6 +49,8 @@ pub struct Service {
     pub accelerators: Arc<Accelerators>,
     /// Cyborg's nouns.
     pub cyborg: Arc<Cyborg>,
+    /// How much of each resource a project may use.
+    pub quotas: Arc<Quotas>,
     /// Answers that are kept for requests that are sent again.
     pub idempotency: Arc<Idempotency>,
     /// The configured webhooks, to which events are posted.

@@ -22,6 +22,8 @@ use crate::idempotency::Idempotency;
 use crate::identity::{Callers, watch};
 use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
+use crate::quota::Quotas;
+use crate::rate::Rates;
 use crate::records::Records;
 use crate::service::Service;
 use crate::webhook::{Webhook, Webhooks};
@@ -92,7 +94,7 @@ impl Service {
         let policy = config.policy().map_err(StartError::Rules)?;
         let callers = Callers::new(&config)?;
         let templates = Templates::load(config.pci.templates.as_deref())?;
-        let store = open_store(&config).await?;
+        let store = open_store(&config).await?.with_default_limits(config.quota.limits());
         let rules = read_rules(&config, &store).await.map_err(StartError::Records)?;
         let hosts = open_hosts(&config, &store, open).await?;
         let webhooks = open_webhooks(&config, &store).await?;
@@ -142,8 +144,10 @@ impl Service {
             accelerators: Arc::clone(&accelerators),
             binding: InFlight::new("accelerator request", store.locks()),
         });
+        let quotas = Arc::new(Quotas { store: store.clone(), catalog: Arc::clone(&catalog) });
         Self {
             callers: Arc::new(callers),
+            rates: Arc::new(Rates::new(&config.api)),
             policy: Arc::new(policy),
             records: Arc::new(Records::new(store.clone())),
             config,
@@ -153,6 +157,7 @@ impl Service {
             assignments,
             accelerators,
             cyborg,
+            quotas,
             idempotency,
             webhooks,
             feed,

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use hotslot_driver::binding::HostDriver;
 use hotslot_driver::text;
-use hotslot_model::accelerator::{AccSpec, Target, View};
+use hotslot_model::accelerator::{AccSpec, MAX_BYTES, Target, View};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::id::{AcceleratorId, ServerId};
 use hotslot_model::identity::{Caller, Role};
@@ -146,14 +146,10 @@ async fn make(
         identity.needs(Role::Admin)?;
     }
     let made = parts.accelerators.create_accelerator(&body.name, id, identity.project.as_deref()).await;
+    let own = identity.project.as_deref().unwrap_or_default();
     if let Err(Error::AlreadyExists(_)) = made
-        && !parts
-            .accelerators
-            .accelerators()
-            .await?
-            .iter()
-            .any(|view| view.row.name == body.name && identity.sees(view.row.project.as_deref()))
         && !identity.is_admin()
+        && !parts.accelerators.accelerators_of(own).await?.iter().any(|view| view.row.name == body.name)
     {
         // The caller may not know which accelerator has the name.
         let uuid = if id.is_some() { " or the uuid" } else { "" };
@@ -215,6 +211,11 @@ async fn replace(
     headers: &HeaderMap,
 ) -> Result<Response, Fault> {
     let spec = AccSpec::read(spec).map_err(|reason| bad(reason, SPEC))?;
+    let bytes = spec.stored().to_string().len();
+    if bytes > MAX_BYTES {
+        let message = format!("the spec has {bytes} bytes; send at most {MAX_BYTES}");
+        return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
     let view = parts.accelerators.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
     Ok(one(parts, identity, view, uri, headers).await)
 }

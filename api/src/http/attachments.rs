@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Version;
-use super::body::{Pairs, Path, id, read, time};
+use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::permit::Permit;
 use super::servers::ServerPath;
@@ -311,12 +311,12 @@ fn described(run: &DryRun, sees_host: bool) -> Value {
 const ENDED: u32 = 1000;
 
 /// Parses `?ended=true`, which lists ended attachments instead of current ones.
-fn wants_ended(Pairs(pairs): Pairs) -> Result<bool, Error> {
+fn wants_ended(pairs: Vec<(String, String)>) -> Result<bool, Error> {
     let mut ended = false;
     for (key, value) in pairs {
         ended = match key.as_str() {
             "ended" => boolean(&key, &value)?,
-            _ => return Err(Error::Invalid(format!("unknown query key {key}; known: ended"))),
+            _ => return Err(Error::Invalid(format!("unknown query key {key}; known: ended, limit, marker"))),
         };
     }
     Ok(ended)
@@ -330,43 +330,74 @@ pub(super) async fn list(
     State(parts): State<DeviceParts>,
     permit: Permit,
     Path(path): Path<ServerPath>,
+    uri: OriginalUri,
+    headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
-    let ended = wants_ended(pairs)?;
+    let (page, rest) = Page::read(pairs)?;
+    let ended = wants_ended(rest)?;
     permit.check(&parts.hosts, server).await?;
-    if ended {
-        return listed(&parts, &permit, parts.records.ended_attachments(Some(server), ENDED).await?).await;
-    }
-    let rows = parts.records.attachments_of(server).await?;
-    if rows.is_empty() {
-        // Distinguish a server without attachments from a server that does not exist.
-        parts.hosts.find(server).await?;
-    }
-    listed(&parts, &permit, rows).await
+    let mut rows = if ended {
+        parts.records.ended_attachments(Some(server), ENDED).await?
+    } else {
+        let rows = parts.records.attachments_of(server).await?;
+        if rows.is_empty() {
+            // Distinguish a server without attachments from a server that does not exist.
+            parts.hosts.find(server).await?;
+        }
+        rows
+    };
+    page.skip(&mut rows, |row, marker| row.id.to_string().eq_ignore_ascii_case(marker))?;
+    listed(&parts, &permit, &page, rows, &uri, &headers).await
 }
 
 /// Lists the attachments of all servers that the caller may use. An extension of hotslot.
 pub(super) async fn list_all(
     State(parts): State<DeviceParts>,
     permit: Permit,
+    uri: OriginalUri,
+    headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let rows = if wants_ended(pairs)? {
+    let (page, rest) = Page::read(pairs)?;
+    let ended = wants_ended(rest)?;
+    if !ended && permit.covers_all() {
+        let marker = page.marker.as_deref();
+        let unknown =
+            || Error::Invalid("invalid marker: no item of the list has this id; begin without marker".into());
+        let after = marker.map(str::parse).transpose().map_err(|_| unknown())?;
+        let rows = parts.records.attachments_after(None, after, page.limit + 1).await?;
+        return listed(&parts, &permit, &page, rows.ok_or_else(unknown)?, &uri, &headers).await;
+    }
+    let rows = if ended {
         parts.records.ended_attachments(None, ENDED).await?
     } else {
         parts.records.attachments().await?
     };
-    let rows = permit.keep(&parts.hosts, rows, |row| (row.hypervisor, row.server)).await;
-    listed(&parts, &permit, rows).await
+    let mut rows = permit.keep(&parts.hosts, rows, |row| (row.hypervisor, row.server)).await;
+    page.skip(&mut rows, |row, marker| row.id.to_string().eq_ignore_ascii_case(marker))?;
+    listed(&parts, &permit, &page, rows, &uri, &headers).await
 }
 
-async fn listed(parts: &DeviceParts, permit: &Permit, rows: Vec<Attachment>) -> Result<Json<Value>, Fault> {
+async fn listed(
+    parts: &DeviceParts,
+    permit: &Permit,
+    page: &Page,
+    rows: Vec<Attachment>,
+    uri: &OriginalUri,
+    headers: &HeaderMap,
+) -> Result<Json<Value>, Fault> {
+    let (rows, next) = page.cut(rows, uri, headers, |row| row.id.to_string());
     let mut attachments = Vec::new();
     for row in rows {
         attachments.push(with_device(parts, permit, row).await?);
     }
-    Ok(Json(json!({ "pciAttachment": attachments })))
+    let mut body = json!({ "pciAttachment": attachments });
+    if let Some(next) = next {
+        body["pciAttachment_links"] = next;
+    }
+    Ok(Json(body))
 }
 
 pub(super) async fn show(

@@ -60,7 +60,9 @@ impl From<Error> for Fault {
                 StatusCode::NOT_FOUND
             }
             Error::Gone(_) => StatusCode::GONE,
-            Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs => StatusCode::FORBIDDEN,
+            Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs | Error::OverQuota(_) => {
+                StatusCode::FORBIDDEN
+            }
             Error::Conflict(_) | Error::Busy(_) | Error::AlreadyExists(_) | Error::Stale => {
                 StatusCode::CONFLICT
             }
@@ -98,6 +100,7 @@ fn discreet(error: &Error) -> Option<&'static str> {
         | Error::NeedsService
         | Error::NeedsAdmin
         | Error::NotTheirs
+        | Error::OverQuota(_)
         | Error::NoServer(_)
         | Error::NoAttachment(_)
         | Error::NoAccelerator(_)

@@ -27,8 +27,10 @@ pub(super) async fn answer_once(
         return next.run(request).await;
     }
     // A stored response is returned only to the same caller with the same rights.
-    let caller = request.extensions().get::<Caller>().map(Caller::key).unwrap_or_default();
-    let (key, request) = match named(request, &caller).await {
+    let caller = request.extensions().get::<Caller>();
+    let (caller, project) = (caller.map(Caller::key), caller.and_then(|caller| caller.project.clone()));
+    let caller = caller.unwrap_or_default();
+    let (key, request) = match named(request, &caller, project.as_deref()).await {
         Ok(named) => named,
         Err(fault) => return fault.into_response(),
     };
@@ -36,7 +38,11 @@ pub(super) async fn answer_once(
 }
 
 /// Reads the key and the body of a request, and returns the key and the request with its body.
-async fn named(request: Request, caller: &str) -> Result<(IdempotencyKey, Request), Fault> {
+async fn named(
+    request: Request,
+    caller: &str,
+    project: Option<&str>,
+) -> Result<(IdempotencyKey, Request), Fault> {
     let (mut parts, body) = request.into_parts();
     let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await;
     let body = body.map_err(|rejection| unreadable(&rejection))?;
@@ -44,8 +50,8 @@ async fn named(request: Request, caller: &str) -> Result<(IdempotencyKey, Reques
     let (Some(key), None) = (keys.next(), keys.next()) else {
         return Err(Error::Invalid("Idempotency-Key is given twice; give it once".into()).into());
     };
-    let key =
-        IdempotencyKey::new(key.as_bytes(), parts.uri.path(), &body).map_err(Error::Invalid)?.of(caller);
+    let key = IdempotencyKey::new(key.as_bytes(), parts.uri.path(), &body).map_err(Error::Invalid)?;
+    let key = key.of(caller, project);
     parts.extensions.insert(key.clone());
     Ok((key, Request::from_parts(parts, Body::from(body))))
 }
@@ -78,6 +84,8 @@ async fn answer(
             }
             return Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response());
         }
+    } else {
+        idempotency.may_keep(&key).await?;
     }
     let response = next.run(request).await;
     if !response.status().is_success() {

@@ -73,6 +73,11 @@ pub(super) async fn caller(identity: &IdentityParts, request: &Parts) -> Result<
     }
 }
 
+/// Whether a request has a token, valid or not.
+pub(super) fn shows_token(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-auth-token")
+}
+
 /// Returns the token of a request: that of `Authorization: Bearer`, or that of `X-Auth-Token`.
 fn token(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
     let bearer = text(headers, header::AUTHORIZATION.as_str())?.and_then(|text| {

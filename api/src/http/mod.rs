@@ -28,6 +28,7 @@ mod pci_config;
 mod pci_owner;
 mod permit;
 mod policy;
+mod quotas;
 mod servers;
 mod state;
 mod tls;
@@ -148,6 +149,9 @@ fn resources(version: Version) -> Router<App> {
             "/os-pci-config/{kind}/{entry_id}",
             get(pci_config::show).put(pci_config::replace).delete(pci_config::delete),
         )
+        .route("/os-quota-sets/{quota_id}", get(quotas::show).put(quotas::update).delete(quotas::delete))
+        .route("/os-quota-sets/{quota_id}/detail", get(quotas::detail))
+        .route("/os-quota-sets/{quota_id}/defaults", get(quotas::defaults))
         .route("/flavors", get(flavors::list))
         .route("/flavors/detail", get(flavors::detail))
         .route("/flavors/{flavor_id}", get(flavors::show))

@@ -8,12 +8,14 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use hotslot_model::identity::{Caller, Target};
+use hotslot_model::identity::{Caller, Peer, Target};
+use hotslot_service::config::IdentityFrom;
+use hotslot_service::rate::TooMany;
 use hotslot_store::actor;
 
 use super::audit::Identified;
 use super::error::{Fault, no_method, not_found};
-use super::identity::caller;
+use super::identity::{caller, shows_token};
 use super::permit::Permit;
 use super::state::IdentityParts;
 
@@ -80,6 +82,11 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /os-pci-config/{kind}/{entry_id}", Rule("hotslot:rule:show")),
     ("PUT /os-pci-config/{kind}/{entry_id}", Rule("hotslot:rule:update")),
     ("DELETE /os-pci-config/{kind}/{entry_id}", Rule("hotslot:rule:delete")),
+    ("GET /os-quota-sets/{quota_id}", InHandler("os_compute_api:os-quota-sets:show")),
+    ("PUT /os-quota-sets/{quota_id}", Rule("os_compute_api:os-quota-sets:update")),
+    ("DELETE /os-quota-sets/{quota_id}", Rule("os_compute_api:os-quota-sets:delete")),
+    ("GET /os-quota-sets/{quota_id}/detail", InHandler("os_compute_api:os-quota-sets:detail")),
+    ("GET /os-quota-sets/{quota_id}/defaults", Rule("os_compute_api:os-quota-sets:defaults")),
     ("GET /flavors", Rule("hotslot:flavor:list")),
     ("GET /flavors/detail", Rule("hotslot:flavor:list")),
     ("GET /flavors/{flavor_id}", Rule("hotslot:flavor:show")),
@@ -188,7 +195,15 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
     }
     let (mut parts, body) = request.into_parts();
     let named = project_of_path(&mut parts).await;
-    let caller = caller(&identity, &parts).await;
+    // A probe that shows nothing is answered like any other open request.
+    let caller = if access == Some(Details) && !shows_token(&parts.headers) {
+        caller(&identity, &parts).await
+    } else {
+        match identified(&identity, &parts).await {
+            Ok(caller) => caller,
+            Err(too_many) => return refused_for_now(too_many),
+        }
+    };
     let mut request = Request::from_parts(parts, body);
     let Some(access) = access else {
         // The router says for an administrator what is wrong with the request. Nobody else reaches it.
@@ -257,6 +272,35 @@ fn without_hosts(response: Response) -> Response {
         Some(fault) => fault.into_response(),
         None => response,
     }
+}
+
+/// Finds out who calls, and counts the request.
+///
+/// # Errors
+/// [`TooMany`] when the caller has sent too many requests, or somebody at this connection has failed too often to show who
+/// calls. The failures behind a proxy are the proxy's to limit.
+async fn identified(identity: &IdentityParts, request: &Parts) -> Result<Result<Caller, Fault>, TooMany> {
+    let behind_proxy = identity.config.api.identity == IdentityFrom::Headers;
+    let peer = request.extensions.get::<Peer>().copied().filter(|_| !behind_proxy);
+    if let Some(peer) = peer {
+        identity.rates.may_try(peer).await?;
+    }
+    let caller = caller(identity, request).await;
+    match (&caller, peer) {
+        (Ok(caller), _) => identity.rates.count(caller).await?,
+        // The caller is not at fault when Keystone is away.
+        (Err(fault), Some(peer)) if fault.status != StatusCode::SERVICE_UNAVAILABLE => {
+            identity.rates.count_failure(peer).await;
+        }
+        (Err(_), _) => {}
+    }
+    Ok(caller)
+}
+
+fn refused_for_now(too_many: TooMany) -> Response {
+    let mut response = Fault::new(StatusCode::TOO_MANY_REQUESTS, too_many.to_string()).into_response();
+    response.headers_mut().insert(header::RETRY_AFTER, too_many.seconds().into());
+    response
 }
 
 /// Returns the response to a caller who is not admitted. A 401 says where Keystone is.

@@ -16,6 +16,8 @@ use hotslot_service::idempotency::Idempotency;
 use hotslot_service::identity::Callers;
 use hotslot_service::inventory::Catalog;
 use hotslot_service::lifecycle::Lifecycle;
+use hotslot_service::quota::Quotas;
+use hotslot_service::rate::Rates;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
 use hotslot_service::webhook::Webhooks;
@@ -38,6 +40,7 @@ macro_rules! parts {
 parts! {
     config: Config,
     callers: Callers,
+    rates: Rates,
     policy: Policy,
     records: Records,
     hosts: Hosts,
@@ -45,6 +48,7 @@ parts! {
     assignments: Assignments,
     accelerators: Accelerators,
     cyborg: Cyborg,
+    quotas: Quotas,
     idempotency: Idempotency,
     webhooks: Webhooks,
     feed: Feed,
@@ -94,12 +98,18 @@ impl FromRef<App> for AcceleratorParts {
 /// The parts that decide who calls, and what a caller may do.
 pub(super) struct IdentityParts {
     pub(super) callers: Arc<Callers>,
+    pub(super) rates: Arc<Rates>,
     pub(super) policy: Arc<Policy>,
     pub(super) config: Arc<Config>,
 }
 
 impl FromRef<App> for IdentityParts {
     fn from_ref(app: &App) -> Self {
-        Self { callers: Arc::from_ref(app), policy: Arc::from_ref(app), config: Arc::from_ref(app) }
+        Self {
+            callers: Arc::from_ref(app),
+            rates: Arc::from_ref(app),
+            policy: Arc::from_ref(app),
+            config: Arc::from_ref(app),
+        }
     }
 }

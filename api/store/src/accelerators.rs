@@ -1,12 +1,14 @@
 //! The table `accelerators`: named accelerators and their specs.
 
 use hotslot_model::accelerator::{AccSpec, Accelerator};
-use hotslot_model::assignment::Holder;
+use hotslot_model::assignment::{Assignment, AssignmentKind, Holder};
 use hotslot_model::event::{self, EventKind};
 use hotslot_model::id::{AcceleratorId, DeviceId, RequestId};
+use hotslot_model::quota::Resource;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::assignments::{assignment, in_table};
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::{Error, changed, not_found};
@@ -40,6 +42,36 @@ impl Store {
     /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn accelerators(&self) -> Result<Vec<Accelerator>, Error> {
         query("SELECT * FROM accelerators ORDER BY accelerator_id").all(&self.read, accelerator).await
+    }
+
+    /// Returns the accelerators of a project, in the order in which they were created.
+    ///
+    /// # Errors
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
+    pub async fn accelerators_of(&self, project: &str) -> Result<Vec<Accelerator>, Error> {
+        query("SELECT * FROM accelerators WHERE project_id = $1 ORDER BY accelerator_id")
+            .bind(project)
+            .all(&self.read, accelerator)
+            .await
+    }
+
+    /// Returns what the accelerators of a project hold.
+    ///
+    /// # Errors
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
+    pub async fn held_by_accelerators_of(&self, project: &str) -> Result<Vec<Assignment>, Error> {
+        let mut held = Vec::new();
+        for kind in [AssignmentKind::Attachment, AssignmentKind::Binding, AssignmentKind::Mdev] {
+            let rows = query(in_table!(
+                kind,
+                "SELECT * FROM ",
+                " WHERE ended_at IS NULL
+                     AND holder IN (SELECT 'accelerator:' || uuid FROM accelerators WHERE project_id = $1)
+                 ORDER BY created_at, device_id, id"
+            ));
+            held.extend(rows.bind(project).all(&self.read, assignment(kind)).await?);
+        }
+        Ok(held)
     }
 
     /// Returns one accelerator.
@@ -105,7 +137,7 @@ impl Store {
     /// Creates an accelerator. If a device has or had the UUID `id`, the accelerator is fixed to that device.
     ///
     /// # Errors
-    /// Returns [`Error::AlreadyExists`] when its name or id is in use, or the error of the database.
+    /// Returns [`Error::AlreadyExists`] when its name or id is in use, [`Error::OverQuota`], or the error of the database.
     pub async fn create_accelerator(
         &self,
         name: &str,
@@ -114,6 +146,7 @@ impl Store {
     ) -> Result<Accelerator, Error> {
         let new = AccSpec::default();
         let mut draft = self.draft().await?;
+        self.charge(&mut draft.tx, project, &[(Resource::Accelerators, 1)].into()).await?;
         let device = query("SELECT id FROM pci_devices WHERE uuid = $1").bind(id.to_string());
         let pinned = device
             .fetch_optional(&mut draft.tx)
@@ -164,7 +197,7 @@ impl Store {
     /// `None`.
     ///
     /// # Errors
-    /// Returns [`Error::Conflict`] when the generation is another one, [`Error::NoAccelerator`] when the accelerator
+    /// Returns [`Error::OverQuota`], [`Error::Conflict`] when the generation is another one, [`Error::NoAccelerator`] when the accelerator
     /// does not exist, or the error of the database.
     pub async fn put_acc_spec(
         &self,
@@ -173,6 +206,15 @@ impl Store {
         expected: Option<i64>,
     ) -> Result<Accelerator, Error> {
         let mut draft = self.draft().await?;
+        let was = query(
+            "SELECT project_id, CAST(COALESCE(OCTET_LENGTH(acc_specs), 0) AS BIGINT) AS bytes FROM accelerators
+             WHERE uuid = $1",
+        );
+        if let Some(was) = was.bind(id.to_string()).fetch_optional(&mut draft.tx).await? {
+            let (project, bytes): (Option<String>, i64) = (was.try_get("project_id")?, was.try_get("bytes")?);
+            let more = spec.stored().to_string().len() as i64 - bytes;
+            self.charge(&mut draft.tx, project.as_deref(), &[(Resource::SpecBytes, more)].into()).await?;
+        }
         let row = query(
             "UPDATE accelerators SET acc_specs = $2, device_type = $3, acc_type = $4, acc_capability = $5,
                  vendor_id = $6, product_id = $7, remotable = $8, generation = generation + 1, updated_at = $9

@@ -173,7 +173,8 @@ impl Store {
             draft.edit(device.id, |row| (row.owner, row.request) = (Some(owner), Some(request)));
         }
         let (holder, reason) = before.as_ref().map_or((None, REASON), |before| (before.holder, AGAIN));
-        let new = New { found, device, request, holder, reason };
+        let project = before.as_ref().and_then(|before| before.row.project().map(str::to_owned));
+        let new = New { found, device, request, holder, project, reason };
         let made = match &found.what {
             Adopted::Function { managed, network } => {
                 let row = before.and_then(|before| match before.row {
@@ -202,6 +203,8 @@ struct New<'a> {
     device: &'a Device,
     request: RequestId,
     holder: Option<Holder>,
+    /// What comes back counts against the same project as before; it is not checked against a quota.
+    project: Option<String>,
     reason: &'static str,
 }
 
@@ -240,6 +243,7 @@ impl New<'_> {
             state: State::Attached,
             reason: Some(self.reason.to_owned()),
             holder: self.holder,
+            project: self.project.clone(),
             inner: found.inner.map(InnerAddress::computed),
             created_at: now,
             updated_at: None,
@@ -268,6 +272,7 @@ impl New<'_> {
             server: found.server,
             mdev_type: mdev_type.to_owned(),
             holder,
+            project: self.project.clone(),
             persistent: found.persistent,
             forced: false,
             state: State::Attached,

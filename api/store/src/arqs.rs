@@ -1,12 +1,14 @@
 //! The table `accelerator_requests`: Cyborg's accelerator requests, each for one device of a device profile.
 
-use hotslot_model::assignment::Holder;
+use hotslot_model::assignment::{Assignment, AssignmentKind, Holder};
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget};
 use hotslot_model::event::{self, EventKind, What};
-use hotslot_model::id::{ArqId, DeviceProfileId};
+use hotslot_model::id::{ArqId, DeviceProfileId, ServerId};
+use hotslot_model::quota::Resource;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::assignments::{assignment, in_table};
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::device_profiles::number;
@@ -40,6 +42,32 @@ fn arq(row: &Row) -> Result<Arq, Error> {
     })
 }
 
+/// Which accelerator requests are listed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ArqFilter<'a> {
+    /// Only those of this project.
+    pub project: Option<&'a str>,
+    /// Only those whose target is this server.
+    pub server: Option<ServerId>,
+    /// Only those that have been bound, or are on the way: neither Initial nor Unbound.
+    pub begun: bool,
+}
+
+/// The statement that lists accelerator requests on a condition: `$1` is the place after which they begin, `$2` the largest
+/// number of them, and `$3` is 1 for those that have begun.
+macro_rules! listed {
+    ($condition:literal) => {
+        concat!(
+            "SELECT accelerator_requests.*, device_profiles.name AS profile_name
+             FROM accelerator_requests JOIN device_profiles ON device_profiles.id = profile_id
+             WHERE ",
+            $condition,
+            " AND accelerator_requests.id > $1 AND ($3 = 0 OR state NOT IN ('Initial', 'Unbound'))
+             ORDER BY accelerator_requests.id LIMIT $2"
+        )
+    };
+}
+
 /// Returns the state that a request has on record; `None` for no such request.
 async fn state(tx: &mut Transaction, id: ArqId) -> Result<Option<String>, Error> {
     let row = query("SELECT state FROM accelerator_requests WHERE uuid = $1").bind(id.to_string());
@@ -57,7 +85,7 @@ impl Store {
     /// Creates accelerator requests, one for each pair of group and resource class in `units`. Returns their ids.
     ///
     /// # Errors
-    /// Returns [`Error::NotFound`] when the profile does not exist, or the error of the database.
+    /// Returns [`Error::NotFound`] when the profile does not exist, [`Error::OverQuota`], or the error of the database.
     pub async fn create_arqs(
         &self,
         profile: DeviceProfileId,
@@ -67,6 +95,8 @@ impl Store {
         let mut draft = self.draft().await?;
         let no_profile = || Error::NotFound(format!("device profile {profile}"));
         let row = number(&mut draft.tx, profile).await?.ok_or_else(no_profile)?;
+        let units_wanted = [(Resource::AcceleratorRequests, units.len() as i64)].into();
+        self.charge(&mut draft.tx, project, &units_wanted).await?;
         let mut made = Vec::new();
         for (group, class) in units {
             let id = ArqId(Uuid::new_v4());
@@ -91,18 +121,86 @@ impl Store {
         Ok(made)
     }
 
-    /// Returns all accelerator requests, in the order in which they were created.
+    /// Returns at most `most` accelerator requests with their places in the order of creation, after a place.
     ///
     /// # Errors
     /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
-    pub async fn arqs(&self) -> Result<Vec<Arq>, Error> {
+    pub async fn arqs(
+        &self,
+        filter: ArqFilter<'_>,
+        after: i64,
+        most: usize,
+    ) -> Result<Vec<(i64, Arq)>, Error> {
+        let server = filter.server.map(|server| server.to_string());
+        let listed = |text: &'static str| {
+            let query = query(text).bind(after).bind(i64::try_from(most).unwrap_or(i64::MAX));
+            query.bind(i64::from(filter.begun))
+        };
+        // A condition that may be absent would keep the databases from using an index.
+        let listed = match (filter.project, server) {
+            (None, None) => listed(listed!("1 = 1")),
+            (Some(project), None) => listed(listed!("project_id = $4")).bind(project),
+            (None, Some(server)) => listed(listed!("instance_uuid = $4")).bind(server),
+            // A server has few requests, and a project may have many: COALESCE leaves the index of the server.
+            (Some(project), Some(server)) => {
+                listed(listed!("instance_uuid = $4 AND COALESCE(project_id, '') = $5"))
+                    .bind(server)
+                    .bind(project)
+            }
+        };
+        listed.all(&self.read, |row| Ok((row.try_get("id")?, arq(row)?))).await
+    }
+
+    /// Returns the place of an accelerator request in the order of creation; `None` when the project or server of the
+    /// filter does not have it.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn place_of_arq(&self, filter: ArqFilter<'_>, id: ArqId) -> Result<Option<i64>, Error> {
         query(
-            "SELECT accelerator_requests.*, device_profiles.name AS profile_name
-             FROM accelerator_requests JOIN device_profiles ON device_profiles.id = profile_id
-             ORDER BY accelerator_requests.id",
+            "SELECT id FROM accelerator_requests WHERE uuid = $1 AND COALESCE(project_id, '') = COALESCE($2, project_id, '')
+                 AND COALESCE(instance_uuid, '') = COALESCE($3, instance_uuid, '')",
         )
-        .all(&self.read, arq)
+        .bind(id.to_string())
+        .bind(filter.project)
+        .bind(filter.server.map(|server| server.to_string()))
+        .one(&self.read, |row| Ok(row.try_get("id")?))
         .await
+    }
+
+    /// Returns the attachments and mediated devices that the accelerator requests in a range of places hold, of one
+    /// project or of all. The range begins after `after` and ends with `last`.
+    ///
+    /// # Errors
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
+    pub async fn held_by_arqs(
+        &self,
+        project: Option<&str>,
+        after: i64,
+        last: i64,
+    ) -> Result<Vec<Assignment>, Error> {
+        let mut held = Vec::new();
+        for kind in [AssignmentKind::Attachment, AssignmentKind::Mdev] {
+            let rows = match project {
+                None => query(in_table!(
+                    kind,
+                    "SELECT * FROM ",
+                    " WHERE ended_at IS NULL AND holder IN (SELECT 'accelerator-request:' || uuid
+                         FROM accelerator_requests WHERE id > $1 AND id <= $2 AND state NOT IN ('Initial', 'Unbound'))"
+                )),
+                Some(_) => query(in_table!(
+                    kind,
+                    "SELECT * FROM ",
+                    " WHERE ended_at IS NULL AND holder IN (SELECT 'accelerator-request:' || uuid
+                         FROM accelerator_requests WHERE id > $1 AND id <= $2 AND state NOT IN ('Initial', 'Unbound')
+                             AND project_id = $3)"
+                )),
+            };
+            let rows = rows.bind(after).bind(last);
+            let rows = if let Some(project) = project { rows.bind(project) } else { rows };
+            held.extend(rows.all(&self.read, assignment(kind)).await?);
+        }
+        Ok(held)
     }
 
     /// Returns one accelerator request.
@@ -124,13 +222,23 @@ impl Store {
     /// becomes the owner of the request.
     ///
     /// # Errors
-    /// Returns [`Error::Conflict`] when a request holds a device, or the error of the database.
+    /// Returns [`Error::Conflict`] when a request holds a device, [`Error::OverQuota`] when that project has too many
+    /// already, or the error of the database.
     pub async fn begin_bind(&self, binds: &[(ArqId, ArqTarget, Option<String>)]) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         for (id, target, project) in binds {
             draft.holds_nothing(Holder::AcceleratorRequest(*id)).await?;
             // From now on the request is for this server, and not for one that comes back with an earlier device.
             draft.no_longer_wanted(Holder::AcceleratorRequest(*id)).await?;
+            let moves = query(
+                "SELECT uuid FROM accelerator_requests WHERE uuid = $1 AND COALESCE(project_id, '') <> $2",
+            );
+            if let Some(project) = project
+                && moves.bind(id.to_string()).bind(project).fetch_optional(&mut draft.tx).await?.is_some()
+            {
+                let one = [(Resource::AcceleratorRequests, 1)].into();
+                self.charge(&mut draft.tx, Some(project), &one).await?;
+            }
             let was = state(&mut draft.tx, *id).await?;
             query(
                 "UPDATE accelerator_requests SET state = 'BindStarted', state_reason = NULL, hostname = $2,

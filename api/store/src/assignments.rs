@@ -55,7 +55,7 @@ macro_rules! settle_in_server {
     };
 }
 
-fn assignment(kind: AssignmentKind) -> impl FnMut(&Row) -> Result<Assignment, Error> {
+pub(crate) fn assignment(kind: AssignmentKind) -> impl FnMut(&Row) -> Result<Assignment, Error> {
     move |row| {
         Ok(match kind {
             AssignmentKind::Attachment => Assignment::Attachment(attachment(row)?),

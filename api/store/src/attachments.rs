@@ -8,6 +8,7 @@ use hotslot_model::assignment::{Attachment, InnerAddress, InnerSource, Network, 
 use hotslot_model::device::Owner;
 use hotslot_model::event;
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use hotslot_model::quota::of_aliases;
 
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
@@ -51,6 +52,7 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         holder: columns.parse_opt("holder")?,
+        project: columns.get("project_id")?,
         inner: address.zip(source).map(|(address, source)| InnerAddress { address, source, run }),
         created_at: columns.get("created_at")?,
         updated_at: columns.get("updated_at")?,
@@ -71,9 +73,9 @@ pub(super) async fn insert(
     query(
         "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
              managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
-             physical_network, trusted, whole_group, taken, worker, holder, asked)
+             physical_network, trusted, whole_group, taken, worker, holder, asked, project_id)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-             $23)",
+             $23, $24)",
     )
     .bind(row.id.to_string())
     .bind(row.request.to_string())
@@ -98,6 +100,7 @@ pub(super) async fn insert(
     .bind(worker)
     .bind(row.holder.map(|holder| holder.to_string()))
     .bind(i64::from(row.plug_requested))
+    .bind(&row.project)
     .execute(tx)
     .await
     .map(drop)
@@ -119,17 +122,19 @@ impl Store {
     ///
     /// # Errors
     /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist any more, [`Error::Conflict`]
-    /// when it holds a device, or the error of the database. Then nothing was claimed.
+    /// when it holds a device, [`Error::OverQuota`], or the error of the database. Then nothing was claimed.
     pub async fn reserve(
         &self,
         reservation: Reservation<'_>,
         wanted: &[NewAttachment],
     ) -> Result<Option<Vec<Attachment>>, Error> {
-        let Reservation { server, request, key, holder, .. } = reservation;
+        let Reservation { server, request, key, holder, project, .. } = reservation;
         let mut draft = self.draft().await?;
         if let Some(holder) = holder {
             draft.may_be_given(holder).await?;
         }
+        let aliases = wanted.iter().map(|new| new.alias.as_str());
+        self.charge(&mut draft.tx, project, &of_aliases(aliases)).await?;
         let takes_groups = wanted.iter().any(|new| new.whole_group);
         let worker = self.worker();
         let mut rows = Vec::new();
@@ -147,6 +152,7 @@ impl Store {
             rows.push(row);
         }
         if let Some(key) = key {
+            self.charge_key(&mut draft.tx, key).await?;
             remember(&mut draft, key, request).await?;
         }
         Ok(draft.commit_reservation().await?.then_some(rows))
@@ -225,6 +231,34 @@ impl Store {
         query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
             .all(&self.read, attachment)
             .await
+    }
+
+    /// Returns the attachments that have not ended, the oldest first: at most `most`, of one project or of all, and those
+    /// that come after `after`, where it is given.
+    ///
+    /// # Errors
+    /// Returns the error of the database, or an error for a row that cannot be read.
+    pub async fn attachments_after(
+        &self,
+        project: Option<&str>,
+        after: Option<&Attachment>,
+        most: usize,
+    ) -> Result<Vec<Attachment>, Error> {
+        let (time, device) = after.map_or((i64::MIN, 0), |row| (row.created_at, row.device.0));
+        let rows = match project {
+            None => query(
+                "SELECT * FROM attachments WHERE ended_at IS NULL AND (created_at, device_id) > ($1, $2)
+                 ORDER BY created_at, device_id LIMIT $3",
+            ),
+            Some(_) => query(
+                "SELECT * FROM attachments
+                 WHERE ended_at IS NULL AND project_id = $4 AND (created_at, device_id) > ($1, $2)
+                 ORDER BY created_at, device_id LIMIT $3",
+            ),
+        };
+        let rows = rows.bind(time).bind(device).bind(i64::try_from(most).unwrap_or(i64::MAX));
+        let rows = if let Some(project) = project { rows.bind(project) } else { rows };
+        rows.all(&self.read, attachment).await
     }
 
     /// Returns the attachments of a server that have not ended, the oldest first.

@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use hotslot_model::assignment::Holder;
 use hotslot_model::id::AcceleratorId;
+use hotslot_model::quota::Exceeded;
 
 /// The error of a read or a change of the records.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,9 @@ pub enum Error {
     /// The name or id of a new record is in use. The message says what has it.
     #[error("{0}")]
     AlreadyExists(String),
+    /// The change would exceed a quota of a project.
+    #[error(transparent)]
+    OverQuota(#[from] Box<Exceeded>),
     /// An internal error of hotslot.
     #[error("{0}")]
     Internal(String),

@@ -2,6 +2,7 @@
 
 use hotslot_model::id::RequestId;
 use hotslot_model::idempotency::{Answer, IdempotencyKey, StoredResponse};
+use hotslot_model::quota::Resource;
 use hotslot_model::time::Millis;
 
 use crate::clock::now;
@@ -9,7 +10,7 @@ use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Row, query};
+use crate::sql::{Row, Transaction, query};
 
 fn stored_response(key: &IdempotencyKey, row: &Row) -> Result<StoredResponse, Error> {
     let columns = RowReader { table: "idempotency_keys", id: key.key.clone(), row };
@@ -30,8 +31,8 @@ pub(super) async fn remember(
     request: RequestId,
 ) -> Result<(), Error> {
     query(
-        "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, request_id, created_at)
-         VALUES ($1, $2, $3, $4, $5)
+        "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, request_id, created_at, project_id)
+         VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (idempotency_key, route) DO UPDATE SET fingerprint = excluded.fingerprint,
              request_id = excluded.request_id, status = NULL, body = NULL, created_at = excluded.created_at",
     )
@@ -40,6 +41,7 @@ pub(super) async fn remember(
     .bind(key.fingerprint.hyphenated().to_string())
     .bind(request.to_string())
     .bind(now())
+    .bind(&key.project)
     .execute(&mut draft.tx)
     .await?;
     Ok(())
@@ -62,10 +64,32 @@ impl Store {
         row.as_ref().map(|row| stored_response(key, row)).transpose()
     }
 
+    /// Checks that the project of a key may have one more key, unless the key is on record already.
+    ///
+    /// # Errors
+    /// [`Error::OverQuota`], or the error of the database.
+    pub(crate) async fn charge_key(&self, tx: &mut Transaction, key: &IdempotencyKey) -> Result<(), Error> {
+        let known = query("SELECT route FROM idempotency_keys WHERE idempotency_key = $1 AND route = $2");
+        if known.bind(&key.key).bind(&key.route).fetch_optional(&mut *tx).await?.is_some() {
+            return Ok(());
+        }
+        self.charge(tx, key.project.as_deref(), &[(Resource::IdempotencyKeys, 1)].into()).await
+    }
+
+    /// Deletes the answers that are older than `since`.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn prune_keys(&self, since: Millis) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("DELETE FROM idempotency_keys WHERE created_at < $1").bind(since).execute(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+
     /// Records an answer. Deletes the answers that are older than `since`, and all but the latest `most`.
     ///
     /// # Errors
-    /// Returns the error of the database. Then nothing was changed.
+    /// Returns [`Error::OverQuota`] or the error of the database. Then nothing was changed.
     pub async fn keep(
         &self,
         key: &IdempotencyKey,
@@ -74,9 +98,11 @@ impl Store {
         most: i64,
     ) -> Result<(), Error> {
         let mut draft = self.draft().await?;
+        self.charge_key(&mut draft.tx, key).await?;
         query(
-            "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, status, body, created_at, location)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)
+            "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, status, body, created_at, location,
+                 project_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
              ON CONFLICT (idempotency_key, route) DO UPDATE SET fingerprint = excluded.fingerprint,
                  status = excluded.status, body = excluded.body, created_at = excluded.created_at,
                  location = excluded.location",
@@ -88,6 +114,7 @@ impl Store {
         .bind(&answer.body)
         .bind(now())
         .bind(&answer.location)
+        .bind(&key.project)
         .execute(&mut draft.tx)
         .await?;
         query(

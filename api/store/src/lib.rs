@@ -32,12 +32,14 @@ mod pool;
 mod private;
 mod process;
 mod processes;
+mod quotas;
 mod sql;
 #[cfg(test)]
 mod tests;
 mod url;
 mod webhooks;
 
+pub use arqs::ArqFilter;
 pub use backup::{backup, lock, restore};
 pub use clock::now;
 pub use ended::Ended;

@@ -2,12 +2,14 @@
 //!
 //! The row of the parent in `pci_devices` changes in the same transaction: its host holds it while it has any.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hotslot_model::assignment::{InnerAddress, Mdev, MdevReservation, State};
 use hotslot_model::device::{Device, DeviceStatus, Owner};
 use hotslot_model::event;
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, ServerId};
+use hotslot_model::quota::Resource;
 
 use crate::clock::now;
 use crate::columns::RowReader;
@@ -29,6 +31,7 @@ pub(crate) fn mdev(row: &Row) -> Result<Mdev, Error> {
         server: columns.parse("server_uuid")?,
         mdev_type: columns.get("mdev_type")?,
         holder: columns.parse("holder")?,
+        project: columns.get("project_id")?,
         persistent: columns.get::<i64>("persistent")? != 0,
         forced: columns.get::<i64>("forced")? != 0,
         state: columns.parse("state")?,
@@ -63,8 +66,8 @@ pub(crate) async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: Device
 pub(super) async fn insert(tx: &mut Transaction, row: &Mdev, worker: Option<&str>) -> sqlx::Result<()> {
     query(
         "INSERT INTO mdevs (id, request_id, hypervisor_id, device_id, server_uuid, mdev_type, holder, persistent,
-             state, state_reason, inner_address, inner_source, created_at, attached_at, worker)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+             state, state_reason, inner_address, inner_source, created_at, attached_at, worker, project_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
     )
     .bind(row.id.to_string())
     .bind(row.request.to_string())
@@ -81,6 +84,7 @@ pub(super) async fn insert(tx: &mut Transaction, row: &Mdev, worker: Option<&str
     .bind(row.created_at)
     .bind(row.attached_at)
     .bind(worker)
+    .bind(&row.project)
     .execute(tx)
     .await
     .map(drop)
@@ -93,15 +97,17 @@ impl Store {
     ///
     /// # Errors
     /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist any more, [`Error::Conflict`]
-    /// when it holds a device, or the error of the database. Then nothing was claimed.
+    /// when it holds a device, [`Error::OverQuota`], or the error of the database. Then nothing was claimed.
     pub async fn reserve_mdevs(
         &self,
-        reservation: MdevReservation,
+        reservation: MdevReservation<'_>,
         wanted: &[(AttachmentId, Arc<Device>, &str)],
     ) -> Result<bool, Error> {
-        let MdevReservation { hypervisor, server, request, holder, persistent } = reservation;
+        let MdevReservation { hypervisor, server, request, holder, persistent, project } = reservation;
         let mut draft = self.draft().await?;
         draft.may_be_given(holder).await?;
+        let requested = BTreeMap::from([(Resource::Attachments, wanted.len() as i64)]);
+        self.charge(&mut draft.tx, project, &requested).await?;
         let worker = self.worker();
         for (id, parent, mdev_type) in wanted {
             let Some(device) = draft.device(parent.id).filter(|row| row.is_as_chosen(parent)) else {
@@ -121,6 +127,7 @@ impl Store {
                 server,
                 mdev_type: (*mdev_type).to_owned(),
                 holder,
+                project: project.map(str::to_owned),
                 persistent,
                 forced: false,
                 state: State::Attaching,

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use hotslot_model::id::EventId;
 use hotslot_model::overdue::OverdueElsewhere;
+use hotslot_model::quota::Limits;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, SqliteConnection};
@@ -52,6 +53,8 @@ pub struct Store {
     /// Whether a commit has failed since the flag was last read. Such a commit may have taken effect.
     pub(crate) in_doubt: Arc<AtomicBool>,
     pub(crate) locks: Locks,
+    /// The limits of projects for which none were set.
+    pub(crate) default_limits: Arc<Limits>,
     /// The lock of a SQLite file, held while the database is open, so that only one service uses the file.
     _lock: Option<Arc<File>>,
 }
@@ -123,7 +126,18 @@ impl Store {
     async fn opened(write: Pool, read: Pool, locks: Locks, lock: Option<File>) -> Result<Self, Error> {
         let (turn, rows, overdue, in_doubt) = Default::default();
         let (lock, last_event) = (lock.map(Arc::new), Arc::new(watch::Sender::new(EventId(0))));
-        let store = Self { write, read, turn, rows, overdue, last_event, in_doubt, locks, _lock: lock };
+        let store = Self {
+            write,
+            read,
+            turn,
+            rows,
+            overdue,
+            last_event,
+            in_doubt,
+            locks,
+            default_limits: Arc::default(),
+            _lock: lock,
+        };
         store.heard_of(store.event_bounds().await?.last);
         store.read_devices().await?;
         store.read_overdue(Executor::Pool(&store.read)).await?;
@@ -136,6 +150,12 @@ impl Store {
     /// Returns the error of the database or of a migration.
     pub async fn open_at(url: &str, file: &Path, lock: Option<File>) -> Result<Self, Error> {
         Self::open_file(SqliteConnectOptions::from_str(url)?.filename(file), lock).await
+    }
+
+    /// Returns the store with the limits that apply to projects for which none were set. Without this call they have no
+    /// limits.
+    pub fn with_default_limits(self, limits: Limits) -> Self {
+        Self { default_limits: Arc::new(limits), ..self }
     }
 
     /// Whether other processes can use the same database.

@@ -18,6 +18,9 @@ pub(super) const UNKNOWN: &str = "UNKNOWN";
 /// The largest number of devices of one accelerator, which is that of one request for devices.
 pub const MAX_NUM: u64 = 256;
 
+/// The largest length of a spec as JSON text, in bytes.
+pub const MAX_BYTES: usize = 4096;
+
 /// A spec as the client sent it, and its parsed values.
 ///
 /// The keys `remote`, `num`, `device_type` and `acc_capability` are always shown. `acc_type`, `vendor_id`,

@@ -89,6 +89,15 @@ impl Assignment {
         of_any!(self, row => row.id)
     }
 
+    /// The project against whose quota it counts.
+    pub fn project(&self) -> Option<&str> {
+        match self {
+            Self::Attachment(row) => row.project.as_deref(),
+            Self::Binding(_) => None,
+            Self::Mdev(row) => row.project.as_deref(),
+        }
+    }
+
     /// The request that made it; several assignments may come from one request.
     pub fn request(&self) -> RequestId {
         of_any!(self, row => row.request)

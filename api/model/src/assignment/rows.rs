@@ -61,6 +61,8 @@ pub struct Attachment {
     pub reason: Option<String>,
     /// The accelerator or accelerator request that it was made for; `None` when it was requested by itself.
     pub holder: Option<Holder>,
+    /// The project that owned the server at the time of the request, against whose quota it counts.
+    pub project: Option<String>,
     /// The address in the guest.
     pub inner: Option<InnerAddress>,
     /// The time of the request.
@@ -115,6 +117,7 @@ impl NewAttachment {
             state: State::Attaching,
             reason: None,
             holder: by.holder,
+            project: by.project.map(str::to_owned),
             inner: None,
             created_at: now,
             updated_at: None,
@@ -139,6 +142,8 @@ pub struct Reservation<'a> {
     pub key: Option<&'a IdempotencyKey>,
     /// The accelerator or accelerator request that gets them.
     pub holder: Option<Holder>,
+    /// The project that owns the server, against whose quota they count.
+    pub project: Option<&'a str>,
 }
 
 /// A row of `bindings`.
@@ -200,6 +205,8 @@ pub struct Mdev {
     pub mdev_type: String,
     /// The accelerator or accelerator request that it was made for.
     pub holder: Holder,
+    /// The project that owned the server at the time of the request, against whose quota it counts.
+    pub project: Option<String>,
     /// Whether it is in the domain's persistent definition as well.
     pub persistent: bool,
     /// Whether it has to go even if its guest refuses. Then it does not come back into the definition.
@@ -220,7 +227,7 @@ pub struct Mdev {
 
 /// The data that all mediated devices of one reservation share.
 #[derive(Debug, Clone, Copy)]
-pub struct MdevReservation {
+pub struct MdevReservation<'a> {
     /// The host.
     pub hypervisor: HypervisorId,
     /// The server.
@@ -231,6 +238,8 @@ pub struct MdevReservation {
     pub holder: Holder,
     /// Whether they go into the domain's persistent definition as well.
     pub persistent: bool,
+    /// The project that owns the server, against whose quota they count.
+    pub project: Option<&'a str>,
 }
 
 /// A device that a domain's documents have under an alias of ours although no record is open for it.

@@ -57,6 +57,8 @@ const SERVER_READ: &str = "rule:service_or_admin or rule:project_reader";
 const SERVER_CHANGE: &str = "rule:service_or_admin or rule:project_member";
 /// Reading flavors.
 const FLAVOR_READ: &str = "rule:service_or_admin or rule:system_reader_or_admin";
+/// Reading the quota of a project.
+const QUOTA_READ: &str = "rule:system_reader_or_admin or rule:project_reader or rule:project_service";
 /// Reading accelerators and accelerator requests.
 const OWN_READ: &str = "rule:admin_api or rule:project_reader or rule:project_service";
 /// Creating and deleting accelerator requests.
@@ -93,6 +95,15 @@ pub const RULES: &[Rule] = &[
     read("os_compute_api:os-aggregates:index", "list host aggregates"),
     base("os_compute_api:os-flavor-extra-specs:index", FLAVOR_READ, "list the extra specs of a flavor"),
     base("os_compute_api:os-flavor-extra-specs:show", FLAVOR_READ, "show an extra spec of a flavor"),
+    base("os_compute_api:os-quota-sets:show", QUOTA_READ, "show the limits of a project"),
+    base("os_compute_api:os-quota-sets:detail", QUOTA_READ, "show the limits of a project and what it uses"),
+    base(
+        "os_compute_api:os-quota-sets:defaults",
+        "role:reader or service or role:admin",
+        "show the limits of projects for which none were set",
+    ),
+    change("os_compute_api:os-quota-sets:update", "set the limits of a project"),
+    change("os_compute_api:os-quota-sets:delete", "remove the limits that were set for a project"),
     // Of resources that Nova's API has without a rule, or does not have
     base("hotslot:flavor:list", FLAVOR_READ, "list flavors"),
     base("hotslot:flavor:show", FLAVOR_READ, "show a flavor"),

@@ -48,20 +48,22 @@ impl Accelerators {
         self.view(row).await
     }
 
+    /// Returns the accelerators of a project by their records.
+    ///
+    /// # Errors
+    /// Errors of the database.
+    pub async fn accelerators_of(&self, project: &str) -> Result<Vec<View>, Error> {
+        let held = self.store.held_by_accelerators_of(project).await?;
+        self.views(self.store.accelerators_of(project).await?, held).await
+    }
+
     /// Returns all accelerators by their records; with `[accelerators] discovered`, also all assignable devices.
     ///
     /// # Errors
     /// Errors of the database.
     pub async fn accelerators(&self) -> Result<Vec<View>, Error> {
-        let mut held = HashMap::<_, Vec<_>>::new();
-        for row in self.store.assignments().await? {
-            held.entry(row.holder()).or_default().push(row);
-        }
-        let mut views = Vec::new();
-        for row in self.store.accelerators().await? {
-            let held = held.remove(&Some(Holder::Accelerator(row.id))).unwrap_or_default();
-            views.push(self.seen(row, held).await?);
-        }
+        let held = self.store.assignments().await?;
+        let mut views = self.views(self.store.accelerators().await?, held).await?;
         if self.config.accelerators.discovered {
             let names: HashSet<_> = views.iter().map(|view| view.row.name.clone()).collect();
             let on_record: HashSet<_> = views.iter().map(|view| view.row.id.0).collect();
@@ -70,6 +72,19 @@ impl Accelerators {
                 let in_use = names.contains(&name);
                 views.push(discovered(device, name, in_use));
             }
+        }
+        Ok(views)
+    }
+
+    async fn views(&self, rows: Vec<Accelerator>, held: Vec<Assignment>) -> Result<Vec<View>, Error> {
+        let mut by_holder = HashMap::<_, Vec<_>>::new();
+        for row in held {
+            by_holder.entry(row.holder()).or_default().push(row);
+        }
+        let mut views = Vec::new();
+        for row in rows {
+            let held = by_holder.remove(&Some(Holder::Accelerator(row.id))).unwrap_or_default();
+            views.push(self.seen(row, held).await?);
         }
         Ok(views)
     }

@@ -20,6 +20,7 @@ use super::request::{AttachRequest, NetworkRequest, scope};
 use super::select::{Chosen, Exclusions};
 use crate::error::Error;
 use crate::host::Host;
+use crate::quota::owner_of;
 use crate::{locks, task};
 
 /// How often a request chooses devices again after another request claimed one first.
@@ -123,7 +124,7 @@ impl Assignments {
     /// devices itself.
     ///
     /// # Errors
-    /// [`Error::Busy`] when other requests always came first; as [`select`](Self::select).
+    /// [`Error::OverQuota`]; [`Error::Busy`] when other requests always came first; as [`select`](Self::select).
     async fn reserve(
         self: &Arc<Self>,
         host: &Host,
@@ -132,6 +133,7 @@ impl Assignments {
         choice: &mut Exclusions,
         mut chosen: Option<Vec<Chosen>>,
     ) -> Result<(Vec<Step>, locks::Guard), Error> {
+        let owner = owner_of(view);
         for _ in 0..RACES {
             let chosen = match chosen.take() {
                 Some(chosen) => chosen,
@@ -150,6 +152,7 @@ impl Assignments {
                 persistent: request.persistent,
                 key: request.key.as_ref(),
                 holder: request.holder,
+                project: owner.as_deref(),
             };
             if let Some(rows) = self.store.reserve(reservation, &wanted).await? {
                 let step =

@@ -30,6 +30,7 @@ use super::engine::{self, Failed, Leftover, ReleaseOutcome, Step as _};
 use super::request;
 use crate::error::Error;
 use crate::host::Host;
+use crate::quota::owner_of;
 use crate::{locks, task};
 
 /// A request for mediated devices.
@@ -142,6 +143,7 @@ impl Assignments {
         domain: &DomainView,
         scope: Scope,
     ) -> Result<(Vec<Step>, locks::Guard), Error> {
+        let owner = owner_of(domain);
         for _ in 0..RACES {
             let steps = self.choose_parents(parts, host, domain).await?;
             // Enter before the row exists, so that reconciliation never mistakes it for a left-over.
@@ -152,6 +154,7 @@ impl Assignments {
                 request: RequestId(Uuid::new_v4()),
                 holder: parts.holder,
                 persistent: scope != Scope::Live,
+                project: owner.as_deref(),
             };
             let wanted =
                 steps.iter().map(|step| (step.id, Arc::clone(&step.parent), step.mdev_type.as_str()));

@@ -12,6 +12,7 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::Network;
 use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
+use hotslot_model::quota::of_aliases;
 use hotslot_model::rules;
 use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Wanted};
 
@@ -20,6 +21,7 @@ use super::request::{self, AttachRequest, NetworkRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
+use crate::quota::owner_of;
 
 /// The devices chosen for a request, each with the alias that requested it.
 type Selection = Vec<(String, Arc<Device>)>;
@@ -341,6 +343,14 @@ impl Assignments {
             checks.push(match self.mac_in_use(request).await? {
                 None => check("mac-address", CheckResult::Pass, format!("no attachment has {mac}")),
                 Some(in_use) => check("mac-address", CheckResult::Fail, in_use),
+            });
+        }
+        if let Some(project) = owner_of(&view) {
+            let aliases = request.aliases.iter();
+            let aliases = aliases.flat_map(|part| std::iter::repeat_n(part.name.as_str(), part.count));
+            checks.push(match self.store.would_exceed(&project, &of_aliases(aliases)).await? {
+                None => check("quota", CheckResult::Pass, format!("project {project} exceeds no quota")),
+                Some(exceeded) => check("quota", CheckResult::Fail, exceeded.to_string()),
             });
         }
         let (mut evaluation, snapshot) =

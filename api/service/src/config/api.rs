@@ -37,6 +37,10 @@ pub struct Api {
     pub idle_timeout: Seconds,
     /// The maximum number of attaches and detaches that run or wait on one host, at least 1. Further ones are refused.
     pub queue: NonZeroU32,
+    /// The number of requests that each caller may send per second; 0 for no limit.
+    pub rate: u32,
+    /// The number of requests that each caller may send at once, at least 1.
+    pub burst: NonZeroU32,
     /// Whether a proxy identifies callers.
     pub identity: IdentityFrom,
     /// A file with the secret that the proxy sends in `X-Hotslot-Proxy-Secret`; `None` for a proxy at the unix socket, or
@@ -51,6 +55,7 @@ pub struct Api {
 impl Api {
     const QUEUE: NonZeroU32 = NonZeroU32::new(100).unwrap();
     const CONNECTIONS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
+    const BURST: NonZeroU32 = NonZeroU32::new(500).unwrap();
     const FOLLOWERS: NonZeroU32 = NonZeroU32::new(1024).unwrap();
 }
 
@@ -77,6 +82,8 @@ impl Default for Api {
             body_timeout: Seconds(Duration::from_secs(30)),
             idle_timeout: Seconds(Duration::from_secs(60)),
             queue: Self::QUEUE,
+            rate: 100,
+            burst: Self::BURST,
             identity: IdentityFrom::None,
             proxy_secret_file: None,
             insecure_tcp: false,

@@ -7,6 +7,7 @@ mod api;
 mod identity;
 mod keystone;
 mod policy_file;
+mod quota;
 mod read;
 mod secret_file;
 mod secrets;
@@ -28,6 +29,7 @@ use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
 pub use keystone::{Credential, Keystone, expect_private, is_of_this_machine, keystone_url};
 pub use policy_file::PolicyFile;
+pub use quota::Quota;
 pub use read::ConfigError;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
@@ -61,6 +63,8 @@ pub struct Config {
     pub webhook: Vec<Webhook>,
     /// Which devices are accelerators, and which callers may change accelerators.
     pub accelerators: Accelerators,
+    /// How much of each resource a project may use.
+    pub quota: Quota,
     /// Named sets of devices.
     pub flavor: Vec<Flavor>,
     /// The hosts. An empty list means the local `qemu:///system`.

@@ -5,7 +5,7 @@
 //! settled with its assignment. A request without one is settled when it is read next and no task works on it
 //! ([`Cyborg::arq`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hotslot_driver::hypervisor::ErrorKind;
@@ -15,7 +15,7 @@ use hotslot_model::cyborg::{Arq, ArqState, ArqTarget, ArqView, Group, MAX_UNITS}
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_model::identity::Caller;
 use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
-use hotslot_store::actor;
+use hotslot_store::{ArqFilter, actor};
 
 use super::Card;
 use super::cyborg::Cyborg;
@@ -152,31 +152,6 @@ impl Cyborg {
         Ok(views)
     }
 
-    /// Returns all accelerator requests in the order of their creation.
-    ///
-    /// # Errors
-    /// Errors of the database.
-    pub async fn arqs(&self) -> Result<Vec<ArqView>, Error> {
-        let mut views = Vec::new();
-        for view in self.recorded().await? {
-            views.extend(self.shown(view).await?);
-        }
-        Ok(views)
-    }
-
-    /// Returns every accelerator request as it is on record.
-    async fn recorded(&self) -> Result<Vec<ArqView>, Error> {
-        let rows = self.store.arqs().await?;
-        let held = self.store.assignments().await?.into_iter();
-        let mut held: HashMap<_, _> = held.filter_map(|row| Some((row.holder()?, row))).collect();
-        let mut views = Vec::new();
-        for row in rows {
-            let by = held.remove(&Holder::AcceleratorRequest(row.id));
-            views.push(self.with_device(row, by).await?);
-        }
-        Ok(views)
-    }
-
     /// Returns one accelerator request.
     ///
     /// # Errors
@@ -193,7 +168,7 @@ impl Cyborg {
         self.with_device(row, by).await.map(Some)
     }
 
-    async fn with_device(&self, row: Arq, by: Option<Assignment>) -> Result<ArqView, Error> {
+    pub(super) async fn with_device(&self, row: Arq, by: Option<Assignment>) -> Result<ArqView, Error> {
         let held = match by {
             None => None,
             Some(by) => {
@@ -206,7 +181,7 @@ impl Cyborg {
 
     /// The request as it is shown: one that was left in the middle, or whose device is gone, is shown as it will be
     /// settled. `None` when it will be deleted.
-    async fn shown(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
+    pub(super) async fn shown(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
         let id = view.row.id;
         let is_busy = async || Ok::<_, Error>(self.binding.of([id]).await?.contains(&id));
         if !is_left(&view) || is_busy().await? {
@@ -220,21 +195,7 @@ impl Cyborg {
         Ok(settled(view))
     }
 
-    /// Records for each request that was left in the middle what has become of it.
-    ///
-    /// # Errors
-    /// The database's.
-    pub(crate) async fn settle_arqs(&self) -> Result<(), Error> {
-        for view in self.recorded().await?.iter().filter(|view| is_left(view)) {
-            // One request that cannot be settled does not keep the others from being settled.
-            if let Err(error) = self.settle_arq(view.row.id).await {
-                tracing::error!(%error, "accelerator request {} cannot be settled; it is tried again", view.row.id);
-            }
-        }
-        Ok(())
-    }
-
-    async fn settle_arq(&self, id: ArqId) -> Result<(), Error> {
+    pub(super) async fn settle_arq(&self, id: ArqId) -> Result<(), Error> {
         let Some(_guard) = self.binding.try_enter(id).await? else { return Ok(()) };
         // Somebody may have finished the work on it since it was read.
         let Some(view) = self.arq_now(id).await?.filter(is_left) else { return Ok(()) };
@@ -441,7 +402,8 @@ impl Cyborg {
             return Err(Error::NeedsService);
         }
         let mut outcome = Ok(());
-        for view in self.arqs().await?.iter().filter(|view| view.is_of(server)) {
+        let filter = ArqFilter { server: Some(server), ..ArqFilter::default() };
+        for view in self.arqs(filter, None, usize::MAX, |view| view.is_of(server)).await? {
             match self.release_arq(view.row.id, Release::DeleteOf(server), reach).await {
                 // Another request has deleted it, or bound it to another server.
                 Err(Error::NotFound(_)) => {}
@@ -509,7 +471,7 @@ impl Cyborg {
 
 /// Whether a request is in a state that does not last while nobody works on it: it was left in the middle, or its device
 /// is gone.
-fn is_left(view: &ArqView) -> bool {
+pub(super) fn is_left(view: &ArqView) -> bool {
     let is_attached = |(by, _): &(Assignment, _)| by.state() == State::Attached;
     match view.row.state {
         ArqState::Initial | ArqState::Unbound => false,

@@ -10,7 +10,10 @@ mod arq;
 mod card;
 #[allow(clippy::module_inception)]
 mod cyborg;
+mod list;
 pub(crate) mod settle;
+
+pub use hotslot_store::ArqFilter;
 
 pub use self::arq::{AccessScope, Bind};
 pub use self::card::{Attribution, Card};

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use hotslot_model::accelerator::View;
 use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
 use serde_json::{Value, json};
@@ -73,6 +74,17 @@ impl Order {
         Ok(order)
     }
 
+    /// Whether the order does not depend on what accelerators show.
+    fn is_by_creation(&self) -> bool {
+        self.key.is_none()
+    }
+
+    fn sort_views(&self, views: &mut [View]) {
+        if self.descending {
+            views.reverse();
+        }
+    }
+
     fn sort(&self, items: &mut [Value]) {
         if let Some(key) = &self.key {
             items.sort_by(|a, b| match (&a[key], &b[key]) {
@@ -100,8 +112,22 @@ pub(super) async fn list(
     } else {
         (Page::alone(pairs)?, Order::default())
     };
-    let mut views = parts.accelerators.accelerators().await?;
-    views.retain(|view| identity.sees(view.row.project.as_deref()));
+    // A caller without a project sees nothing. Only the administrator sees what belongs to no project.
+    let mut views = match &identity.project {
+        _ if identity.is_admin() => parts.accelerators.accelerators().await?,
+        Some(project) => parts.accelerators.accelerators_of(project).await?,
+        None => Vec::new(),
+    };
+    let uuid = |view: &View| view.row.id.to_string();
+    let is = |view: &View, marker: &str| uuid(view).eq_ignore_ascii_case(marker);
+    let (mut views, next) = if order.is_by_creation() {
+        // Only the hosts of this page are asked.
+        order.sort_views(&mut views);
+        page.skip(&mut views, is)?;
+        page.cut(views, &uri, &headers, uuid)
+    } else {
+        (views, None)
+    };
     parts.accelerators.read_functions(&mut views).await;
     let mut items = Vec::new();
     for view in &views {
@@ -109,10 +135,14 @@ pub(super) async fn list(
         hide(&parts.hosts, &identity, view, &mut item).await;
         items.push(item);
     }
-    order.sort(&mut items);
-    let uuid = |item: &Value| item["uuid"].as_str().unwrap_or_default().to_owned();
-    page.skip(&mut items, |item, marker| uuid(item).eq_ignore_ascii_case(marker))?;
-    let (listed, next) = page.cut(items, &uri, &headers, uuid);
+    let (listed, next) = if order.is_by_creation() {
+        (items, next)
+    } else {
+        order.sort(&mut items);
+        let uuid = |item: &Value| item["uuid"].as_str().unwrap_or_default().to_owned();
+        page.skip(&mut items, |item, marker| uuid(item).eq_ignore_ascii_case(marker))?;
+        page.cut(items, &uri, &headers, uuid)
+    };
     let key = if is_v1(&uri) { "accelerators" } else { "accelerator" };
     let mut body = json!({ key: listed });
     if let Some(next) = next {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use hotslot_model::assignment::Assignment;
@@ -13,12 +13,12 @@ use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_model::identity::Caller;
 use hotslot_service::cyborg::Cyborg;
-use hotslot_service::cyborg::{AccessScope, Bind};
+use hotslot_service::cyborg::{AccessScope, ArqFilter, Bind};
 use hotslot_service::error::Error;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::super::body::{Pairs, Path, object, read, value};
+use super::super::body::{Page, Pairs, Path, object, read, value};
 use super::super::error::Fault;
 use super::{Microversion, bad, links, time};
 
@@ -141,9 +141,11 @@ fn server(text: &str) -> Result<ServerId, Error> {
 pub(super) async fn list(
     State(cyborg): State<Arc<Cyborg>>,
     identity: Caller,
+    uri: OriginalUri,
     headers: HeaderMap,
-    Pairs(pairs): Pairs,
+    pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
+    let (page, pairs) = Page::read(pairs)?;
     let (mut of, mut resolved) = (None, false);
     for (key, value) in &pairs {
         match (key.as_str(), value.as_str()) {
@@ -154,26 +156,31 @@ pub(super) async fn list(
                 return Err(Error::Invalid(format!("invalid bind_state `{shown}`: expected resolved")).into());
             }
             (key, _) => {
-                let message = format!("unknown query key {key}; known: instance, bind_state");
+                let message = format!("unknown query key {key}; known: instance, bind_state, limit, marker");
                 return Err(Error::Invalid(message).into());
             }
         }
     }
-    let mut views = cyborg.arqs().await?;
     let reach = AccessScope::of(&identity);
-    views.retain(|view| reach.sees(view).is_ok());
+    let begun = resolved && of.is_none();
+    let filter = ArqFilter { project: reach.project.as_deref(), server: of, begun };
     let settled =
         |view: &ArqView| matches!(view.state(), ArqState::Bound | ArqState::BindFailed | ArqState::Deleting);
-    if let Some(of) = of {
-        views.retain(|view| view.is_of(of));
-        if let Some(view) = views.iter().find(|view| resolved && !settled(view)) {
-            let message = format!("accelerator request {} is still {}", view.row.id, view.state());
-            return Err(Fault::new(StatusCode::LOCKED, message));
-        }
-    } else if resolved {
-        views.retain(settled);
+    let passes = |view: &ArqView| {
+        reach.sees(view).is_ok() && of.is_none_or(|of| view.is_of(of)) && (!begun || settled(view))
+    };
+    let marker = page.marker.as_deref().map(id).transpose()?;
+    let views = cyborg.arqs(filter, marker, page.limit + 1, passes).await?;
+    if let Some(view) = views.iter().find(|view| resolved && !settled(view)) {
+        let message = format!("accelerator request {} is still {}", view.row.id, view.state());
+        return Err(Fault::new(StatusCode::LOCKED, message));
     }
-    Ok(listed(&views, &identity, &headers))
+    let (views, next) = page.cut(views, &uri, &headers, |view| view.row.id.to_string());
+    let Json(mut body) = listed(&views, &identity, &headers);
+    if let Some(next) = next {
+        body["arqs_links"] = next;
+    }
+    Ok(Json(body))
 }
 
 pub(super) async fn show(

@@ -79,7 +79,7 @@ async fn a_device_in_a_domain_is_adopted_once_and_only_if_it_is_free(records: Re
 }
 
 /// Returns the adoption of an attachment that is found in the documents of its domain.
-fn as_found(records: &Records, row: &Attachment, address: &str) -> Adoption {
+pub(super) fn as_found(records: &Records, row: &Attachment, address: &str) -> Adoption {
     Adoption {
         id: row.id,
         hypervisor: records.host,

@@ -12,7 +12,7 @@ on_both! {
     cards_are_disabled_and_attributes_are_stored
 }
 
-fn profile(name: &str) -> DeviceProfile {
+pub(super) fn profile(name: &str) -> DeviceProfile {
     let groups = serde_json::json!([{ "resources:CUSTOM_QAT": "2", "trait:CUSTOM_A": "required" }]);
     let groups = Group::read_all(&groups).unwrap();
     DeviceProfile {
@@ -38,7 +38,8 @@ async fn a_device_profile_that_requests_use_cannot_be_deleted(records: Records) 
     assert_eq!(store.device_profile_called("one").await.unwrap().unwrap(), one);
 
     let made = store.create_arqs(one.id, &[(0, "CUSTOM_QAT"), (0, "CUSTOM_QAT")], Some("p")).await.unwrap();
-    let rows = store.arqs().await.unwrap();
+    let rows = store.arqs(ArqFilter::default(), 0, 10).await.unwrap();
+    let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
     assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), made);
     assert_eq!(
         (rows[0].profile.as_str(), rows[0].project.as_deref(), rows[0].state),

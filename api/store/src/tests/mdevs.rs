@@ -28,7 +28,8 @@ impl Records {
         ids: &[AttachmentId],
     ) -> Result<bool, Error> {
         let (hypervisor, request) = (self.host, RequestId(Uuid::new_v4()));
-        let reservation = MdevReservation { hypervisor, server, request, holder, persistent: false };
+        let reservation =
+            MdevReservation { hypervisor, server, request, holder, persistent: false, project: None };
         let wanted: Vec<_> = ids.iter().map(|id| (*id, self.at(parent), "nvidia-231")).collect();
         self.store.reserve_mdevs(reservation, &wanted).await
     }

@@ -49,6 +49,7 @@ mod migration;
 #[path = "../../../../tests/src/postgres.rs"]
 mod postgres;
 mod processes;
+mod quotas;
 mod sequences;
 
 /// A new database with one host.
@@ -59,7 +60,7 @@ struct Records {
 }
 
 fn reservation(hypervisor: HypervisorId, server: ServerId, request: RequestId) -> Reservation<'static> {
-    Reservation { hypervisor, server, request, persistent: true, key: None, holder: None }
+    Reservation { hypervisor, server, request, persistent: true, key: None, holder: None, project: None }
 }
 
 /// Returns a new attachment of a device.

@@ -1,0 +1,215 @@
+//! How often each caller may send a request, and how often somebody may fail to show who calls.
+//!
+//! Each caller has a token bucket: a user in a project. Whoever is not identified shares one with the local user or the
+//! address of the connection. Root and hotslot's own user are not limited, so that an operator can always act.
+
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hotslot_model::identity::{Caller, Peer, Via};
+use hotslot_model::rate::{Bucket, Rate};
+use moka::future::Cache;
+use nix::unistd::geteuid;
+
+use crate::config::Api;
+
+/// The largest number of buckets of each kind. Beyond it, the bucket that was used least is forgotten: then it is full.
+const BUCKETS: u64 = 10_000;
+
+/// After this time without a request a bucket is forgotten. It is full long before.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// A caller has sent too many requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "too many requests: {} a second are allowed after {} at once; try again in {} s ([api] rate and burst)",
+    .rate.per_second, .rate.burst, self.seconds()
+)]
+pub struct TooMany {
+    /// What is allowed.
+    rate: Rate,
+    /// After what time one more is allowed.
+    wait: Duration,
+}
+
+impl TooMany {
+    /// The number of seconds after which a request is allowed, at least 1.
+    pub fn seconds(&self) -> u64 {
+        self.wait.as_secs() + 1
+    }
+}
+
+/// Whose bucket it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Whose {
+    /// A user in a project or in none.
+    Caller(String, Option<String>),
+    /// A local user, by number.
+    User(u32),
+    /// An address; of IPv6, the network of a site.
+    Address(IpAddr),
+}
+
+impl Whose {
+    fn at(peer: Peer) -> Self {
+        match peer {
+            Peer::Unix { uid, .. } => Self::User(uid),
+            Peer::Tcp(address) => Self::Address(match address.ip() {
+                IpAddr::V6(ip) if !ip.is_loopback() => {
+                    IpAddr::V6((u128::from(ip) & !u128::from(u64::MAX)).into())
+                }
+                ip => ip,
+            }),
+        }
+    }
+
+    fn of(caller: &Caller) -> Option<Self> {
+        match (&caller.via, &caller.user) {
+            (Via::Socket { uid, .. }, _) => Some(Self::User(*uid)),
+            (_, Some(user)) => Some(Self::Caller(user.id.clone(), caller.project.clone())),
+            (Via::Insecure(Some(address)), None) => Some(Self::at(Peer::Tcp(*address))),
+            (Via::Token(_) | Via::Keystone | Via::Headers | Via::Insecure(None), None) => None,
+        }
+    }
+
+    /// Whether nothing is limited for it: root, and hotslot's own user.
+    fn is_exempt(&self) -> bool {
+        matches!(self, Self::User(uid) if *uid == 0 || *uid == geteuid().as_raw())
+    }
+}
+
+type Buckets = Cache<Whose, Arc<Mutex<Bucket>>>;
+
+fn buckets() -> Buckets {
+    Cache::builder().max_capacity(BUCKETS).time_to_idle(IDLE).build()
+}
+
+/// The buckets of all callers.
+pub struct Rates {
+    /// `None` when nothing is limited.
+    rate: Option<Rate>,
+    start: Instant,
+    callers: Buckets,
+    /// For failures to show who calls.
+    failures: Buckets,
+}
+
+impl Rates {
+    pub(crate) fn new(api: &Api) -> Self {
+        let rate = NonZeroU32::new(api.rate).map(|per_second| Rate { per_second, burst: api.burst });
+        Self { rate, start: Instant::now(), callers: buckets(), failures: buckets() }
+    }
+
+    /// Counts a request of a caller.
+    ///
+    /// # Errors
+    /// [`TooMany`].
+    pub async fn count(&self, caller: &Caller) -> Result<(), TooMany> {
+        let Some(whose) = Whose::of(caller) else { return Ok(()) };
+        self.on(&self.callers, whose, Bucket::take).await
+    }
+
+    /// Checks that the other end of a connection has not failed too often to show who calls. This comes before a token is
+    /// validated, so that nobody tries many.
+    ///
+    /// # Errors
+    /// [`TooMany`].
+    pub async fn may_try(&self, peer: Peer) -> Result<(), TooMany> {
+        self.on(&self.failures, Whose::at(peer), |bucket, rate, now| match bucket.wait(rate, now) {
+            Duration::ZERO => Ok(()),
+            wait => Err(wait),
+        })
+        .await
+    }
+
+    /// Counts a failure to show who calls.
+    pub async fn count_failure(&self, peer: Peer) {
+        // Requests that were under way together may fail more often than the bucket has tokens.
+        let _ = self.on(&self.failures, Whose::at(peer), Bucket::take).await;
+    }
+
+    async fn on(
+        &self,
+        buckets: &Buckets,
+        whose: Whose,
+        act: impl FnOnce(&mut Bucket, Rate, Duration) -> Result<(), Duration>,
+    ) -> Result<(), TooMany> {
+        let Some(rate) = self.rate.filter(|_| !whose.is_exempt()) else { return Ok(()) };
+        let bucket = buckets.get_with(whose, async { Arc::default() }).await;
+        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        act(&mut bucket, rate, self.start.elapsed()).map_err(|wait| TooMany { rate, wait })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use hotslot_model::identity::User;
+
+    use super::*;
+
+    fn rates() -> Rates {
+        let one = NonZeroU32::MIN;
+        Rates::new(&Api { rate: 1, burst: one, ..Api::default() })
+    }
+
+    fn caller(user: &str, project: Option<&str>) -> Caller {
+        let user = User { id: user.into(), name: user.into() };
+        Caller::with_roles(Some(user), BTreeSet::new(), project.map(str::to_owned), Via::Keystone)
+    }
+
+    #[tokio::test]
+    async fn each_user_in_each_project_has_a_bucket() {
+        let rates = rates();
+        for (user, project, admitted) in [
+            ("a", Some("p"), true),
+            ("a", Some("p"), false),
+            ("a", Some("q"), true),
+            ("a", None, true),
+            ("b", Some("p"), true),
+            ("b", Some("p"), false),
+        ] {
+            let outcome = rates.count(&caller(user, project)).await;
+            assert_eq!(outcome.is_ok(), admitted, "{user} {project:?}");
+            if let Err(many) = outcome {
+                assert_eq!(many.seconds(), 1);
+                assert!(many.to_string().contains("1 a second"), "{many}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_are_counted_by_local_user_or_address_and_root_is_exempt() {
+        let rates = rates();
+        let at = |text: &str| Peer::Tcp(text.parse().unwrap());
+        let unix = |uid| Peer::Unix { uid, gid: 0, pid: None };
+        for (failed, same, other) in [
+            (at("192.0.2.1:1"), at("192.0.2.1:2"), at("192.0.2.2:1")),
+            (at("[2001:db8::1]:1"), at("[2001:db8::2]:1"), at("[2001:db8:0:1::1]:1")),
+            (unix(99_999), unix(99_999), unix(99_998)),
+        ] {
+            rates.may_try(failed).await.unwrap();
+            rates.count_failure(failed).await;
+            rates.may_try(same).await.unwrap_err();
+            rates.may_try(other).await.unwrap();
+        }
+        for uid in [0, geteuid().as_raw()] {
+            rates.count_failure(unix(uid)).await;
+            rates.may_try(unix(uid)).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_memory_of_buckets_is_bounded() {
+        let rates = rates();
+        for uid in 1..30_000 {
+            rates.count_failure(Peer::Unix { uid: 100_000 + uid, gid: 0, pid: None }).await;
+        }
+        rates.failures.run_pending_tasks().await;
+        assert!(rates.failures.entry_count() <= BUCKETS);
+    }
+}
