@@ -1,11 +1,12 @@
 //! The rows of `pci_devices` in memory, as of the last commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::{DeviceId, HypervisorId};
+use hotslot_model::rules::FreeDevices;
 
 /// The rows that are not deleted, as of the last commit.
 ///
@@ -17,11 +18,35 @@ pub(crate) struct DeviceCache {
     pub(crate) seq: i64,
     pub(crate) in_order: BTreeMap<(HypervisorId, PciAddress), Arc<Device>>,
     pub(crate) places: BTreeMap<DeviceId, (HypervisorId, PciAddress)>,
+    /// The free devices of each host, prepared for the choice.
+    free: HashMap<HypervisorId, FreeDevices>,
+}
+
+/// The devices of one host, as of the last commit.
+pub struct HostDevices<'c> {
+    cache: &'c DeviceCache,
+    host: HypervisorId,
+}
+
+impl<'c> HostDevices<'c> {
+    /// Returns the device at an address.
+    pub fn at(&self, address: PciAddress) -> Option<&'c Device> {
+        self.cache.in_order.get(&(self.host, address)).map(AsRef::as_ref)
+    }
+
+    /// Returns the free devices; `None` when there are none.
+    pub fn free(&self) -> Option<&'c FreeDevices> {
+        self.cache.free.get(&self.host)
+    }
 }
 
 impl DeviceCache {
     pub(crate) fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
         self.in_order.get(self.places.get(&id)?).cloned()
+    }
+
+    pub(crate) fn on(&self, host: HypervisorId) -> HostDevices<'_> {
+        HostDevices { cache: self, host }
     }
 
     /// Returns the devices of a host, in order of address.
@@ -46,13 +71,17 @@ impl DeviceCache {
         self.seq = self.seq.max(seq);
         // Devices may have exchanged addresses, so remove all old places before adding new ones.
         for row in &rows {
-            if let Some(place) = self.places.remove(&row.id) {
-                self.in_order.remove(&place);
+            if let Some(place) = self.places.remove(&row.id)
+                && let Some(old) = self.in_order.remove(&place)
+                && let Some(free) = self.free.get_mut(&old.hypervisor)
+            {
+                free.remove(&old);
             }
         }
         for row in rows.into_iter().filter(|row| row.status != DeviceStatus::Deleted) {
             let place = (row.hypervisor, row.facts.address);
             self.places.insert(row.id, place);
+            self.free.entry(row.hypervisor).or_default().insert(&row);
             self.in_order.insert(place, row);
         }
     }

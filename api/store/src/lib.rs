@@ -39,6 +39,7 @@ mod url;
 mod webhooks;
 
 pub use backup::{backup, lock, restore};
+pub use cache::HostDevices;
 pub use clock::now;
 pub use ended::Ended;
 pub use error::Error;
