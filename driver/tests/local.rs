@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, IommuGroup, Role};
 use hotslot_driver::hypervisor::Hypervisor;
@@ -65,7 +66,7 @@ impl Text {
 }
 
 impl Case {
-    fn devices(&self) -> BTreeMap<PciAddress, HostDevice> {
+    fn devices(&self) -> BTreeMap<PciAddress, Arc<HostDevice>> {
         let device = |(&address, device): (&PciAddress, &Device)| {
             let members = self.devices.iter().filter(|(_, other)| other.group == device.group);
             let members = members.map(|(address, _)| *address).collect();
@@ -97,7 +98,7 @@ impl Case {
                 block: Vec::new(),
             }
         };
-        self.devices.iter().map(device).map(|device| (device.address, device)).collect()
+        self.devices.iter().map(device).map(|device| (device.address, Arc::new(device))).collect()
     }
 
     /// The files of the tree. The defaults describe a host without guards; the case may replace or remove them.

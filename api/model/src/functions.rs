@@ -1,16 +1,15 @@
 //! The PCI functions of a host, and their IOMMU groups.
 
-use std::collections::{BTreeMap, HashMap, btree_map};
-use std::ops::{Deref, DerefMut};
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::pci::PciAddress;
 
-/// The PCI functions of a host, by address.
+/// The PCI functions of a host, by address. A clone shares the functions with the original.
 #[derive(Debug, Clone, Default)]
 pub struct Functions {
-    by_address: BTreeMap<PciAddress, HostDevice>,
+    by_address: BTreeMap<PciAddress, Arc<HostDevice>>,
     groups: OnceLock<IommuGroups>,
 }
 
@@ -31,6 +30,58 @@ impl Functions {
         Self::default()
     }
 
+    /// Returns the functions, sorted by address.
+    pub fn by_address(&self) -> &BTreeMap<PciAddress, Arc<HostDevice>> {
+        &self.by_address
+    }
+
+    /// Returns the function at an address.
+    pub fn get(&self, address: &PciAddress) -> Option<&HostDevice> {
+        self.by_address.get(address).map(AsRef::as_ref)
+    }
+
+    /// Whether there is a function at an address.
+    pub fn contains_key(&self, address: &PciAddress) -> bool {
+        self.by_address.contains_key(address)
+    }
+
+    /// Returns the addresses, sorted.
+    pub fn keys(&self) -> impl Iterator<Item = &PciAddress> {
+        self.by_address.keys()
+    }
+
+    /// Returns the functions, sorted by address.
+    pub fn values(&self) -> impl Iterator<Item = &HostDevice> {
+        self.by_address.values().map(AsRef::as_ref)
+    }
+
+    /// Returns the functions with their addresses, sorted by address.
+    pub fn iter(&self) -> impl Iterator<Item = (&PciAddress, &HostDevice)> {
+        self.by_address.iter().map(|(address, device)| (address, device.as_ref()))
+    }
+
+    /// The number of functions.
+    pub fn len(&self) -> usize {
+        self.by_address.len()
+    }
+
+    /// Whether there are no functions.
+    pub fn is_empty(&self) -> bool {
+        self.by_address.is_empty()
+    }
+
+    /// Adds a function, or replaces the one at its address.
+    pub fn insert(&mut self, device: HostDevice) {
+        self.groups.take();
+        self.by_address.insert(device.address, Arc::new(device));
+    }
+
+    /// Removes the function at an address.
+    pub fn remove(&mut self, address: &PciAddress) {
+        self.groups.take();
+        self.by_address.remove(address);
+    }
+
     /// Returns the IOMMU groups. They are put together at the first call after a change.
     pub fn groups(&self) -> &IommuGroups {
         self.groups.get_or_init(|| IommuGroups::of(&self.by_address))
@@ -38,7 +89,7 @@ impl Functions {
 }
 
 impl IommuGroups {
-    fn of(functions: &BTreeMap<PciAddress, HostDevice>) -> Self {
+    fn of(functions: &BTreeMap<PciAddress, Arc<HostDevice>>) -> Self {
         let mut groups = Self::default();
         for (address, device) in functions {
             let Some(group) = &device.iommu_group else { continue };
@@ -55,38 +106,15 @@ impl IommuGroups {
     }
 }
 
-impl Deref for Functions {
-    type Target = BTreeMap<PciAddress, HostDevice>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.by_address
-    }
-}
-
-impl DerefMut for Functions {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        self.groups.take();
-        &mut self.by_address
-    }
-}
-
 impl PartialEq for Functions {
     fn eq(&self, other: &Self) -> bool {
         self.by_address == other.by_address
     }
 }
 
-impl FromIterator<(PciAddress, HostDevice)> for Functions {
-    fn from_iter<T: IntoIterator<Item = (PciAddress, HostDevice)>>(functions: T) -> Self {
-        Self { by_address: functions.into_iter().collect(), groups: OnceLock::new() }
-    }
-}
-
-impl<'a> IntoIterator for &'a Functions {
-    type Item = (&'a PciAddress, &'a HostDevice);
-    type IntoIter = btree_map::Iter<'a, PciAddress, HostDevice>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.by_address.iter()
+impl FromIterator<HostDevice> for Functions {
+    fn from_iter<T: IntoIterator<Item = HostDevice>>(functions: T) -> Self {
+        let by_address = functions.into_iter().map(|device| (device.address, Arc::new(device)));
+        Self { by_address: by_address.collect(), groups: OnceLock::new() }
     }
 }

@@ -224,6 +224,12 @@ impl Store {
         scope: ScanScope<'_>,
         seen: Vec<DeviceFacts>,
     ) -> Result<ScanOutcome, Error> {
+        self.refresh().await?;
+        if let ScanScope::At(addresses) = scope
+            && self.with_devices_of(host, |devices| devices.are_as(addresses, &seen))
+        {
+            return Ok(ScanOutcome::default());
+        }
         let mut draft = self.draft().await?;
         let comparison = Comparison::new(draft.devices_of(host), scope, seen);
         // An accelerator may be fixed to the earlier row of a device that is back. Then that row is used again.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::finding::{Guard, GuardKind};
 use super::root::Root;
@@ -35,7 +36,7 @@ const DISPLAY: u8 = 0x03;
 /// Without a `sysroot` only bridges are guarded, so that a device without a guard may still be in use. For a remote
 /// host use [`guards_of_remote`].
 pub fn guards(
-    devices: &BTreeMap<PciAddress, HostDevice>,
+    devices: &BTreeMap<PciAddress, Arc<HostDevice>>,
     sysroot: Option<&Path>,
 ) -> BTreeMap<PciAddress, Vec<Guard>> {
     let mut found: Vec<Guard> = Vec::new();
@@ -73,15 +74,15 @@ pub fn guards(
 /// the IOMMU group. VFs are not guarded. The functions in `exempt`, which the administrator has named one by one, are
 /// not guarded either.
 pub fn guards_of_remote(
-    devices: &BTreeMap<PciAddress, HostDevice>,
+    devices: &BTreeMap<PciAddress, Arc<HostDevice>>,
     exempt: &BTreeSet<PciAddress>,
 ) -> BTreeMap<PciAddress, Vec<Guard>> {
-    let may_be_needed = |device: &&HostDevice| {
+    let may_be_needed = |device: &&Arc<HostDevice>| {
         let class = [STORAGE, NETWORK, DISPLAY].into_iter().any(|class| is_or_may_be(device, class));
         class && device.blocks_its_group() && !matches!(device.role, Role::Virtual { .. })
     };
     let found = devices.values().filter(may_be_needed).filter(|device| !exempt.contains(&device.address));
-    let guard = |device: &HostDevice| Guard {
+    let guard = |device: &Arc<HostDevice>| Guard {
         device: device.address,
         kind: GuardKind::Unseen,
         reason: format!(
@@ -95,7 +96,7 @@ pub fn guards_of_remote(
 
 /// Groups guards by device, and adds those that follow for PFs and siblings.
 fn by_device(
-    devices: &BTreeMap<PciAddress, HostDevice>,
+    devices: &BTreeMap<PciAddress, Arc<HostDevice>>,
     mut found: Vec<Guard>,
 ) -> BTreeMap<PciAddress, Vec<Guard>> {
     found.sort_by_key(|guard| guard.kind);
@@ -114,7 +115,7 @@ fn is_or_may_be(device: &HostDevice, base_class: u8) -> bool {
 
 /// Adds guards to the PFs of guarded VFs, and then to the siblings of guarded devices. A device that is guarded only
 /// because of a sibling guards no further device.
-fn spread(devices: &BTreeMap<PciAddress, HostDevice>, guards: &mut BTreeMap<PciAddress, Vec<Guard>>) {
+fn spread(devices: &BTreeMap<PciAddress, Arc<HostDevice>>, guards: &mut BTreeMap<PciAddress, Vec<Guard>>) {
     if guards.is_empty() {
         return;
     }

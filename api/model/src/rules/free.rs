@@ -7,6 +7,7 @@ use hotslot_driver::pci::{PciAddress, PciId};
 use itertools::Itertools as _;
 
 use super::choose::{CandidateSet, Wanted, choose_simply};
+use super::keys::{is_grouping_key, is_own};
 use crate::device::{DevType, Device, DeviceFacts, DeviceStatus};
 use crate::texts::Texts;
 
@@ -20,6 +21,7 @@ struct Kind {
     product_id: PciId,
     dev_type: DevType,
     numa_node: Option<u32>,
+    /// The tags, and what an alias can ask for.
     extra_info: Texts,
 }
 
@@ -138,12 +140,14 @@ pub enum Unavailable {
 }
 
 fn kind(facts: &DeviceFacts) -> Kind {
+    // The other keys differ from device to device. No alias can ask for them, and they are no tags.
+    let matters = |(key, _): &(&str, &str)| !is_own(key) || is_grouping_key(key);
     Kind {
         vendor_id: facts.vendor_id,
         product_id: facts.product_id,
         dev_type: facts.dev_type,
         numa_node: facts.numa_node,
-        extra_info: facts.extra_info.clone(),
+        extra_info: facts.extra_info.iter().filter(matters).collect(),
     }
 }
 

@@ -75,7 +75,7 @@ impl Catalog {
         let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
         let guards = if let Some(root) = sysroot.clone() {
             let functions = Arc::clone(&functions);
-            tokio::task::spawn_blocking(move || local::guards(&functions, Some(&root)))
+            tokio::task::spawn_blocking(move || local::guards(functions.by_address(), Some(&root)))
                 .await
                 .map_err(|error| Error::Internal(format!("reading the guards failed: {error}")))?
         } else if host.hypervisor.is_remote() {
@@ -83,7 +83,7 @@ impl Catalog {
             let named = functions.keys().copied().filter(|address| {
                 inventory.names_address(*address) || self.config.pci.is_unguarded(&host.name, *address)
             });
-            local::guards_of_remote(&functions, &named.collect())
+            local::guards_of_remote(functions.by_address(), &named.collect())
         } else {
             // A simulated host without files has no guards except for bridges, which are never assignable.
             BTreeMap::new()
@@ -262,8 +262,8 @@ impl Availability {
         let Some(group) = self.functions.get(&address).and_then(|found| found.iommu_group.as_ref()) else {
             return false;
         };
-        let busy = &self.functions.groups().busy;
-        !busy.is_empty() && group.members.iter().any(|member| *member != address && busy.contains_key(member))
+        let busy = |member| self.functions.get(member).is_some_and(HostDevice::blocks_its_group);
+        group.members.iter().any(|member| *member != address && busy(member))
     }
 
     /// Whether the PF of a VF or a VF of a PF has an owner.
