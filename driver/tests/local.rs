@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, IommuGroup, Role};
 use hotslot_driver::hypervisor::Hypervisor;
@@ -65,7 +66,7 @@ impl Text {
 }
 
 impl Case {
-    fn devices(&self) -> Vec<HostDevice> {
+    fn devices(&self) -> BTreeMap<PciAddress, Arc<HostDevice>> {
         let device = |(&address, device): (&PciAddress, &Device)| {
             let members = self.devices.iter().filter(|(_, other)| other.group == device.group);
             let members = members.map(|(address, _)| *address).collect();
@@ -97,7 +98,7 @@ impl Case {
                 block: Vec::new(),
             }
         };
-        self.devices.iter().map(device).collect()
+        self.devices.iter().map(device).map(|device| (device.address, Arc::new(device))).collect()
     }
 
     /// The files of the tree. The defaults describe a host without guards; the case may replace or remove them.
@@ -179,7 +180,8 @@ fn every_host_has_the_guards_that_its_file_expects() {
 fn without_a_sysroot_only_bridges_are_guarded() {
     for (name, case) in cases() {
         let found = guards(&case.devices(), None);
-        let bridges = case.devices().into_iter().filter(|device| device.bridge).map(|device| device.address);
+        let devices = case.devices();
+        let bridges = devices.values().filter(|device| device.bridge).map(|device| device.address);
         assert!(found.keys().copied().eq(bridges), "{name}");
         assert!(found.values().flatten().all(|guard| guard.kind == GuardKind::Bridge), "{name}");
     }
@@ -238,7 +240,7 @@ proptest! {
         }
         let devices = case.devices();
         let found = guards(&devices, Some(tree.path()));
-        let mut bridges = devices.iter().filter(|device| device.bridge);
+        let mut bridges = devices.values().filter(|device| device.bridge);
         prop_assert!(bridges.all(|device| found.contains_key(&device.address)));
     }
 

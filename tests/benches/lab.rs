@@ -1,8 +1,8 @@
-//! Attach and detach by REST compared with `virsh attach-device` and `detach-device` of the same VF, alternating, in
-//! the lab. The program copies itself into the VM and measures there, so that no network outside of the VM affects the
-//! times.
+//! Attach and detach by REST compared with libvirt's own calls for the same VF, alternating, in the lab. The program copies
+//! itself into the VM and measures there, so that no network outside of the VM affects the times.
 //!
-//! The floor is virsh as people run it, one process per command. The start-up time of virsh alone is shown as well.
+//! The floor is libvirt's call over a connection that is held open, as hotslot holds one: virDomainAttachDeviceFlags, and
+//! virDomainDetachDeviceFlags until the device is gone from the live domain.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,20 +10,34 @@ use std::time::{Duration, Instant};
 
 use hotslot_driver::pci::PciAddress;
 use hotslot_tests::lab::{Lab, id};
+use hotslot_tests::measure::quantile;
 use hotslot_tests::{Api, path};
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::sys::{VIR_DOMAIN_AFFECT_CONFIG, VIR_DOMAIN_AFFECT_LIVE};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 30;
 
-fn median(times: &mut [Duration]) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1e3
+/// Prints the median and the quartiles, and returns the median in milliseconds.
+fn report(what: &str, times: &mut [Duration]) -> f64 {
+    let [low, median, high] = [0.25, 0.5, 0.75].map(|part| quantile(times, part));
+    println!("{what:28} median {median:8.0} ms   (quartiles {low:.0} and {high:.0}, {} times)", times.len());
+    median
 }
 
-fn report(what: &str, times: &mut [Duration]) -> f64 {
-    let median = median(times);
-    let (first, last) = (times[0].as_secs_f64() * 1e3, times[times.len() - 1].as_secs_f64() * 1e3);
-    println!("{what:28} median {median:8.0} ms   ({first:.0} to {last:.0}, {} times)", times.len());
-    median
+/// Returns how long a call takes.
+fn timed<T>(call: impl FnOnce() -> T) -> Duration {
+    let start = Instant::now();
+    call();
+    start.elapsed()
+}
+
+/// Calls libvirt until the device is gone from the live domain.
+fn detach(domain: &Domain, xml: &str, flags: u32) {
+    domain.detach_device_flags(xml, flags).expect("virDomainDetachDeviceFlags");
+    while domain.get_xml_desc(0).expect("virDomainGetXMLDesc").contains("<hostdev ") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[tokio::main]
@@ -38,13 +52,6 @@ async fn main() {
     println!("{}", lab.sh("bench-lab --in-vm"));
 }
 
-fn timed(command: &str) -> Duration {
-    let start = Instant::now();
-    let status = Command::new("sh").arg("-c").arg(command).status().expect("a shell");
-    assert!(status.success(), "{command}");
-    start.elapsed()
-}
-
 /// Waits until the guest has, or no longer has, a driver on a VF, and the host's driver is as before, so that each
 /// measurement starts at rest.
 fn settle(in_guest: bool) {
@@ -53,7 +60,7 @@ fn settle(in_guest: bool) {
         "until guest lspci q35 | grep -q 'igbvf$'; [ $? = {wanted} ]; do sleep 0.2; done; \
          until [ {in_guest} = true ] || [ $(ls /sys/bus/pci/drivers/igbvf | grep -c :) = 2 ]; do sleep 0.2; done; sleep 0.5"
     );
-    timed(&line);
+    assert!(Command::new("sh").arg("-c").arg(&line).status().expect("a shell").success(), "{line}");
 }
 
 async fn measure() {
@@ -68,14 +75,16 @@ async fn measure() {
         vf.slot(),
         vf.function()
     );
-    std::fs::write("/tmp/bench-vf.xml", xml).expect("write the document");
-    let (mut virsh_attach, mut virsh_detach, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+    let flags = VIR_DOMAIN_AFFECT_LIVE | VIR_DOMAIN_AFFECT_CONFIG;
+    let connection = Connect::open(Some("qemu:///system")).expect("libvirtd");
+    let domain = Domain::lookup_by_name(&connection, "q35").expect("the guest");
+    let (mut own_attach, mut own_detach) = (Vec::new(), Vec::new());
     let (mut rest_attach, mut rest_detach) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        empty.push(timed("virsh -q version >/dev/null"));
-        virsh_attach.push(timed("virsh -q attach-device q35 /tmp/bench-vf.xml --live --config"));
+        own_attach
+            .push(timed(|| domain.attach_device_flags(&xml, flags).expect("virDomainAttachDeviceFlags")));
         settle(true);
-        virsh_detach.push(timed("virsh -q detach-device q35 /tmp/bench-vf.xml --live --config"));
+        own_detach.push(timed(|| detach(&domain, &xml, flags)));
         settle(false);
         let start = Instant::now();
         let answer = api.attach(id("q35"), "vf:1").await.expect(200);
@@ -88,9 +97,8 @@ async fn measure() {
         rest_detach.push(start.elapsed());
         settle(false);
     }
-    report("virsh, start-up alone", &mut empty);
-    let floor = report("virsh attach-device", &mut virsh_attach);
+    let floor = report("floor: libvirt's attach", &mut own_attach);
     println!("   ratio {:.2}", report("REST attach", &mut rest_attach) / floor);
-    let floor = report("virsh detach-device", &mut virsh_detach);
+    let floor = report("floor: libvirt's detach", &mut own_detach);
     println!("   ratio {:.2}", report("REST detach", &mut rest_detach) / floor);
 }

@@ -6,36 +6,41 @@
 
 use std::time::{Duration, Instant};
 
+use hotslot_driver::sim::generate;
 use hotslot_tests::measure::{report, resident, switches};
 use hotslot_tests::{Hotslot, Q35, binary, host, path};
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
-const ROUNDS: usize = 500;
+const ROUNDS: usize = 300;
+
+const CONFIG: &str = r#"
+[pci]
+device_spec = ['{"vendor_id": "8086"}']
+alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}']
+"#;
 
 #[tokio::main]
 async fn main() {
     assert!(binary().display().to_string().contains("release"), "measure the release build: cargo bench");
-    let service = Hotslot::on("small").await;
-    let (mut attach, mut detach, mut empty) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let start = Instant::now();
-        service.get("/healthz").await.expect(200);
-        empty.push(start.elapsed());
-        let start = Instant::now();
-        let answer = service.attach(Q35, "vf:1").await.expect(200);
-        attach.push(start.elapsed());
-        let path = path(&answer.body["pci_devices"][0]);
-        let start = Instant::now();
-        service.delete(&path).await.expect(200);
-        detach.push(start.elapsed());
-    }
     let mut durable = durable_transactions().await;
-    let floor = report("floor: empty request", &mut empty)
-        + 2.0 * report("floor: one durable transaction", &mut durable);
-    let attached = report("attach, own part (REST, simulated host)", &mut attach);
-    report("detach, own part (REST, simulated host)", &mut detach);
-    println!("attach over its floor (request + 2 transactions)  {:.2}", attached / floor);
-    drop(service);
+    let durable = report("floor: one durable transaction", &mut durable);
+    let small = Hotslot::on("small").await;
+    one_by_one(&small, Q35, durable).await;
+    drop(small);
+    let mut first = None;
+    for (pfs, vfs) in [(1, 63), (4, 127), (32, 127), (100, 99)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        generate::Size { pfs, vfs, guests: 1, ports: 8 }.write(dir.path()).expect("a host");
+        println!("\non a host of {} functions", pfs * (vfs + 1));
+        let service = Hotslot::bare(dir.path(), CONFIG, |_| ()).await;
+        let times = one_by_one(&service, &generate::guest_uuid(0).to_string(), durable).await;
+        let first = *first.get_or_insert(times);
+        println!(
+            "attach and detach over those of 64 functions      {:.2} {:.2}",
+            times.attach / first.attach,
+            times.detach / first.detach
+        );
+    }
 
     let mut started = Vec::new();
     for _ in 0..10 {
@@ -43,6 +48,41 @@ async fn main() {
     }
     report("start, empty host, to listening", &mut started);
     idle().await;
+}
+
+/// The medians of a host, in milliseconds.
+#[derive(Clone, Copy)]
+struct Times {
+    attach: f64,
+    detach: f64,
+}
+
+/// Attaches and detaches one VF many times. `durable` is the time of one durable transaction in milliseconds.
+async fn one_by_one(service: &Hotslot, server: &str, durable: f64) -> Times {
+    let (mut attach, mut detach, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        service.get("/healthz").await.expect(200);
+        empty.push(start.elapsed());
+        let start = Instant::now();
+        let answer = service.attach(server, "vf:1").await.expect(200);
+        attach.push(start.elapsed());
+        let path = path(&answer.body["pci_devices"][0]);
+        let start = Instant::now();
+        service.delete(&path).await.expect(200);
+        detach.push(start.elapsed());
+    }
+    let floor = report("floor: empty request", &mut empty) + 2.0 * durable;
+    let times = Times {
+        attach: report("attach, own part (REST, simulated host)", &mut attach),
+        detach: report("detach, own part (REST, simulated host)", &mut detach),
+    };
+    println!(
+        "over their floor (request + 2 transactions)       {:.2} {:.2}",
+        times.attach / floor,
+        times.detach / floor
+    );
+    times
 }
 
 /// Measures writing and committing two rows with a sync on this disk.

@@ -1,6 +1,5 @@
 //! Devices: PCI functions of hosts, as rows of the table `pci_devices`.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -8,6 +7,7 @@ use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::pci::{PciAddress, PciId};
 use uuid::Uuid;
 
+pub use crate::functions::{Functions, IommuGroups};
 use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
 use crate::string_enum;
 use crate::texts::Texts;
@@ -209,9 +209,6 @@ pub fn is_managed(facts: &DeviceFacts) -> bool {
 pub fn card_of(facts: &DeviceFacts) -> PciAddress {
     facts.parent_addr.unwrap_or(facts.address)
 }
-
-/// The PCI functions of a host, by address.
-pub type Functions = BTreeMap<PciAddress, HostDevice>;
 
 /// Returns the PF of a VF. Returns `None` for a function that is not a VF.
 pub fn parent<'a>(functions: &'a Functions, device: &HostDevice) -> Option<&'a HostDevice> {

@@ -9,6 +9,7 @@ pub mod cyborg;
 pub mod device;
 mod device_status;
 pub mod event;
+mod functions;
 pub mod hot_unplug;
 pub mod id;
 pub mod idempotency;

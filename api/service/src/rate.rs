@@ -61,7 +61,7 @@ impl Whose {
                 IpAddr::V6(ip) if !ip.is_loopback() => {
                     IpAddr::V6((u128::from(ip) & !u128::from(u64::MAX)).into())
                 }
-                ip => ip,
+                ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
             }),
         }
     }

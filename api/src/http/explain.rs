@@ -48,10 +48,10 @@ pub(super) async fn device(
     let availability = parts.catalog.availability_of(host, functions).await?;
     let function = availability.functions.get(&address).ok_or_else(unknown)?;
     let rows = parts.records.devices_of(host.row.id);
-    let row = rows.iter().find(|row| row.facts.address == address);
+    let find = |address| rows.get(rows.binary_search_by_key(&address, |row| row.facts.address).ok()?);
+    let (row, at) = (find(address), |address| find(address).map(AsRef::as_ref));
     let mut wire = hypervisors::describe(host, function, row, availability.foreign.get(&address));
-    let unavailable =
-        row.and_then(|row| availability.unavailable(&rows, None, HostDrivers::Blocks).remove(&row.id));
+    let unavailable = row.and_then(|row| availability.why_unavailable(row, &at, None, HostDrivers::Blocks));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
     let sysroot = host.hypervisor.sysroot();
     for (key, value) in [

@@ -10,7 +10,7 @@ use hotslot_model::scan::{Comparison, ScanOutcome, ScanScope};
 use hotslot_model::texts::Interner;
 use uuid::Uuid;
 
-use crate::cache::DeviceCache;
+use crate::cache::{DeviceCache, HostDevices};
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
@@ -80,6 +80,11 @@ impl Store {
     /// Returns the devices of a host, in order of address.
     pub fn devices_of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
         self.rows().of(host)
+    }
+
+    /// Calls `look` with the devices of a host. Devices do not change meanwhile, so `look` must be quick and must not wait.
+    pub fn with_devices_of<T>(&self, host: HypervisorId, look: impl FnOnce(&HostDevices<'_>) -> T) -> T {
+        look(&self.rows().on(host))
     }
 
     /// Returns one device.
@@ -219,6 +224,12 @@ impl Store {
         scope: ScanScope<'_>,
         seen: Vec<DeviceFacts>,
     ) -> Result<ScanOutcome, Error> {
+        self.refresh().await?;
+        if let ScanScope::At(addresses) = scope
+            && self.with_devices_of(host, |devices| devices.are_as(addresses, &seen))
+        {
+            return Ok(ScanOutcome::default());
+        }
         let mut draft = self.draft().await?;
         let comparison = Comparison::new(draft.devices_of(host), scope, seen);
         // An accelerator may be fixed to the earlier row of a device that is back. Then that row is used again.

@@ -41,6 +41,7 @@ mod webhooks;
 
 pub use arqs::ArqFilter;
 pub use backup::{backup, lock, restore};
+pub use cache::HostDevices;
 pub use clock::now;
 pub use ended::Ended;
 pub use error::Error;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::finding::{Guard, GuardKind};
 use super::root::Root;
@@ -34,9 +35,12 @@ const DISPLAY: u8 = 0x03;
 ///
 /// Without a `sysroot` only bridges are guarded, so that a device without a guard may still be in use. For a remote
 /// host use [`guards_of_remote`].
-pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAddress, Vec<Guard>> {
+pub fn guards(
+    devices: &BTreeMap<PciAddress, Arc<HostDevice>>,
+    sysroot: Option<&Path>,
+) -> BTreeMap<PciAddress, Vec<Guard>> {
     let mut found: Vec<Guard> = Vec::new();
-    for device in devices.iter().filter(|device| device.bridge) {
+    for device in devices.values().filter(|device| device.bridge) {
         let reason = "all devices behind a bridge or port depend on it".to_owned();
         found.push(Guard { device: device.address, kind: GuardKind::Bridge, reason });
     }
@@ -44,7 +48,7 @@ pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAdd
         for (findings, class) in [(block::find(&root), STORAGE), (net::find(&root), NETWORK)] {
             found.extend(findings.guards);
             let Some(reason) = findings.unknown else { continue };
-            for device in devices.iter().filter(|device| !device.bridge) {
+            for device in devices.values().filter(|device| !device.bridge) {
                 let may_be = is_or_may_be(device, class) && device.blocks_its_group();
                 if may_be || findings.carriers.contains(&device.address) {
                     let reason = reason.clone();
@@ -52,7 +56,7 @@ pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAdd
                 }
             }
         }
-        found.extend(devices.iter().filter(|device| is_or_may_be(device, DISPLAY)).filter_map(|device| {
+        found.extend(devices.values().filter(|device| is_or_may_be(device, DISPLAY)).filter_map(|device| {
             let flag = root.word(format!("sys/bus/pci/devices/{}/boot_vga", device.address));
             let (kind, reason) = match (flag.as_deref(), root.take_refused()) {
                 (Some("1"), _) => (GuardKind::Console, "the boot console is on it (boot_vga)".to_owned()),
@@ -70,15 +74,15 @@ pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAdd
 /// the IOMMU group. VFs are not guarded. The functions in `exempt`, which the administrator has named one by one, are
 /// not guarded either.
 pub fn guards_of_remote(
-    devices: &[HostDevice],
+    devices: &BTreeMap<PciAddress, Arc<HostDevice>>,
     exempt: &BTreeSet<PciAddress>,
 ) -> BTreeMap<PciAddress, Vec<Guard>> {
-    let may_be_needed = |device: &&HostDevice| {
+    let may_be_needed = |device: &&Arc<HostDevice>| {
         let class = [STORAGE, NETWORK, DISPLAY].into_iter().any(|class| is_or_may_be(device, class));
         class && device.blocks_its_group() && !matches!(device.role, Role::Virtual { .. })
     };
-    let found = devices.iter().filter(may_be_needed).filter(|device| !exempt.contains(&device.address));
-    let guard = |device: &HostDevice| Guard {
+    let found = devices.values().filter(may_be_needed).filter(|device| !exempt.contains(&device.address));
+    let guard = |device: &Arc<HostDevice>| Guard {
         device: device.address,
         kind: GuardKind::Unseen,
         reason: format!(
@@ -91,15 +95,17 @@ pub fn guards_of_remote(
 }
 
 /// Groups guards by device, and adds those that follow for PFs and siblings.
-fn by_device(devices: &[HostDevice], mut found: Vec<Guard>) -> BTreeMap<PciAddress, Vec<Guard>> {
+fn by_device(
+    devices: &BTreeMap<PciAddress, Arc<HostDevice>>,
+    mut found: Vec<Guard>,
+) -> BTreeMap<PciAddress, Vec<Guard>> {
     found.sort_by_key(|guard| guard.kind);
     let mut guards: BTreeMap<PciAddress, Vec<Guard>> = BTreeMap::new();
     for guard in found {
         guards.entry(guard.device).or_default().push(guard);
     }
     spread(devices, &mut guards);
-    let listed: BTreeSet<_> = devices.iter().map(|device| device.address).collect();
-    guards.retain(|address, _| listed.contains(address));
+    guards.retain(|address, _| devices.contains_key(address));
     guards
 }
 
@@ -109,9 +115,12 @@ fn is_or_may_be(device: &HostDevice, base_class: u8) -> bool {
 
 /// Adds guards to the PFs of guarded VFs, and then to the siblings of guarded devices. A device that is guarded only
 /// because of a sibling guards no further device.
-fn spread(devices: &[HostDevice], guards: &mut BTreeMap<PciAddress, Vec<Guard>>) {
+fn spread(devices: &BTreeMap<PciAddress, Arc<HostDevice>>, guards: &mut BTreeMap<PciAddress, Vec<Guard>>) {
+    if guards.is_empty() {
+        return;
+    }
     let mut further = Vec::new();
-    for device in devices {
+    for device in devices.values() {
         if let Role::Physical { vfs, .. } = &device.role
             && let Some(guard) = vfs.iter().find_map(|vf| guards.get(vf)?.first())
         {
@@ -122,18 +131,14 @@ fn spread(devices: &[HostDevice], guards: &mut BTreeMap<PciAddress, Vec<Guard>>)
     for guard in further.drain(..) {
         guards.entry(guard.device).or_default().push(guard);
     }
-    let bridges: BTreeSet<_> =
-        devices.iter().filter(|device| device.bridge).map(|device| device.address).collect();
+    let is_bridge = |member: &PciAddress| devices.get(member).is_some_and(|device| device.bridge);
     // Two guarded members of a group are enough: for each member at least one of them is another device.
     let mut guarded: BTreeMap<u32, Vec<PciAddress>> = BTreeMap::new();
-    for device in devices.iter().filter(|device| !device.bridge) {
+    for device in devices.values().filter(|device| !device.bridge) {
         let Some(group) = &device.iommu_group else { continue };
         let guarded = guarded.entry(group.number).or_insert_with(|| {
             let members = group.members.iter().copied();
-            members
-                .filter(|member| guards.contains_key(member) && !bridges.contains(member))
-                .take(2)
-                .collect()
+            members.filter(|member| guards.contains_key(member) && !is_bridge(member)).take(2).collect()
         });
         let sibling = guarded.iter().find(|member| **member != device.address);
         if let Some(guard) = sibling.and_then(|sibling| guards.get(sibling)?.first()) {

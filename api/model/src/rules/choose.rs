@@ -125,9 +125,26 @@ fn serve<'a>(
         }
         Box::new(shortage)
     })?;
+    Ok(taken(table, &parts, &taker))
+}
+
+/// As [`choose`]. Returns `None` when the devices are too few, or when some of them exclude each other.
+pub(super) fn choose_simply<'a>(
+    wanted: &[Wanted<'_>],
+    candidate_set: &CandidateSet<'a>,
+) -> Option<Vec<Vec<&'a Arc<Device>>>> {
+    let table = Table::new(candidate_set);
+    let parts = table.parts(wanted);
+    let mut search = Search { table: &table, units: &table.units, parts: &parts, cases: 0 };
+    let taker = search.solve(&mut vec![false; table.units.len()], &mut Vec::new()).ok()?;
+    Some(taken(&table, &parts, &taker))
+}
+
+/// Returns the devices of each part, in order of preference.
+fn taken<'a>(table: &Table<'_, 'a>, parts: &[Part], taker: &[Option<usize>]) -> Vec<Vec<&'a Arc<Device>>> {
     let devices = |(index, part): (usize, &Part)| {
         let chosen = part.candidates.iter().filter(|unit| taker[**unit] == Some(index));
         chosen.flat_map(|unit| &table.units[*unit]).copied().collect()
     };
-    Ok(parts.iter().enumerate().map(devices).collect())
+    parts.iter().enumerate().map(devices).collect()
 }

@@ -150,17 +150,18 @@ fn a_device_spec_matches_the_same_devices_as_in_nova() {
 
 #[test]
 fn entries_that_conflict_with_the_devices_of_a_host_are_ignored_there_and_reported() {
-    let mut functions: Functions =
-        Host::read().0.into_iter().map(|(_, device)| (device.address, device)).collect();
-    let mut second = functions[&"0000:04:10.0".parse().unwrap()].clone();
+    let mut functions: Functions = Host::read().0.into_iter().map(|(_, device)| device).collect();
+    let mut second = functions.get(&"0000:04:10.0".parse().unwrap()).unwrap().clone();
     second.address = "0000:04:10.2".parse().unwrap();
-    functions.insert(second.address, second);
+    functions.insert(second);
     let parents: Vec<_> =
         functions.values().filter_map(|device| Some((sriov(&device.role).1?, device.address))).collect();
     for (parent, vf) in parents {
-        if let Role::Physical { vfs, .. } = &mut functions.get_mut(&parent).unwrap().role {
+        let mut parent = functions.get(&parent).unwrap().clone();
+        if let Role::Physical { vfs, .. } = &mut parent.role {
             vfs.push(vf);
         }
+        functions.insert(parent);
     }
     each(include_str!("../../tests/data/conflict.json"), |case, inventory| {
         let inventory = Arc::new(inventory.clone());

@@ -310,10 +310,7 @@ pub(crate) fn expect_nothing_out(host: &Host, server: ServerId) -> Result<(), Er
 /// devices where some share a group.
 fn may_take_groups(host: &Host, request: &AttachRequest) -> bool {
     let several = || request.aliases.iter().map(|part| part.count).sum::<usize>() > 1;
-    let shares = |function: &HostDevice| {
-        !function.bridge && function.iommu_group.as_ref().is_some_and(|group| group.members.len() > 1)
-    };
-    request.whole_group || several() && host.functions().values().any(shares)
+    request.whole_group || several() && host.functions().groups().are_shared
 }
 
 /// Whether a device is one of several of its IOMMU group in a request, of which some are bound to host drivers.

@@ -68,8 +68,8 @@ impl Assignments {
             unavailable: &unavailable,
             guest_nodes: &document.map(|document| document.numa_nodes).unwrap_or_default(),
             sockets: sockets.as_ref(),
-            groups: &availability.groups,
-            busy: &availability.busy,
+            groups: &availability.functions.groups().number,
+            busy: &availability.functions.groups().busy,
         };
         let wanted = Wanted {
             alias,

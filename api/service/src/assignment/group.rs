@@ -58,12 +58,16 @@ impl Assignments {
     /// # Errors
     /// Errors of the database and of the hypervisor.
     pub(super) async fn pending_rebind(&self, host: &Host) -> Result<PendingRebind, Error> {
+        let unbound = self.store.unbound_from_host(host.row.id).await?;
+        if unbound.is_empty() {
+            return Ok(PendingRebind::default());
+        }
         let rows = self.store.devices_of(host.row.id).into_iter().filter(|device| device.owner.is_some());
         let mut held: BTreeSet<_> = rows.map(|device| device.facts.address).collect();
         held.extend(host.in_guests());
         let busy = |group: &IommuGroup| group.members.iter().any(|member| held.contains(member));
         let mut pending_rebind = PendingRebind::default();
-        for (id, address) in self.store.unbound_from_host(host.row.id).await? {
+        for (id, address) in unbound {
             if held.contains(&address) {
                 continue;
             }

@@ -17,13 +17,17 @@ pub(super) fn portless(
     availability: &Availability,
     devices: &[Arc<Device>],
 ) -> HashMap<DeviceId, String> {
-    let Some(live) = &view.live else { return HashMap::new() };
-    let free = Topology::of(live).free_ports();
-    let full = |device: &Arc<Device>| {
+    let no_port = no_port(view, availability);
+    devices.iter().filter_map(|device| Some((device.id, no_port(device)?))).collect()
+}
+
+/// As [`portless`], for one device: returns the reason, or `None` when the guest has a free port for it.
+pub(super) fn no_port(view: &DomainView, availability: &Availability) -> impl Fn(&Device) -> Option<String> {
+    let free = view.live.as_ref().map(|live| Topology::of(live).free_ports());
+    move |device| {
         let function = availability.functions.get(&device.facts.address)?;
         let kind = if function.express { "PCI Express" } else { "conventional PCI" };
-        let reason = || format!("the guest has no free hot-plug port for {kind} devices");
-        (free.count_for(function.express) == 0).then(|| (device.id, reason()))
-    };
-    devices.iter().filter_map(full).collect()
+        let is_full = free.as_ref()?.count_for(function.express) == 0;
+        is_full.then(|| format!("the guest has no free hot-plug port for {kind} devices"))
+    }
 }

@@ -14,9 +14,10 @@ use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
 use hotslot_model::quota::of_aliases;
 use hotslot_model::rules;
-use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Wanted};
+use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, Wanted};
 
 use super::assignments::Assignments;
+use super::ports;
 use super::request::{self, AttachRequest, NetworkRequest};
 use crate::error::Error;
 use crate::host::Host;
@@ -186,20 +187,10 @@ impl Assignments {
     ) -> Result<Evaluation, Error> {
         let mut evaluation = Evaluation::default();
         loop {
-            let devices = self.store.devices_of(host.row.id);
-            // The preflight reads the drivers of the other functions of the IOMMU group, so the last scan does not
-            // count.
-            let drivers = HostDrivers::DoNotBlock;
-            let mut unavailable = snapshot.availability.unavailable(&devices, Some(request.server), drivers);
-            unavailable.extend(choice.excluded.clone());
-            // Choose a device for which the guest has no free port only when there is no other; the preflight then
-            // reports the missing port.
-            let mut fitting = unavailable.clone();
-            fitting.extend(super::ports::portless(view, &snapshot.availability, &devices));
-            let busy = &snapshot.availability.busy;
-            let chosen = self.choose(host, request, snapshot, &devices, (&fitting, busy));
-            let chosen =
-                chosen.or_else(|_| self.choose(host, request, snapshot, &devices, (&unavailable, busy)));
+            let chosen = match self.choose_among_free(host, view, request, snapshot, choice)? {
+                Some(selection) => Ok(selection),
+                None => self.choose_among_all(host, view, request, snapshot, choice),
+            };
             let selection = match chosen {
                 Ok(selection) => selection,
                 Err(short) => {
@@ -224,6 +215,65 @@ impl Assignments {
         }
     }
 
+    /// Chooses among the free devices that the request prefers; `None` when all devices of the host have to be
+    /// looked at.
+    fn choose_among_free(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        snapshot: &Snapshot,
+        choice: &Exclusions,
+    ) -> Result<Option<Selection>, Error> {
+        let tags = request.tags();
+        let wanted = wanted(request, snapshot, &tags)?;
+        let availability = &snapshot.availability;
+        let no_port = ports::no_port(view, availability);
+        let chosen = self.store.with_devices_of(host.row.id, |devices| {
+            let at = |address| devices.at(address);
+            let is_unavailable = |device: &Device| {
+                let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
+                if choice.excluded.contains_key(&device.id)
+                    || no_port(device).is_some()
+                    || availability.has_relative_in_use(device, &at)
+                    || availability.why_unavailable(device, &at, server, drivers).is_some()
+                {
+                    Unavailable::Yes
+                } else if availability.needs_others(device.facts.address) {
+                    Unavailable::DependsOnOthers
+                } else {
+                    Unavailable::No
+                }
+            };
+            let (guest_nodes, sockets) = (&snapshot.guest_nodes, snapshot.sockets.as_ref());
+            devices.free()?.choose(&wanted, &Surroundings { guest_nodes, sockets, is_unavailable })
+        });
+        Ok(chosen.map(|parts| named(request, parts)))
+    }
+
+    /// Chooses among all devices of the host.
+    fn choose_among_all(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        snapshot: &Snapshot,
+        choice: &Exclusions,
+    ) -> Result<Selection, Error> {
+        let devices = self.store.devices_of(host.row.id);
+        // The preflight reads the drivers of the other functions of the IOMMU group, so the last scan does not count.
+        let drivers = HostDrivers::DoNotBlock;
+        let mut unavailable = snapshot.availability.unavailable(&devices, Some(request.server), drivers);
+        unavailable.extend(choice.excluded.clone());
+        // Choose a device for which the guest has no free port only when there is no other; the preflight then reports
+        // the missing port.
+        let mut fitting = unavailable.clone();
+        fitting.extend(ports::portless(view, &snapshot.availability, &devices));
+        let busy = &snapshot.availability.functions.groups().busy;
+        let chosen = self.choose(host, request, snapshot, &devices, (&fitting, busy));
+        chosen.or_else(|_| self.choose(host, request, snapshot, &devices, (&unavailable, busy)))
+    }
+
     /// Returns the checks of the devices that a request would get if all matching devices were available. `refused` is
     /// why it gets none.
     async fn checks_of_unavailable(
@@ -242,12 +292,13 @@ impl Assignments {
         let mut checks = self.preflight(host, view, request, snapshot, selection).await?.checks;
         // The preflight does not know the holders of the group's members. Where one is held, say so, because unbinding
         // it would not help.
-        let rows = devices.iter().map(|device| (device.facts.address, &**device)).collect();
+        let rows: HashMap<_, _> = devices.iter().map(|device| (device.facts.address, &**device)).collect();
+        let at = |address| rows.get(&address).copied();
         let is_group = |check: &&mut Check| check.name == "group-viable" && check.result == CheckResult::Fail;
         for check in checks.iter_mut().filter(is_group) {
             let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
             let blocked = check.device.and_then(|address| {
-                snapshot.availability.why_group_is_blocked(address, &rows, server, drivers)
+                snapshot.availability.why_group_is_blocked(address, &at, server, drivers)
             });
             if let Some(reason) = blocked {
                 (check.message, check.cure) = (reason, None);
@@ -397,30 +448,14 @@ impl Assignments {
         devices: &[Arc<Device>],
         (unavailable, busy): (&HashMap<DeviceId, String>, &BTreeMap<PciAddress, String>),
     ) -> Result<Selection, Error> {
-        let mut tags = BTreeMap::new();
-        if let Some(network) = &request.network {
-            tags.extend(network.physical_network.clone().map(|name| ("physical_network".to_owned(), name)));
-            tags.extend(network.trusted.map(|trusted| ("trusted".to_owned(), trusted.to_string())));
-        }
-        let wanted = request.aliases.iter().map(|part| {
-            let alias = request.alias(&snapshot.inventory, &part.name);
-            let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", part.name)))?;
-            Ok(Wanted {
-                alias,
-                count: part.count,
-                numa_policy: request.numa_policy,
-                whole_group: request.whole_group,
-                vf: request.network.is_some(),
-                tags: &tags,
-            })
-        });
-        let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
+        let tags = request.tags();
+        let wanted = wanted(request, snapshot, &tags)?;
         let candidate_set = CandidateSet {
             devices,
             unavailable,
             guest_nodes: &snapshot.guest_nodes,
             sockets: snapshot.sockets.as_ref(),
-            groups: &snapshot.availability.groups,
+            groups: &snapshot.availability.functions.groups().number,
             busy,
         };
         let chosen = rules::choose(&wanted, &candidate_set).map_err(|shortage| {
@@ -431,11 +466,47 @@ impl Assignments {
             };
             Error::TooFewFree { shortage, host: host.name.clone(), advice }
         })?;
-        let parts = request.aliases.iter().zip(chosen);
-        let named = parts.flat_map(|(part, devices)| {
-            devices.into_iter().map(|device| (part.name.clone(), Arc::clone(device)))
-        });
-        Ok(named.collect())
+        let chosen = chosen.into_iter().map(|part| part.into_iter().cloned().collect());
+        Ok(named(request, chosen.collect()))
+    }
+}
+
+/// Returns the parts of a request, for the choice.
+fn wanted<'a>(
+    request: &'a AttachRequest,
+    snapshot: &'a Snapshot,
+    tags: &'a BTreeMap<String, String>,
+) -> Result<Vec<Wanted<'a>>, Error> {
+    let wanted = request.aliases.iter().map(|part| {
+        let alias = request.alias(&snapshot.inventory, &part.name);
+        let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", part.name)))?;
+        Ok(Wanted {
+            alias,
+            count: part.count,
+            numa_policy: request.numa_policy,
+            whole_group: request.whole_group,
+            vf: request.network.is_some(),
+            tags,
+        })
+    });
+    wanted.collect()
+}
+
+/// Returns the devices of all parts of a request, each with the alias that requested it.
+fn named(request: &AttachRequest, parts: Vec<Vec<Arc<Device>>>) -> Selection {
+    let parts = request.aliases.iter().zip(parts);
+    parts.flat_map(|(part, devices)| devices.into_iter().map(|device| (part.name.clone(), device))).collect()
+}
+
+impl AttachRequest {
+    /// Returns the tags that the network settings require of each device.
+    fn tags(&self) -> BTreeMap<String, String> {
+        let mut tags = BTreeMap::new();
+        if let Some(network) = &self.network {
+            tags.extend(network.physical_network.clone().map(|name| ("physical_network".to_owned(), name)));
+            tags.extend(network.trusted.map(|trusted| ("trusted".to_owned(), trusted.to_string())));
+        }
+        tags
     }
 }
 

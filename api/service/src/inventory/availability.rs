@@ -28,10 +28,6 @@ pub struct Availability {
     pub guards: BTreeMap<PciAddress, Vec<Guard>>,
     /// The functions whose guards the configuration overrides.
     unguarded: BTreeSet<PciAddress>,
-    /// The IOMMU group of each function that has one, except bridges, which need not be assigned with their group.
-    pub groups: HashMap<PciAddress, u32>,
-    /// The functions whose host drivers keep the other functions of their IOMMU group from a guest, with the driver.
-    pub busy: BTreeMap<PciAddress, String>,
     /// The root directory of the host's own files; `None` when they cannot be read, as on another machine.
     sysroot: Option<PathBuf>,
     /// The functions in domains that hotslot did not put there.
@@ -55,6 +51,9 @@ pub enum HostDrivers {
     Keep,
 }
 
+/// Finds the device at an address of a host.
+pub type DevicesByAddress<'d> = &'d dyn Fn(PciAddress) -> Option<&'d Device>;
+
 impl Catalog {
     /// Takes a snapshot of a host: its functions as of the last scan, its guards as they are now.
     ///
@@ -74,21 +73,9 @@ impl Catalog {
         functions: Arc<Functions>,
     ) -> Result<Availability, Error> {
         let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
-        let groups = functions
-            .iter()
-            .filter(|(_, device)| !device.bridge)
-            .filter_map(|(address, device)| Some((*address, device.iommu_group.as_ref()?.number)))
-            .collect();
-        let shared = |device: &HostDevice| {
-            let shares = device.iommu_group.as_ref().is_some_and(|group| group.members.len() > 1);
-            shares && device.blocks_its_group()
-        };
-        let busy = functions.iter().filter(|(_, device)| shared(device));
-        let busy = busy.filter_map(|(address, device)| Some((*address, device.driver.clone()?))).collect();
-        let devices = || functions.values().cloned().collect::<Vec<_>>();
         let guards = if let Some(root) = sysroot.clone() {
-            let devices = devices();
-            tokio::task::spawn_blocking(move || local::guards(&devices, Some(&root)))
+            let functions = Arc::clone(&functions);
+            tokio::task::spawn_blocking(move || local::guards(functions.by_address(), Some(&root)))
                 .await
                 .map_err(|error| Error::Internal(format!("reading the guards failed: {error}")))?
         } else if host.hypervisor.is_remote() {
@@ -96,7 +83,7 @@ impl Catalog {
             let named = functions.keys().copied().filter(|address| {
                 inventory.names_address(*address) || self.config.pci.is_unguarded(&host.name, *address)
             });
-            local::guards_of_remote(&devices(), &named.collect())
+            local::guards_of_remote(functions.by_address(), &named.collect())
         } else {
             // A simulated host without files has no guards except for bridges, which are never assignable.
             BTreeMap::new()
@@ -106,18 +93,7 @@ impl Catalog {
         let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
         let overdue = host.hypervisor.overdue().into_iter().rev();
         let overdue = overdue.filter_map(|call| Some((call.address?, call))).collect();
-        Ok(Availability {
-            functions,
-            unguarded,
-            guards,
-            groups,
-            busy,
-            sysroot,
-            foreign,
-            mdevs,
-            disabled,
-            overdue,
-        })
+        Ok(Availability { functions, unguarded, guards, sysroot, foreign, mdevs, disabled, overdue })
     }
 }
 
@@ -192,7 +168,7 @@ impl Availability {
     pub fn why_group_is_blocked(
         &self,
         address: PciAddress,
-        devices: &HashMap<PciAddress, &Device>,
+        devices: DevicesByAddress<'_>,
         server: Option<ServerId>,
         drivers: HostDrivers,
     ) -> Option<String> {
@@ -201,7 +177,7 @@ impl Availability {
         siblings.filter_map(|member| Some((member, self.functions.get(member)?))).find_map(|(member, sibling)| {
             let number = group.number;
             let with_it = server.map_or(Owner::Host, Owner::Server);
-            if let Some(owner) = devices.get(member).and_then(|row| row.owner).filter(|owner| *owner != with_it) {
+            if let Some(owner) = devices(*member).and_then(|row| row.owner).filter(|owner| *owner != with_it) {
                 return Some(format!(
                     "IOMMU group {number} of {address} is not viable: its member {member} is held by {owner}; detach \
                      it there"
@@ -229,7 +205,7 @@ impl Availability {
             }
             let listed = |member: &PciAddress| {
                 let free = |row: &&Device| row.owner.is_none() && row.gone_at.is_none();
-                let given = devices.get(member).is_some_and(free) && !self.foreign.contains_key(member);
+                let given = devices(*member).as_ref().is_some_and(free) && !self.foreign.contains_key(member);
                 *member == address
                     || given
                     || self.functions.get(member).is_some_and(|function| function.bridge)
@@ -252,22 +228,52 @@ impl Availability {
     ) -> HashMap<DeviceId, String> {
         let rows: HashMap<PciAddress, &Device> =
             devices.iter().map(|device| (device.facts.address, &**device)).collect();
-        let reason = |device: &Device| {
-            let address = device.facts.address;
-            let bound = || if drivers == HostDrivers::Blocks { self.unbound(device) } else { None };
-            let reason = self
-                .unavailable_itself(device)
-                .or_else(bound)
-                .or_else(|| self.under_call(address))
-                .or_else(|| self.guarded(address, drivers))
-                .or_else(|| self.of_others(address));
-            if drivers == HostDrivers::Keep {
-                return reason;
-            }
-            let group = || self.why_group_is_blocked(address, &rows, server, drivers);
-            reason.or_else(|| self.in_parts(address)).or_else(group)
-        };
+        let at = |address| rows.get(&address).copied();
+        let reason = |device| self.why_unavailable(device, &at, server, drivers);
         devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()
+    }
+
+    /// Returns why a device is unavailable; `None` when it is available. `devices` finds the other devices of the host.
+    pub fn why_unavailable(
+        &self,
+        device: &Device,
+        devices: DevicesByAddress<'_>,
+        server: Option<ServerId>,
+        drivers: HostDrivers,
+    ) -> Option<String> {
+        let address = device.facts.address;
+        let bound = || if drivers == HostDrivers::Blocks { self.unbound(device) } else { None };
+        let reason = self
+            .unavailable_itself(device)
+            .or_else(bound)
+            .or_else(|| self.under_call(address))
+            .or_else(|| self.guarded(address, drivers))
+            .or_else(|| self.of_others(address));
+        if drivers == HostDrivers::Keep {
+            return reason;
+        }
+        let group = || self.why_group_is_blocked(address, devices, server, drivers);
+        reason.or_else(|| self.in_parts(address)).or_else(group)
+    }
+
+    /// Whether a device may be assigned only together with other members of its IOMMU group, which are bound to host
+    /// drivers.
+    pub fn needs_others(&self, address: PciAddress) -> bool {
+        let Some(group) = self.functions.get(&address).and_then(|found| found.iommu_group.as_ref()) else {
+            return false;
+        };
+        let busy = |member| self.functions.get(member).is_some_and(HostDevice::blocks_its_group);
+        group.members.iter().any(|member| *member != address && busy(member))
+    }
+
+    /// Whether the PF of a VF or a VF of a PF has an owner.
+    pub fn has_relative_in_use(&self, device: &Device, devices: DevicesByAddress<'_>) -> bool {
+        let is_held = |address| devices(address).is_some_and(|relative| relative.owner.is_some());
+        let vfs = match self.functions.get(&device.facts.address).map(|found| &found.role) {
+            Some(Role::Physical { vfs, .. }) => vfs.as_slice(),
+            Some(Role::Plain | Role::Virtual { .. }) | None => &[],
+        };
+        device.facts.parent_addr.is_some_and(is_held) || vfs.iter().copied().any(is_held)
     }
 
     /// Returns why a device is unavailable to everybody, as far as the device itself is the reason.

@@ -31,8 +31,8 @@ impl Catalog {
         addresses: Option<BTreeSet<PciAddress>>,
     ) -> Result<Arc<Functions>, Error> {
         let before = host.functions();
-        let now = read(host, &before, addresses.as_ref()).await?;
-        changed(&before, &now).into_iter().for_each(|address| host.queue_device_scan(address));
+        let (now, at) = read(host, &before, addresses.as_ref()).await?;
+        changed(&before, &now, at.as_ref()).into_iter().for_each(|address| host.queue_device_scan(address));
         Ok(now)
     }
 
@@ -48,7 +48,7 @@ impl Catalog {
         let mut recorded_by = host.recorded_by.lock().await;
         let inventory = self.inventory();
         let before = host.functions();
-        let now = read(host, &before, looked.as_ref()).await?;
+        let (now, at) = read(host, &before, looked.as_ref()).await?;
         let named = looked.unwrap_or_default();
         let (on_host, conflicts) = inventory.on(&now);
         // If the table is not updated completely, because of an error or of devices in use, the next scan compares all
@@ -69,7 +69,7 @@ impl Catalog {
             let seen = shared(now.values().filter_map(|device| facts(&on_host, &now, device)));
             self.store.scan(host.row.id, ScanScope::Everywhere, seen).await?
         } else {
-            let mut changed = changed(&before, &now);
+            let mut changed = changed(&before, &now, at.as_ref());
             // Compare the requested addresses in any case, because the table may be outdated.
             changed.extend(named);
             let seen = shared(changed.iter().filter_map(|address| facts(&on_host, &now, now.get(address)?)));
@@ -107,15 +107,19 @@ fn shared(facts: impl Iterator<Item = DeviceFacts>) -> Vec<DeviceFacts> {
     facts.map(|facts| DeviceFacts { extra_info: sharing.share(facts.extra_info), ..facts }).collect()
 }
 
-/// Reads the functions of a host, all or those at some addresses.
+/// Reads the functions of a host, all or those at some addresses. Also returns the addresses at which they were read,
+/// or `None` for all.
 async fn read(
     host: &Host,
     before: &Arc<Functions>,
     addresses: Option<&BTreeSet<PciAddress>>,
-) -> Result<Arc<Functions>, Error> {
+) -> Result<(Arc<Functions>, Option<BTreeSet<PciAddress>>), Error> {
     match addresses {
-        None => everything(host, before).await,
-        Some(addresses) => Ok(Arc::new(at(host, before, addresses).await?)),
+        None => Ok((everything(host, before).await?, None)),
+        Some(addresses) => {
+            let (now, at) = at(host, before, addresses).await?;
+            Ok((Arc::new(now), Some(at)))
+        }
     }
 }
 
@@ -134,17 +138,21 @@ async fn everything(host: &Host, before: &Arc<Functions>) -> Result<Arc<Function
             device.net.clone_from(&known.net);
             device.serial = device.serial.take().or_else(|| known.serial.clone());
         }
-        same &= known == Some(device);
+        same &= known == Some(&*device);
     }
     if same {
         return Ok(Arc::clone(before));
     }
-    Ok(Arc::new(devices.into_iter().map(|device| (device.address, device)).collect()))
+    Ok(Arc::new(devices.into_iter().collect()))
 }
 
 /// Returns `before` with some functions read again, and also those related to them: the PF of a VF, and the members of
-/// the IOMMU group.
-async fn at(host: &Host, before: &Functions, named: &BTreeSet<PciAddress>) -> Result<Functions, Error> {
+/// the IOMMU group. Also returns the addresses at which they were read.
+async fn at(
+    host: &Host,
+    before: &Functions,
+    named: &BTreeSet<PciAddress>,
+) -> Result<(Functions, BTreeSet<PciAddress>), Error> {
     let mut now = before.clone();
     let mut wanted: BTreeSet<_> = named.clone();
     for address in named {
@@ -167,13 +175,13 @@ async fn at(host: &Host, before: &Functions, named: &BTreeSet<PciAddress>) -> Re
                 } else {
                     wanted.extend(relatives(&device).into_iter().filter(|relative| !read.contains(relative)));
                 }
-                now.insert(address, device);
+                now.insert(device);
             }
-            Err(error) if error.kind == ErrorKind::NoDevice => drop(now.remove(&address)),
+            Err(error) if error.kind == ErrorKind::NoDevice => now.remove(&address),
             Err(error) => return Err(host.error(format!("read device {address}"))(error)),
         }
     }
-    Ok(now)
+    Ok((now, read))
 }
 
 fn relatives(device: &HostDevice) -> Vec<PciAddress> {
@@ -184,16 +192,28 @@ fn relatives(device: &HostDevice) -> Vec<PciAddress> {
     relatives
 }
 
-/// Returns the addresses of the functions that appeared, disappeared or changed. When the interfaces of a PF changed,
-/// its VFs count as changed, because rules match a VF by its PF's interface.
-fn changed(before: &Arc<Functions>, now: &Arc<Functions>) -> BTreeSet<PciAddress> {
+/// Returns the addresses of the functions that appeared, disappeared or changed, of all or of those that were read `at`
+/// some addresses. When the interfaces of a PF changed, its VFs count as changed, because rules match a VF by its PF's
+/// interface.
+fn changed(
+    before: &Arc<Functions>,
+    now: &Arc<Functions>,
+    at: Option<&BTreeSet<PciAddress>>,
+) -> BTreeSet<PciAddress> {
     if Arc::ptr_eq(before, now) {
         return BTreeSet::new();
     }
-    let mut changed: BTreeSet<_> =
-        before.keys().filter(|address| !now.contains_key(address)).copied().collect();
-    for (address, device) in now.iter() {
+    let addresses: Box<dyn Iterator<Item = &PciAddress>> = match at {
+        Some(addresses) => Box::new(addresses.iter()),
+        None => Box::new(before.keys().chain(now.keys())),
+    };
+    let mut changed = BTreeSet::new();
+    for address in addresses {
         let was = before.get(address);
+        let Some(device) = now.get(address) else {
+            changed.extend(was.map(|_| *address));
+            continue;
+        };
         if was == Some(device) {
             continue;
         }

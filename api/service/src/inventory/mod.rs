@@ -6,7 +6,7 @@ mod catalog;
 mod change;
 mod discover;
 
-pub use availability::{Availability, HostDrivers};
+pub use availability::{Availability, DevicesByAddress, HostDrivers};
 pub use catalog::Catalog;
 pub use change::Change;
 pub(crate) use change::read_rules;

@@ -8,7 +8,7 @@ use hotslot_driver::pci::PciAddress;
 use super::candidates::{CandidateSet, Wanted};
 use super::reason::{Category, Reason};
 use super::shortage::{LeftOut, Shortage, Siblings};
-use crate::device::{DevType, Device, DeviceStatus};
+use crate::device::{DevType, Device, DeviceFacts, DeviceStatus};
 use crate::rules::alias::tag_differs;
 use crate::rules::keys::is_grouping_key;
 
@@ -136,7 +136,7 @@ impl<'s, 'a> Table<'s, 'a> {
                 return Some(self.single(wanted, device));
             }
             let grouped = self.candidate_set.groups.contains_key(&device.facts.address);
-            (!grouped).then(|| Err(wants(wanted, device).err().unwrap_or(Reason::NoGroup)))
+            (!grouped).then(|| Err(wants(wanted, &device.facts).err().unwrap_or(Reason::NoGroup)))
         };
         let singles = singles.iter().flatten().map(move |device| verdict(device));
         let groups = groups.iter().map(|members| Some(self.group(wanted, members)));
@@ -216,7 +216,7 @@ impl<'s, 'a> Table<'s, 'a> {
     }
 
     fn single(&self, wanted: &Wanted<'_>, device: &'a Arc<Device>) -> Result<Order, Reason<'a>> {
-        wants(wanted, device)?;
+        wants(wanted, &device.facts)?;
         self.free(device)?;
         self.order(wanted, device)
     }
@@ -224,7 +224,7 @@ impl<'s, 'a> Table<'s, 'a> {
     /// Returns the sort key of a whole group: the best key of those members that match the alias.
     fn group(&self, wanted: &Wanted<'_>, members: &[&'a Arc<Device>]) -> Result<Order, Reason<'a>> {
         let requested = members.iter().map(|member| {
-            wants(wanted, member)?;
+            wants(wanted, &member.facts)?;
             self.order(wanted, member)
         });
         let best = requested.reduce(|one, other| match (one, other) {
@@ -277,18 +277,43 @@ impl<'s, 'a> Table<'s, 'a> {
 
     fn order(&self, wanted: &Wanted<'_>, device: &Device) -> Result<Order, Reason<'a>> {
         let facts = &device.facts;
-        let policy = wanted.numa_policy.unwrap_or(wanted.alias.numa_policy);
-        let rank = policy.rank(facts.numa_node, self.candidate_set.guest_nodes, self.candidate_set.sockets);
-        let tags = facts.extra_info.keys().filter(|key| is_grouping_key(key)).count();
+        let rank = wanted.rank(facts, self.candidate_set.guest_nodes, self.candidate_set.sockets);
+        let tags = number_of_tags(facts);
         let needs_others = !wanted.whole_group && self.needs(device).next().is_some();
         let pf = facts.parent_addr.unwrap_or(facts.address);
         Ok((rank.map_err(Reason::Numa)?, tags, needs_others, pf, facts.address))
     }
 }
 
+impl Wanted<'_> {
+    /// Returns the NUMA rank of a device and its number of tags, the first parts of its place in the order of preference;
+    /// `None` when this part does not want it, wherever it is on the bus.
+    pub(in crate::rules) fn preference(
+        &self,
+        facts: &DeviceFacts,
+        guest_nodes: &BTreeSet<u32>,
+        sockets: Option<&BTreeMap<u32, u32>>,
+    ) -> Option<(u8, usize)> {
+        wants(self, facts).ok()?;
+        Some((self.rank(facts, guest_nodes, sockets).ok()?, number_of_tags(facts)))
+    }
+
+    fn rank(
+        &self,
+        facts: &DeviceFacts,
+        guest_nodes: &BTreeSet<u32>,
+        sockets: Option<&BTreeMap<u32, u32>>,
+    ) -> Result<u8, String> {
+        self.numa_policy.unwrap_or(self.alias.numa_policy).rank(facts.numa_node, guest_nodes, sockets)
+    }
+}
+
+fn number_of_tags(facts: &DeviceFacts) -> usize {
+    facts.extra_info.keys().filter(|key| is_grouping_key(key)).count()
+}
+
 /// Checks whether a device matches the alias and the further conditions of a part.
-fn wants<'a>(wanted: &Wanted<'_>, device: &Device) -> Result<(), Reason<'a>> {
-    let facts = &device.facts;
+fn wants<'a>(wanted: &Wanted<'_>, facts: &DeviceFacts) -> Result<(), Reason<'a>> {
     if !wanted.alias.matches(facts) {
         return Err(Reason::Kind);
     }

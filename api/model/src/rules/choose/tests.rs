@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::device::{DevType, DeviceFacts, DeviceStatus, Owner};
 use crate::id::{DeviceId, HypervisorId, ServerId};
-use crate::rules::{Inventory, NumaPolicy, config};
+use crate::rules::{FreeDevices, Inventory, NumaPolicy, Surroundings, Unavailable, config};
 
 /// Makes a device from a row of the data files.
 pub(in crate::rules) fn device(id: i64, row: &Value) -> Device {
@@ -316,6 +316,50 @@ proptest! {
             Err(shortage) => {
                 prop_assert!(!can_be_done(&parts, &case, &mut Vec::new()), "{}", shortage);
             }
+        }
+    }
+
+    #[test]
+    fn the_choice_among_the_preferred_free_devices_is_that_among_all(
+        case in case(),
+        parts in prop::collection::vec(part(), 1..=3),
+        are_busy in any::<bool>(),
+    ) {
+        let aliases = aliases();
+        let case = if are_busy { case } else { Case { busy: BTreeMap::new(), ..case } };
+        let parts: Vec<_> = parts.iter().map(|part| wanted(&aliases, part)).collect();
+        let mut free = FreeDevices::default();
+        case.devices.iter().for_each(|device| free.insert(device));
+        let is_held = |address: PciAddress| {
+            case.devices.iter().any(|device| device.facts.address == address && device.owner.is_some())
+        };
+        let is_unavailable = |device: &Device| {
+            let address = device.facts.address;
+            let mut vfs = case.devices.iter().filter(|vf| vf.facts.parent_addr == Some(address));
+            let relative_is_held = device.facts.parent_addr.is_some_and(is_held) || vfs.any(|vf| is_held(vf.facts.address));
+            let group = case.groups.get(&address);
+            let mut others = case.busy.keys().filter(|other| **other != address);
+            if case.unavailable.contains_key(&device.id) || relative_is_held {
+                Unavailable::Yes
+            } else if group.is_some() && others.any(|other| case.groups.get(other) == group) {
+                Unavailable::DependsOnOthers
+            } else {
+                Unavailable::No
+            }
+        };
+        let around = Surroundings { guest_nodes: &case.guest_nodes, sockets: case.sockets.as_ref(), is_unavailable };
+        let ids = |parts: Vec<Vec<&Arc<Device>>>| -> Vec<Vec<DeviceId>> {
+            parts.into_iter().map(|part| part.into_iter().map(|device| device.id).collect()).collect()
+        };
+        let among_all = choose(&parts, &case.candidate_set()).ok().map(ids);
+        let among_free = free.choose(&parts, &around);
+        let among_free = among_free.as_ref().map(|parts| ids(parts.iter().map(|part| part.iter().collect()).collect()));
+        if among_free.is_some() {
+            prop_assert_eq!(&among_free, &among_all);
+        }
+        let is_simple = |part: &Wanted<'_>| !part.whole_group && part.alias.name != "pf" && part.alias.name != "any";
+        if case.busy.is_empty() && parts.iter().all(is_simple) {
+            prop_assert_eq!(among_free, among_all, "no look at all devices was necessary");
         }
     }
 
