@@ -173,7 +173,7 @@ fn of_route(request: &str) -> String {
         part.starts_with('<')
             || part.starts_with('{')
             || part.starts_with("00000000-")
-            || ["alias", "billing"].contains(&part)
+            || ["alias", "billing", "p"].contains(&part)
     };
     let parts: Vec<_> = path.split('/').map(|part| if is_value(part) { "*" } else { part }).collect();
     format!("{method} {}", parts.join("/"))
@@ -204,7 +204,8 @@ async fn every_refusal_leaves_an_event_that_names_the_caller() {
             .split('<')
             .map(|part| part.split_once('>').map_or(part, |(_, rest)| rest))
             .collect::<Vec<_>>()
-            .join("1");
+            .join("1")
+            .replace("/v2/demo/", "/v2/p1/");
         let name = format!("eve{number}");
         let sent = service
             .send_with(method.parse().unwrap(), &path, caller(&name, "netops"), Some("{}".into()))

@@ -107,7 +107,7 @@ async fn text_of_a_caller_is_refused_at_the_door_or_escaped() {
     service.kill();
     service.start_again().await;
     let caller = |name: &str, more: &[(&str, String)]| {
-        let usual = [("x-user-id", "u"), ("x-user-name", name), ("x-project-id", "p"), ("x-roles", "admin")];
+        let usual = [("x-user-id", "u"), ("x-user-name", name), ("x-project-id", "t"), ("x-roles", "admin")];
         let mut headers: Vec<_> = usual.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
         for (key, value) in more {
             headers.retain(|(name, _)| name != key);

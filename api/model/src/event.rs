@@ -81,6 +81,11 @@ string_enum! {
         WebhookRedelivered = "webhook.redelivered",
         /// The file of the tokens changed. `to` has its owner, and the tokens that were added, changed or removed.
         TokensChanged = "token.changed",
+        /// An administrator changed the project that owns a server. `from` and `to` are the projects.
+        ServerOwner = "server.owner",
+        /// Limits of a project were set, or are the defaults again. `from` and `to` have the project, and the limits that
+        /// were set for it.
+        QuotaChanged = "quota.changed",
         /// Requests of one caller were refused. `to` has the last request and how many there were.
         RequestRefused = "request.refused",
     }

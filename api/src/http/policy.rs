@@ -222,13 +222,24 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
         Rule(rule) => (rule, Target::Of(None)),
         InHandler(rule) => (rule, Target::Unknown),
     };
-    let caller = match caller {
-        Ok(caller) => caller,
-        Err(fault) => return refusal(&identity, fault),
-    };
+    match caller {
+        Ok(caller) => under_rule(&identity, caller, (rule, target), named.as_deref(), request, next).await,
+        Err(fault) => refusal(&identity, fault),
+    }
+}
+
+/// Runs the handler of a request, if the rule admits the caller. `named` is the project that the path names.
+async fn under_rule(
+    identity: &IdentityParts,
+    caller: Caller,
+    (rule, target): (&'static str, Target<'_>),
+    named: Option<&str>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let actor = Arc::new(actor::current().by(&caller));
     let sees_hosts = caller.sees_host_details();
-    let admitted = expect_own_project(&caller, named.as_deref())
+    let admitted = expect_own_project(&caller, named)
         .and_then(|()| identity.policy.require(&caller, rule, target).map_err(Fault::from));
     let mut response = match admitted {
         Ok(()) => {
@@ -237,7 +248,7 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
             let response = actor::scope_as(Arc::clone(&actor), next.run(request)).await;
             if sees_hosts { response } else { without_hosts(response) }
         }
-        Err(fault) => refusal(&identity, fault),
+        Err(fault) => refusal(identity, fault),
     };
     response.extensions_mut().insert(Identified { actor, rule });
     response

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use hotslot_model::event::{self, EventKind, What};
 use hotslot_model::quota::{Exceeded, Limit, Limits, Resource, Usage};
+use serde_json::json;
 
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
@@ -95,6 +97,16 @@ async fn exceeded(
     Ok(None)
 }
 
+/// Returns the event for the limits of a project; `None` when they are as before.
+fn changed(project: &str, before: &Limits, after: &Limits) -> Option<What> {
+    let shown = |limits: &Limits| {
+        let limits: BTreeMap<_, _> =
+            limits.0.iter().map(|(resource, limit)| (resource.to_string(), limit.get())).collect();
+        Some(json!({ "project": project, "limits": limits }))
+    };
+    (before != after).then(|| event::of_kind(EventKind::QuotaChanged, shown(before), shown(after)))
+}
+
 impl Store {
     /// Checks in a transaction that a project may use more of some resources. What belongs to no project is not limited.
     ///
@@ -151,7 +163,8 @@ impl Store {
     /// # Errors
     /// Returns the error of the database. Then nothing was changed.
     pub async fn set_limits(&self, project: &str, limits: &Limits) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
+        let before = limits_of((&mut draft.tx).into(), project).await?;
         for (resource, limit) in &limits.0 {
             query(
                 "INSERT INTO quotas (project_id, resource, hard_limit, updated_at) VALUES ($1, $2, $3, $4)
@@ -162,10 +175,12 @@ impl Store {
             .bind(resource.to_string())
             .bind(limit.get())
             .bind(now())
-            .execute(&mut tx)
+            .execute(&mut draft.tx)
             .await?;
         }
-        Ok(tx.commit().await?)
+        let after = limits_of((&mut draft.tx).into(), project).await?;
+        draft.emit(changed(project, &before, &after));
+        draft.commit().await
     }
 
     /// Removes the limits that were set for a project, so that the defaults apply again.
@@ -173,8 +188,10 @@ impl Store {
     /// # Errors
     /// Returns the error of the database. Then nothing was changed.
     pub async fn reset_limits(&self, project: &str) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
-        query("DELETE FROM quotas WHERE project_id = $1").bind(project).execute(&mut tx).await?;
-        Ok(tx.commit().await?)
+        let mut draft = self.draft().await?;
+        let before = limits_of((&mut draft.tx).into(), project).await?;
+        query("DELETE FROM quotas WHERE project_id = $1").bind(project).execute(&mut draft.tx).await?;
+        draft.emit(changed(project, &before, &Limits::default()));
+        draft.commit().await
     }
 }

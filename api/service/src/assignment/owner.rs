@@ -1,7 +1,10 @@
 //! The project that owns a server, which is kept in the metadata of its domain.
 
 use hotslot_driver::ownership::{self, Claim, Ownership};
+use hotslot_model::event::{self, EventKind, What};
 use hotslot_model::id::ServerId;
+use hotslot_store::actor;
+use serde_json::json;
 
 use super::assignments::Assignments;
 use crate::error::Error;
@@ -46,6 +49,12 @@ impl Assignments {
             )));
         }
         tracing::info!(server.id = %server, "server {server} belongs to {now} now; before: {was}");
+        if now != was {
+            let project = |ownership: &Ownership| Some(json!(ownership.project()));
+            let changed = event::of_kind(EventKind::ServerOwner, project(&was), project(&now));
+            let what = What { server: Some(server), hypervisor: Some(host.row.id), ..changed };
+            self.store.record(vec![(actor::current(), what)]).await?;
+        }
         Ok(now)
     }
 }

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
+use hotslot_model::device::Device;
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_model::identity::Caller;
 use hotslot_service::cyborg::Cyborg;
@@ -37,28 +38,31 @@ fn id(text: &str) -> Result<ArqId, Error> {
     })
 }
 
+/// Returns the address of a device as Nova reads it, and what else Nova needs to attach it.
+fn handle_info(by: &Assignment, device: &Device) -> Map<String, Value> {
+    let at = device.facts.address;
+    let mut info = Map::new();
+    for (key, text) in [
+        ("domain", format!("{:04x}", at.domain())),
+        ("bus", format!("{:02x}", at.bus())),
+        ("device", format!("{:02x}", at.slot())),
+        ("function", format!("{:x}", at.function())),
+    ] {
+        info.insert(key.to_owned(), json!(text));
+    }
+    if let Assignment::Mdev(row) = by {
+        info.insert("asked_type".to_owned(), json!(row.mdev_type));
+    }
+    if let Some(network) = device.facts.extra_info.get("physical_network") {
+        info.insert("physical_network".to_owned(), json!(network));
+    }
+    info
+}
+
 fn wire(view: &ArqView, identity: &Caller, headers: &HeaderMap) -> Value {
     let (row, target) = (&view.row, view.row.target.as_ref());
     let handle = view.handle();
-    let info = handle.map_or_else(Map::new, |(by, device)| {
-        let at = device.facts.address;
-        let mut info = Map::new();
-        for (key, text) in [
-            ("domain", format!("{:04x}", at.domain())),
-            ("bus", format!("{:02x}", at.bus())),
-            ("device", format!("{:02x}", at.slot())),
-            ("function", format!("{:x}", at.function())),
-        ] {
-            info.insert(key.to_owned(), json!(text));
-        }
-        if let Assignment::Mdev(row) = by {
-            info.insert("asked_type".to_owned(), json!(row.mdev_type));
-        }
-        if let Some(network) = device.facts.extra_info.get("physical_network") {
-            info.insert("physical_network".to_owned(), json!(network));
-        }
-        info
-    });
+    let info = handle.map_or_else(Map::new, |(by, device)| handle_info(by, device));
     let (kind, uuid) = match handle.map(|(by, _)| by) {
         Some(Assignment::Attachment(row)) => ("PCI", Some(row.id)),
         Some(Assignment::Mdev(row)) => ("MDEV", Some(row.id)),

@@ -199,6 +199,8 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::CardEnabled
             | EventKind::WebhookRedelivered
             | EventKind::TokensChanged
+            | EventKind::ServerOwner
+            | EventKind::QuotaChanged
             | EventKind::RequestRefused => panic!("{} happens in no step", what.kind),
         }
     }
