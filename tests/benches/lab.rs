@@ -35,7 +35,7 @@ fn timed<T>(call: impl FnOnce() -> T) -> Duration {
 /// Calls libvirt until the device is gone from the live domain.
 fn detach(domain: &Domain, xml: &str, flags: u32) {
     domain.detach_device_flags(xml, flags).expect("virDomainDetachDeviceFlags");
-    while domain.get_xml_desc(0).expect("virDomainGetXMLDesc").contains("<hostdev ") {
+    while domain.xml_desc(0).expect("virDomainGetXMLDesc").contains("<hostdev ") {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -77,7 +77,7 @@ async fn measure() {
     );
     let flags = VIR_DOMAIN_AFFECT_LIVE | VIR_DOMAIN_AFFECT_CONFIG;
     let connection = Connect::open(Some("qemu:///system")).expect("libvirtd");
-    let domain = Domain::lookup_by_name(&connection, "q35").expect("the guest");
+    let domain = connection.lookup_domain_by_name("q35").expect("the guest");
     let (mut own_attach, mut own_detach) = (Vec::new(), Vec::new());
     let (mut rest_attach, mut rest_detach) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
