@@ -190,7 +190,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = arguments.config.as_deref();
     let own = || token::own(arguments.token_file.as_deref());
     let url = || arguments.url.clone().map_or_else(|| Address::found(config), Ok);
-    if matches!(arguments.command, Command::Serve | Command::Db(_)) {
+    if matches!(arguments.command, Command::Serve | Command::Db(_) | Command::Token(_)) {
         // Files that these commands create are readable by hotslot's user only.
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     }

@@ -232,6 +232,29 @@ async fn every_refusal_leaves_an_event_that_names_the_caller() {
 }
 
 #[tokio::test]
+async fn a_refusal_under_one_rule_does_not_hide_that_under_another() {
+    let service = by_headers(PCI).await;
+    let owner = format!("/v2.1/servers/{Q35}/pci_owner");
+    let requests =
+        [(Method::GET, "/v2.1/os-hypervisors"), (Method::PUT, &owner), (Method::POST, "/v2.1/drift")];
+    for (method, path) in requests.iter().chain(&requests[..1]) {
+        let answer = service.send_with(method.clone(), path, caller("mallory", "member"), None).await;
+        assert_eq!(answer.status, 403, "{method} {path}: {}", answer.body);
+    }
+    let all = async || {
+        let events = events(&service, "user=mallory").await;
+        let has = |path: &str| events.iter().any(|event| event["to"]["path"] == path);
+        requests.iter().all(|(_, path)| has(path))
+    };
+    service.until("each refusal is recorded", all).await;
+    // A method that a route does not have is not served, and the log names the caller.
+    service.send_with(Method::POST, "/v2.1/events", caller("mallory", "member"), None).await.expect(405);
+    let line =
+        service.log().lines().rfind(|line| line.contains("answered POST /v2.1/events")).unwrap().to_owned();
+    assert!(line.contains("mallory"), "{line}");
+}
+
+#[tokio::test]
 async fn refusals_of_unidentified_clients_and_web_pages_are_recorded() {
     let service = by_headers(PCI).await;
     let unknown = service.send_with(Method::GET, "/v2.1/servers", [], None).await.expect(401);

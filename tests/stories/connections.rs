@@ -54,6 +54,12 @@ async fn inactive_connections_are_closed() {
     let mut body = connect(&service);
     let post = b"POST /v2.1/drift HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
     body.write_all(post).unwrap();
+    // The body of a request for no route is not waited for.
+    let mut nowhere = connect(&service);
+    let post = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+    nowhere.write_all(post).unwrap();
+    let response = next(&mut nowhere);
+    assert!(response.starts_with("HTTP/1.1 404"), "{response}");
     assert_eq!(next(&mut header), "");
     assert!((1..4).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
     let response = next(&mut body);

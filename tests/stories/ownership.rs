@@ -198,6 +198,19 @@ async fn members_see_their_devices_without_the_host() {
     {
         assert_eq!(made[key].is_string(), seen, "{key}: {made}");
     }
+    // Neutron separates the networks of projects; a tenant does not choose a VLAN or another one's MAC address.
+    for (key, value) in [("vlan", json!(100)), ("mac_address", json!("52:54:00:00:00:99"))] {
+        for dry_run in [true, false] {
+            let mut body = wants("vf");
+            (body["pciAttachment"][key], body["dry_run"]) = (value.clone(), dry_run.into());
+            let refused =
+                send(&service, "member of a", Method::POST, &attachments(Q35), body).await.expect(403);
+            assert!(refused.message().contains("administrators and services"), "{}", refused.message());
+        }
+    }
+    let long = format!("{}/{id}?timeout=24h", attachments(Q35));
+    let refused = send(&service, "member of a", Method::DELETE, &long, Value::Null).await.expect(400);
+    assert!(refused.message().contains("at most 600s"), "{}", refused.message());
     let acc = json!({ "name": "mine" });
     let acc =
         send(&service, "member of a", Method::POST, "/accelerators", acc).await.expect(201).location.unwrap();

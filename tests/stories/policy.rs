@@ -103,7 +103,7 @@ async fn an_error_in_a_policy_file_is_named_with_its_line() {
     let (_, text) = run(&["config", "check", &config]);
     assert!(text.contains("policy.yaml:1"), "{text}");
     fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
-    check("hotslot:drift:list: role:x\n", &["chmod o-w"]);
+    check("hotslot:drift:list: role:x\n", &["chmod go-w"]);
     fs::remove_file(&file).unwrap();
     let (code, text) = run(&["config", "check", &config]);
     assert!(code == Some(1) && text.contains("cannot be read"), "{text}");

@@ -72,6 +72,10 @@ async fn guesses_of_tokens_are_limited_by_address() {
     let mut guessed = Vec::new();
     for number in 0..40 {
         guessed.push(send(format!("hst_{number}")).await);
+        // Whoever guesses does not lock out others at the same address.
+        if number % 20 == 10 {
+            send(token.clone()).await.expect(200);
+        }
     }
     let (wrong, refused) = served(guessed);
     assert!(wrong.len() >= 10 && refused.len() >= 10, "{} {}", wrong.len(), refused.len());
@@ -79,8 +83,6 @@ async fn guesses_of_tokens_are_limited_by_address() {
         wrong.expect(401);
     }
     assert!(refused.iter().all(|refused| refused.retry_after.is_some()));
-    // Even the right token is not tried meanwhile, and a moment later it is.
-    service.until("the token is accepted again", async || send(token.clone()).await.status == 200).await;
 }
 
 #[tokio::test]

@@ -45,8 +45,9 @@ pub struct RefusedRequest {
 /// What makes refusals one event: the status, and the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Group {
-    /// The refusals of one caller: the id of the user, the project, and how the caller connected.
-    Caller(u16, Option<String>, Option<String>, Option<String>),
+    /// The refusals of one caller under one rule: the method and the rule, the id of the user, the project, and how the
+    /// caller connected.
+    Caller(u16, Option<(String, &'static str)>, Option<String>, Option<String>, Option<String>),
     /// The refusals of all callers beyond the limit. Whether they were identified.
     Others(bool),
 }
@@ -88,7 +89,8 @@ impl Audit {
         let identified = actor.user.is_some();
         let mut refusals = self.refusals();
         let user = actor.user.as_ref().map(|user| user.id.clone());
-        let mut group = Group::Caller(request.status, user, actor.project.clone(), actor.via.clone());
+        let what = request.rule.map(|rule| (request.method.clone(), rule));
+        let mut group = Group::Caller(request.status, what, user, actor.project.clone(), actor.via.clone());
         if !refusals.contains_key(&group) {
             let most = if identified { IDENTIFIED } else { UNIDENTIFIED };
             let alike = refusals.values().filter(|one| one.actor.user.is_some() == identified).count();

@@ -13,6 +13,7 @@ use hotslot_model::identity::{Caller, Peer, Via};
 use hotslot_model::rate::{Bucket, Rate};
 use moka::future::Cache;
 use nix::unistd::geteuid;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Api;
 
@@ -22,23 +23,35 @@ const BUCKETS: u64 = 10_000;
 /// After this time without a request a bucket is forgotten. It is full long before.
 const IDLE: Duration = Duration::from_secs(600);
 
+/// How many requests of one caller may be under way at the same time. Some wait for a guest.
+const AT_ONCE: usize = 128;
+
 /// A caller has sent too many requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "too many requests: {} a second are allowed after {} at once; try again in {} s ([api] rate and burst)",
-    .rate.per_second, .rate.burst, self.seconds()
-)]
-pub struct TooMany {
-    /// What is allowed.
-    rate: Rate,
-    /// After what time one more is allowed.
-    wait: Duration,
+pub enum TooMany {
+    /// They came too fast.
+    #[error(
+        "too many requests: {} a second are allowed after {} at once; try again in {} s ([api] rate and burst)",
+        .rate.per_second, .rate.burst, self.seconds()
+    )]
+    Fast {
+        /// What is allowed.
+        rate: Rate,
+        /// After what time one more is allowed.
+        wait: Duration,
+    },
+    /// Too many of them are under way.
+    #[error("{AT_ONCE} requests of this caller are under way; try again when one of them is answered")]
+    UnderWay,
 }
 
 impl TooMany {
-    /// The number of seconds after which a request is allowed, at least 1.
+    /// The number of seconds after which a request may be allowed, at least 1.
     pub fn seconds(&self) -> u64 {
-        self.wait.as_secs() + 1
+        match self {
+            Self::Fast { wait, .. } => wait.as_secs() + 1,
+            Self::UnderWay => 1,
+        }
     }
 }
 
@@ -83,7 +96,7 @@ impl Whose {
 
 type Buckets = Cache<Whose, Arc<Mutex<Bucket>>>;
 
-fn buckets() -> Buckets {
+fn buckets<T: Clone + Send + Sync + 'static>() -> Cache<Whose, T> {
     Cache::builder().max_capacity(BUCKETS).time_to_idle(IDLE).build()
 }
 
@@ -95,12 +108,14 @@ pub struct Rates {
     callers: Buckets,
     /// For failures to show who calls.
     failures: Buckets,
+    /// The requests that each caller may still begin.
+    room: Cache<Whose, Arc<Semaphore>>,
 }
 
 impl Rates {
     pub(crate) fn new(api: &Api) -> Self {
         let rate = NonZeroU32::new(api.rate).map(|per_second| Rate { per_second, burst: api.burst });
-        Self { rate, start: Instant::now(), callers: buckets(), failures: buckets() }
+        Self { rate, start: Instant::now(), callers: buckets(), failures: buckets(), room: buckets() }
     }
 
     /// Counts a request of a caller.
@@ -110,6 +125,17 @@ impl Rates {
     pub async fn count(&self, caller: &Caller) -> Result<(), TooMany> {
         let Some(whose) = Whose::of(caller) else { return Ok(()) };
         self.on(&self.callers, whose, Bucket::take).await
+    }
+
+    /// Begins a request of a caller, which is under way until the permit is dropped.
+    ///
+    /// # Errors
+    /// [`TooMany`].
+    pub async fn begin(&self, caller: &Caller) -> Result<Option<OwnedSemaphorePermit>, TooMany> {
+        let whose = Whose::of(caller).filter(|whose| self.rate.is_some() && !whose.is_exempt());
+        let Some(whose) = whose else { return Ok(None) };
+        let room = self.room.get_with(whose, async { Arc::new(Semaphore::new(AT_ONCE)) }).await;
+        room.try_acquire_owned().map(Some).map_err(|_| TooMany::UnderWay)
     }
 
     /// Checks that the other end of a connection has not failed too often to show who calls. This comes before a token is
@@ -140,7 +166,7 @@ impl Rates {
         let Some(rate) = self.rate.filter(|_| !whose.is_exempt()) else { return Ok(()) };
         let bucket = buckets.get_with(whose, async { Arc::default() }).await;
         let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        act(&mut bucket, rate, self.start.elapsed()).map_err(|wait| TooMany { rate, wait })
+        act(&mut bucket, rate, self.start.elapsed()).map_err(|wait| TooMany::Fast { rate, wait })
     }
 }
 

@@ -260,6 +260,12 @@ pub(super) async fn create(
     let request = body.attachment.request(&config.flavor, path.id()?, key.map(|Extension(key)| key))?;
     let owner = permit.check(&hosts, request.server).await?;
     let request = AttachRequest { owner, ..request };
+    let isolates = |network: &NetworkRequest| network.vlan.is_some() || network.mac.is_some();
+    if request.network.as_ref().is_some_and(isolates) && !permit.chooses_networks() {
+        let message = "vlan and mac_address are for administrators and services, because they separate the networks of \
+                       projects; attach without them";
+        return Err(Fault::new(StatusCode::FORBIDDEN, message));
+    }
     if dry_run {
         let run = assignments.dry_run(&request).await?;
         return Ok(Json(json!({ "dry_run": described(&run, permit.sees_hosts()) })));
@@ -415,6 +421,9 @@ pub(super) async fn show(
     Ok(Json(json!({ "pciAttachment": with_device(&parts, &permit, attachment).await? })))
 }
 
+/// The longest time for which a project's caller may wait for a detach.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
 /// Parses `?timeout=30s&force=true`.
 pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error> {
     let mut request = DetachRequest::default();
@@ -461,6 +470,12 @@ pub(super) async fn delete(
 ) -> Result<Response, Fault> {
     let (server, id) = path.ids()?;
     let request = detach_request(pairs)?;
+    if request.timeout.is_some_and(|timeout| timeout > LONGEST_WAIT) && !permit.covers_all() {
+        let most = LONGEST_WAIT.as_secs();
+        let message =
+            format!("invalid timeout: administrators may wait longer, you at most {most}s; write {most}s");
+        return Err(Fault::new(StatusCode::BAD_REQUEST, message));
+    }
     permit.check(&hosts, server).await?;
     let work = assignments.begin_detach(server, id, request).await?;
     match version {

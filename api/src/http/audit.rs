@@ -14,7 +14,8 @@ use super::error::Fault;
 #[derive(Debug, Clone)]
 pub(super) struct Identified {
     pub(super) actor: Arc<Actor>,
-    pub(super) rule: &'static str,
+    /// `None` where there is no such route.
+    pub(super) rule: Option<&'static str>,
 }
 
 /// Returns the actor of a request whose caller has not been identified yet.
@@ -55,11 +56,11 @@ pub(super) fn record(audit: &Audit, sent: (&Method, &str), unidentified: Arc<Act
                 method: method.to_string(),
                 path: path.to_owned(),
                 status: status.as_u16(),
-                rule: identified.map(|identified| identified.rule),
+                rule: identified.and_then(|identified| identified.rule),
                 reason: fault.map_or_else(|| status.to_string(), |fault| fault.message.clone()),
             },
         );
-    } else if !method.is_safe() {
+    } else if !method.is_safe() && identified.is_some() {
         let fields = Fields::of(&actor);
         let location = response.headers().get(header::LOCATION).and_then(|place| place.to_str().ok());
         tracing::info!(

@@ -1,6 +1,7 @@
 //! One connection: what it is doing, since when, and its time limits.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
@@ -31,9 +32,20 @@ struct Now {
     blocked: Option<Instant>,
 }
 
+/// The other end of connections, for the limit on the connections of one user or address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// A local user.
+    User(u32),
+    /// An address.
+    Address(IpAddr),
+}
+
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// `None` for root and hotslot's own user, whose connections are not limited.
+    pub(super) end: Option<End>,
     now: Mutex<Now>,
     /// Wakes the connection's task to check whether the connection must be closed.
     pub(super) check: Notify,
@@ -47,9 +59,9 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Returns an idle connection with these time limits.
-    pub(super) fn new(header: Duration, idle: Duration) -> Self {
+    pub(super) fn new(end: Option<End>, header: Duration, idle: Duration) -> Self {
         let now = Mutex::new(Now { doing: Doing::Idle, since: Instant::now(), blocked: None });
-        Self { now, check: Notify::new(), unwanted: AtomicBool::new(false), header, idle }
+        Self { end, now, check: Notify::new(), unwanted: AtomicBool::new(false), header, idle }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {

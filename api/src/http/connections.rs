@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::ClientCertificate;
-use super::connection::{Connection, Doing, Watched};
+use super::connection::{Connection, Doing, End, Watched};
 use super::tls::{self, Tls};
 
 /// How long an idle connection is protected from being closed to make room: a client that has just connected is about
@@ -110,6 +110,23 @@ enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    /// Returns whose connections count together; `None` when they are not limited.
+    fn end(&self) -> Option<End> {
+        let peer = match self {
+            Self::Tcp(_, peer) | Self::Tls(_, peer, _) => Some(*peer),
+            Self::Unix(stream) => by_kernel(stream),
+        };
+        match peer? {
+            Peer::Unix { uid, .. } => {
+                let is_own = uid == 0 || uid == nix::unistd::geteuid().as_raw();
+                (!is_own).then_some(End::User(uid))
+            }
+            Peer::Tcp(address) => Some(End::Address(address.ip())),
+        }
+    }
+}
+
 /// What is known about the other end of a connection; each of its requests has it among its extensions.
 struct Client {
     /// `None` when the kernel does not tell.
@@ -189,14 +206,20 @@ impl Open {
     async fn next(self: &Arc<Self>, listener: &Listener) -> (Stream, Place) {
         loop {
             match listener.accept().await {
-                Ok(stream) => match self.room().await {
-                    Some(place) => return (stream, place),
-                    None => {
-                        let most = self.most;
-                        self.say(&format_args!("all {most} connections are busy; refusing new connections"));
-                        self.refuse(stream);
+                Ok(stream) => {
+                    let end = stream.end();
+                    match self.room(end).await {
+                        Some(place) => return (stream, place),
+                        None => {
+                            let whose = end.map_or_else(String::new, |end| format!(" of {end:?}"));
+                            self.say(&format_args!(
+                                "all connections{whose} are busy; refusing new connections ([api] connections = {})",
+                                self.most
+                            ));
+                            self.refuse(stream);
+                        }
                     }
-                },
+                }
                 // The client closed the connection before it was accepted.
                 Err(error)
                     if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
@@ -204,7 +227,7 @@ impl Open {
                     self.say(&format_args!(
                         "no connection can be accepted: {error}; closing idle connections"
                     ));
-                    self.close_idlest(MAKE_ROOM);
+                    self.close_idlest(MAKE_ROOM, None);
                     sleep(AGAIN).await;
                 }
             }
@@ -222,13 +245,13 @@ impl Open {
 
     /// Returns a place for another connection, closing the longest idle connection if necessary. Returns `None` when
     /// all connections are busy.
-    async fn room(self: &Arc<Self>) -> Option<Place> {
+    async fn room(self: &Arc<Self>, end: Option<End>) -> Option<Place> {
         loop {
             let ended = self.ended.notified();
-            if let Some(place) = self.place() {
-                return Some(place);
-            }
-            let wait = self.close_idlest(1)?;
+            let wait = match self.place(end) {
+                Ok(place) => return Some(place),
+                Err(whose) => self.close_idlest(1, whose)?,
+            };
             tokio::select! {
                 () = ended => {}
                 () = sleep(wait) => {}
@@ -236,24 +259,35 @@ impl Open {
         }
     }
 
-    fn place(self: &Arc<Self>) -> Option<Place> {
+    /// Opens a connection. One user or address has at most three quarters of all connections, so that it cannot take
+    /// them from everybody else.
+    ///
+    /// # Errors
+    /// When there is no room: whose connections are too many, or `None` when all together are.
+    fn place(self: &Arc<Self>, end: Option<End>) -> Result<Place, Option<End>> {
         let mut connections = self.connections();
-        if connections.1.len() >= self.most {
-            return None;
+        let of_end = || connections.1.values().filter(|one| one.end == end).count();
+        if end.is_some() && of_end() >= self.most - self.most / 4 {
+            return Err(end);
         }
-        let connection = Arc::new(Connection::new(self.header, self.idle));
+        if connections.1.len() >= self.most {
+            return Err(None);
+        }
+        let connection = Arc::new(Connection::new(end, self.header, self.idle));
         connections.0 += 1;
         let number = connections.0;
         connections.1.insert(number, Arc::clone(&connection));
         self.begun.notify_one();
-        Some(Place { open: Arc::clone(self), number, connection })
+        Ok(Place { open: Arc::clone(self), number, connection })
     }
 
-    /// Closes up to `count` of the longest idle connections, except those idle for less than [`FRESH`]. Returns the
-    /// time after which the caller should try again, or `None` when no connection is idle.
-    fn close_idlest(&self, count: usize) -> Option<Duration> {
+    /// Closes up to `count` of the longest idle connections, of all or of one user or address, except those idle for
+    /// less than [`FRESH`]. Returns the time after which the caller should try again, or `None` when no connection is
+    /// idle.
+    fn close_idlest(&self, count: usize, of: Option<End>) -> Option<Duration> {
         let connections = self.connections();
-        let idle = connections.1.values().filter_map(|one| Some((one.idle_since()?, one)));
+        let those = connections.1.values().filter(|one| of.is_none() || one.end == of);
+        let idle = those.filter_map(|one| Some((one.idle_since()?, one)));
         let mut idle: Vec<_> = idle.collect();
         idle.sort_by_key(|(since, _)| *since);
         let left = FRESH.saturating_sub(idle.first()?.0.elapsed());

@@ -10,6 +10,7 @@ use axum::extract::OriginalUri;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hotslot_driver::hypervisor::ErrorKind;
+use hotslot_driver::text;
 use hotslot_service::error::Error;
 use serde_json::json;
 
@@ -31,7 +32,9 @@ pub(super) struct Fault {
 impl Fault {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let again = status == StatusCode::SERVICE_UNAVAILABLE;
-        Self { status, message: message.into(), again, discreet: None }
+        // A terminal shows the text of a caller or a host that is in it.
+        let message = text::escape_but(&message.into(), &['\n']).into_owned();
+        Self { status, message, again, discreet: None }
     }
 
     /// Returns the fault for a caller who may not see hosts; `None` when it is the same. The log gets the message that is

@@ -78,6 +78,11 @@ pub(super) fn shows_token(headers: &HeaderMap) -> bool {
     headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-auth-token")
 }
 
+/// Whether Keystone has to be asked about the token of a request.
+pub(super) fn asks_keystone(identity: &IdentityParts, headers: &HeaderMap) -> bool {
+    token(headers).ok().flatten().is_some_and(|token| identity.callers.asks_keystone(token))
+}
+
 /// Returns the token of a request: that of `Authorization: Bearer`, or that of `X-Auth-Token`.
 fn token(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
     let bearer = text(headers, header::AUTHORIZATION.as_str())?.and_then(|text| {
@@ -128,9 +133,10 @@ fn by_headers(headers: &HeaderMap) -> Result<Caller, Fault> {
     let confirmed_service = of_service.contains(SERVICE) && confirmed("x-service-identity-status")?;
     let (project, domain) = (text(headers, "x-project-id")?, text(headers, "x-domain-id")?);
     let scope = match (project, text(headers, "openstack-system-scope")?) {
-        (_, Some("all")) => Scope::System,
-        (Some(_), None) => Scope::Project,
-        (_, Some(_)) => Scope::Unscoped,
+        // A proxy sends one of the two. A scope that a client has added to its project gives no right.
+        (Some(_), _) => Scope::Project,
+        (None, Some("all")) => Scope::System,
+        (None, Some(_)) => Scope::Unscoped,
         (None, None) if domain.is_some() => Scope::Domain,
         (None, None) => Scope::Unscoped,
     };

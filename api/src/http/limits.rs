@@ -73,7 +73,8 @@ pub(super) fn expect_json(headers: &HeaderMap) -> Result<(), Fault> {
     Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
 }
 
-fn excess(request: &Request) -> Option<Fault> {
+/// Returns the answer to a request whose path or headers are too large.
+pub(super) fn excess(request: &Request) -> Option<Fault> {
     let (uri, headers) = (request.uri(), request.headers());
     let refuse = |status, has: String| Some(Fault::new(status, has));
     let length = uri.path_and_query().map_or(0, |text| text.as_str().len());

@@ -43,6 +43,12 @@ impl Permit {
         self.caller.sees_host_details()
     }
 
+    /// Whether the caller may choose what separates the networks of projects: VLANs and MAC addresses. In OpenStack,
+    /// Neutron chooses them and Nova passes them on.
+    pub(super) fn chooses_networks(&self) -> bool {
+        self.caller.is_service_or_admin()
+    }
+
     /// Finds a server that the caller may use. A server of another project is not found, as if it did not exist.
     ///
     /// # Errors

@@ -15,7 +15,8 @@ use hotslot_store::actor;
 
 use super::audit::Identified;
 use super::error::{Fault, no_method, not_found};
-use super::identity::{caller, shows_token};
+use super::identity::{asks_keystone, caller, shows_token};
+use super::limits;
 use super::permit::Permit;
 use super::state::IdentityParts;
 
@@ -180,8 +181,11 @@ pub fn routes_of(rule: &str) -> impl Iterator<Item = &'static str> {
 /// is refused.
 pub(super) async fn admit(State(identity): State<IdentityParts>, request: Request, next: Next) -> Response {
     let Some(matched) = request.extensions().get::<MatchedPath>().cloned() else {
-        // There is no such path, and the fallback says so.
-        return next.run(request).await;
+        // Nothing of the body is read.
+        if let Some(fault) = limits::excess(&request) {
+            return fault.into_response();
+        }
+        return not_found(OriginalUri(request.uri().clone())).await.into_response();
     };
     let uri = OriginalUri(request.uri().clone());
     let Some(methods) = methods(matched.as_str()) else {
@@ -201,16 +205,21 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
     } else {
         match identified(&identity, &parts).await {
             Ok(caller) => caller,
-            Err(too_many) => return refused_for_now(too_many),
+            Err(too_many) => return refused_for_now(&too_many),
         }
     };
     let mut request = Request::from_parts(parts, body);
     let Some(access) = access else {
         // The router says for an administrator what is wrong with the request. Nobody else reaches it.
-        if caller.is_ok_and(|caller| caller.is_admin()) {
+        if caller.as_ref().is_ok_and(Caller::is_admin) {
             return next.run(request).await;
         }
-        return no_method(request.method().clone(), uri).await.into_response();
+        let mut response = no_method(request.method().clone(), uri).await.into_response();
+        if let Ok(caller) = caller {
+            let actor = Arc::new(actor::current().by(&caller));
+            response.extensions_mut().insert(Identified { actor, rule: None });
+        }
+        return response;
     };
     let (rule, target) = match access {
         Open | Details => {
@@ -241,16 +250,22 @@ async fn under_rule(
     let sees_hosts = caller.sees_host_details();
     let admitted = expect_own_project(&caller, named)
         .and_then(|()| identity.policy.require(&caller, rule, target).map_err(Fault::from));
-    let mut response = match admitted {
-        Ok(()) => {
+    // A request whose client has gone away counts until it has ended.
+    let under_way = match identity.rates.count(&caller).await {
+        Ok(()) => identity.rates.begin(&caller).await,
+        Err(too_many) => Err(too_many),
+    };
+    let mut response = match under_way.map(|under_way| admitted.map(|()| under_way)) {
+        Err(too_many) => refused_for_now(&too_many),
+        Ok(Ok(_under_way)) => {
             request.extensions_mut().insert(Permit::new(caller.clone(), Arc::clone(&identity.policy), rule));
             request.extensions_mut().insert(caller);
             let response = actor::scope_as(Arc::clone(&actor), next.run(request)).await;
             if sees_hosts { response } else { without_hosts(response) }
         }
-        Err(fault) => refusal(identity, fault),
+        Ok(Err(fault)) => refusal(identity, fault),
     };
-    response.extensions_mut().insert(Identified { actor, rule });
+    response.extensions_mut().insert(Identified { actor, rule: Some(rule) });
     response
 }
 
@@ -285,30 +300,32 @@ fn without_hosts(response: Response) -> Response {
     }
 }
 
-/// Finds out who calls, and counts the request.
+/// Finds out who calls.
 ///
 /// # Errors
-/// [`TooMany`] when the caller has sent too many requests, or somebody at this connection has failed too often to show who
-/// calls. The failures behind a proxy are the proxy's to limit.
+/// [`TooMany`] when somebody at this connection has failed too often to show who calls. Whoever shows a valid token of
+/// hotslot's own, or one of which Keystone's answer is known, is not refused for the failures of others at the same
+/// address. The failures behind a proxy are the proxy's to limit.
 async fn identified(identity: &IdentityParts, request: &Parts) -> Result<Result<Caller, Fault>, TooMany> {
     let behind_proxy = identity.config.api.identity == IdentityFrom::Headers;
     let peer = request.extensions.get::<Peer>().copied().filter(|_| !behind_proxy);
-    if let Some(peer) = peer {
+    let Some(peer) = peer else { return Ok(caller(identity, request).await) };
+    let asks_keystone = asks_keystone(identity, &request.headers);
+    if asks_keystone {
         identity.rates.may_try(peer).await?;
     }
     let caller = caller(identity, request).await;
-    match (&caller, peer) {
-        (Ok(caller), _) => identity.rates.count(caller).await?,
-        // The caller is not at fault when Keystone is away.
-        (Err(fault), Some(peer)) if fault.status != StatusCode::SERVICE_UNAVAILABLE => {
-            identity.rates.count_failure(peer).await;
+    // The caller is not at fault when Keystone is away.
+    if caller.as_ref().is_err_and(|fault| fault.status != StatusCode::SERVICE_UNAVAILABLE) {
+        if !asks_keystone {
+            identity.rates.may_try(peer).await?;
         }
-        (Err(_), _) => {}
+        identity.rates.count_failure(peer).await;
     }
     Ok(caller)
 }
 
-fn refused_for_now(too_many: TooMany) -> Response {
+fn refused_for_now(too_many: &TooMany) -> Response {
     let mut response = Fault::new(StatusCode::TOO_MANY_REQUESTS, too_many.to_string()).into_response();
     response.headers_mut().insert(header::RETRY_AFTER, too_many.seconds().into());
     response

@@ -19,7 +19,10 @@ fn headers(who: &str) -> Vec<(String, String)> {
     headers.extend(projects.iter().map(|project| ("x-project-id", *project)));
     match role {
         "nobody" => return Vec::new(),
-        "system" => headers.extend([("x-roles", "admin"), ("openstack-system-scope", "all")]),
+        "system" => {
+            headers.retain(|(name, _)| *name != "x-project-id");
+            headers.extend([("x-roles", "admin"), ("openstack-system-scope", "all")]);
+        }
         "none" => headers.push(("x-roles", "")),
         "+service" => headers.extend([("x-roles", "reader"), ("x-service-roles", "service,other")]),
         role => headers.push(("x-roles", role)),

@@ -42,8 +42,10 @@ impl PolicyFile {
         let unread = |source| ConfigError::Read { path: name.clone(), source };
         let refuse = |line, reason| ConfigError::Syntax { path: name.clone(), line, reason };
         let found = fs::metadata(path).map_err(unread)?;
-        if found.mode() & 0o002 != 0 {
-            let reason = "every user of this machine may change who may do what; run chmod o-w on the file";
+        let is_trusted = found.uid() == 0 || found.uid() == nix::unistd::geteuid().as_raw();
+        if found.mode() & 0o022 != 0 || !is_trusted {
+            let reason = "others may change who may do what; the file must belong to root or to the user of the service: \
+                          run chmod go-w and chown root on the file";
             return Err(refuse(None, reason.to_owned()));
         }
         if found.len() > SIZE {

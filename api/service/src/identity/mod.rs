@@ -83,6 +83,12 @@ impl Callers {
         self.keystone.as_ref()
     }
 
+    /// Whether Keystone has to be asked about a token: it is not one of hotslot's own, and no answer about it is known.
+    pub fn asks_keystone(&self, token: &str) -> bool {
+        let is_own = self.tokens.is_some() && tokens::is_own(token);
+        !is_own && self.keystone.as_ref().is_some_and(|keystone| !keystone.knows(token))
+    }
+
     /// Returns the caller with a token of hotslot's own or of Keystone's.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use hotslot_driver::text::visible;
 use hotslot_model::identity::{Caller, User, Via};
 use jiff::Timestamp;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,9 @@ pub(super) fn is_own(token: &str) -> bool {
 
 /// How often the file is looked at.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a command waits for another one that changes the file.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The maximum size of the file, in bytes.
 const SIZE: u64 = 4 << 20;
@@ -243,8 +247,27 @@ impl TokenFile {
         let failed = |source: io::Error| TokensError::Io { path: path.display().to_string(), source };
         let mut lock = path.as_os_str().to_owned();
         lock.push(".lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&lock).map_err(failed)?;
-        let turn = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))?;
+        // Whoever can open this file can lock it, so nobody else may.
+        let mut options = File::options();
+        let file =
+            options.create(true).truncate(false).write(true).mode(0o600).open(&lock).map_err(failed)?;
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+        let (start, mut file) = (Instant::now(), file);
+        let turn = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(turn) => break turn,
+                Err((held, Errno::EWOULDBLOCK)) if start.elapsed() < PATIENCE => file = held,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(TokensError::Wrong(format!(
+                        "another program has held the lock {} for {} s; end it (`fuser {0}` shows it) and try again",
+                        lock.display(),
+                        PATIENCE.as_secs()
+                    )));
+                }
+                Err((_, error)) => return Err(failed(error.into())),
+            }
+            std::thread::sleep(LOOK / 20);
+        };
         Ok(Self { path: path.to_owned(), tokens: load(path)?, _turn: turn })
     }
 

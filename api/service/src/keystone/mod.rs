@@ -173,6 +173,11 @@ impl Keystone {
         Ok(Authenticated { user, by_service })
     }
 
+    /// Whether an answer about a token is known and recent enough.
+    pub(crate) fn knows(&self, token: &str) -> bool {
+        self.answers.contains_key(&(Sha256::digest(token.as_bytes()).into(), false))
+    }
+
     /// Returns a token, or `None` when it is not valid.
     async fn validate(&self, token: &str, allow_expired: bool) -> Result<Option<Arc<Token>>, Failure> {
         let plain =
