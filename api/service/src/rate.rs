@@ -23,8 +23,9 @@ const BUCKETS: u64 = 10_000;
 /// After this time without a request a bucket is forgotten. It is full long before.
 const IDLE: Duration = Duration::from_secs(600);
 
-/// How many requests of one caller may be under way at the same time. Some wait for a guest.
-const AT_ONCE: usize = 128;
+/// How many requests of one caller of a project may be under way at the same time. Some wait for a guest. It is less than
+/// half of the default `[api] queue` of a host, so that one caller does not take it from all others.
+const AT_ONCE: usize = 48;
 
 /// A caller has sent too many requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -127,12 +128,15 @@ impl Rates {
         self.on(&self.callers, whose, Bucket::take).await
     }
 
-    /// Begins a request of a caller, which is under way until the permit is dropped.
+    /// Begins a request of a caller, which is under way until the permit is dropped. Administrators and services, which
+    /// send requests for many projects, are not limited.
     ///
     /// # Errors
     /// [`TooMany`].
     pub async fn begin(&self, caller: &Caller) -> Result<Option<OwnedSemaphorePermit>, TooMany> {
-        let whose = Whose::of(caller).filter(|whose| self.rate.is_some() && !whose.is_exempt());
+        let is_limited =
+            |whose: &Whose| self.rate.is_some() && !whose.is_exempt() && !caller.is_service_or_admin();
+        let whose = Whose::of(caller).filter(is_limited);
         let Some(whose) = whose else { return Ok(None) };
         let room = self.room.get_with(whose, async { Arc::new(Semaphore::new(AT_ONCE)) }).await;
         room.try_acquire_owned().map(Some).map_err(|_| TooMany::UnderWay)

@@ -68,11 +68,10 @@ impl Assignments {
         }
         self.known_aliases(&request)?;
         let (host, _) = self.hosts.find(request.server).await?;
-        host.ready().await?;
-        // Attaches to one server go one after another, so that two requests never count on the same free port. Those that
-        // wait for their turn take no place of the host from the other servers.
-        let _turn = self.turns.of(format!("server {}", request.server)).await?;
         let _room = host.admit()?;
+        host.ready().await?;
+        // Attaches to one server go one after another, so that two requests never count on the same free port.
+        let _turn = self.turns.of(format!("server {}", request.server)).await?;
         expect_nothing_out(&host, request.server)?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         request.expect_owner(&view)?;
