@@ -134,7 +134,7 @@ impl Accelerators {
         let parts = MdevRequest {
             holder: Holder::Accelerator(view.row.id),
             name: format!("accelerator {}", view.row.id),
-            makers: candidates.into_iter().map(|address| (address, [mdev_type.to_owned()].into())).collect(),
+            parents: candidates.into_iter().map(|address| (address, [mdev_type.to_owned()].into())).collect(),
             num: spec.count(),
             numa_policy: spec.numa_policy.unwrap_or(NumaPolicy::Preferred),
         };

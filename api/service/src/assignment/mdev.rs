@@ -40,7 +40,7 @@ pub(crate) struct MdevRequest {
     /// The name of the holder, for messages.
     pub name: String,
     /// The possible parents, each with the types of mediated devices that may be created on it.
-    pub makers: BTreeMap<PciAddress, BTreeSet<String>>,
+    pub parents: BTreeMap<PciAddress, BTreeSet<String>>,
     /// The number of mediated devices.
     pub num: usize,
     /// How near the parents have to be to the guest's memory.

@@ -4,7 +4,7 @@
 //! interval.
 //!
 //! Each host has two tasks. `follow` only reads the host and writes records. It never waits for a call that changes
-//! the host, nor for a lock that is held during such a call, so that it sees events at once. `give_back` rebinds
+//! the host, nor for a lock that is held during such a call, so that it sees events at once. `rebind_in_background` rebinds
 //! functions to their host drivers; it may wait for both.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -53,7 +53,7 @@ impl Assignments {
         let (mut parents, mut others, mut short) = (Vec::new(), Vec::new(), None);
         for row in &rows {
             let address = row.facts.address;
-            let Some(wanted) = parts.makers.get(&address) else { continue };
+            let Some(wanted) = parts.parents.get(&address) else { continue };
             let types = match host.hypervisor.mdev_types(address).await {
                 Err(error) if error.kind == ErrorKind::NoDevice => continue,
                 types => types.map_err(host.error(format!("read the types of {address}")))?,
@@ -122,7 +122,7 @@ fn too_few(
         let there_are = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
         format!("its devices have no such type; they have: {there_are}")
     });
-    let types: BTreeSet<_> = parts.makers.values().flatten().map(String::as_str).collect();
+    let types: BTreeSet<_> = parts.parents.values().flatten().map(String::as_str).collect();
     Error::Conflict(format!(
         "{} needs {} of {}, and {steps} can be created on host {}: {why}",
         parts.name,

@@ -331,9 +331,9 @@ impl Cyborg {
         let name = format!("accelerator request {id}");
         let (holder, numa_policy) = (Holder::AcceleratorRequest(id), NumaPolicy::Preferred);
         let attached = match handles {
-            Handles::Part(makers) => {
+            Handles::Part(parents) => {
                 self.assignments
-                    .attach_parts(server, MdevRequest { holder, name, makers, num: 1, numa_policy })
+                    .attach_parts(server, MdevRequest { holder, name, parents, num: 1, numa_policy })
                     .await
             }
             Handles::Whole(candidates) => {
@@ -505,7 +505,7 @@ async fn parts(
     group: &Group,
 ) -> Result<Result<BTreeMap<PciAddress, BTreeSet<String>>, String>, Error> {
     let (mut found, mut refusal) = (BTreeMap::<_, BTreeSet<_>>::new(), None);
-    for maker in card.makers() {
+    for maker in card.parents() {
         let address = maker.facts.address;
         let types = match card.host.hypervisor.mdev_types(address).await {
             Err(error) if error.kind == ErrorKind::NoDevice => continue,

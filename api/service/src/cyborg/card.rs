@@ -161,7 +161,7 @@ impl Card {
     }
 
     /// Returns the functions that may be parents of mediated devices.
-    pub fn makers(&self) -> impl Iterator<Item = &Arc<Device>> {
+    pub fn parents(&self) -> impl Iterator<Item = &Arc<Device>> {
         let own = (self.row.facts.address == self.address && !self.handles.contains(&self.row))
             .then_some(&self.row);
         own.into_iter().chain(&self.handles)

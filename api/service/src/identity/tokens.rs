@@ -33,8 +33,8 @@ pub(super) fn is_own(token: &str) -> bool {
     token.starts_with(PREFIX)
 }
 
-/// How often the file is looked at.
-pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// How often the file is checked for changes.
+pub(super) const CHECK: Duration = Duration::from_secs(1);
 
 /// How long a command waits for another one that changes the file.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -167,7 +167,7 @@ pub(super) fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
 
 /// The tokens in memory, with the version of the file from which they were read.
 struct Read {
-    looked: Instant,
+    checked: Instant,
     stamp: Option<Stamp>,
     tokens: Result<Vec<Token>, String>,
 }
@@ -183,22 +183,22 @@ impl Tokens {
         Self { path, read: Mutex::new(None) }
     }
 
-    /// Returns the caller of a token. The file is read again when it has changed, which is looked at once a second.
+    /// Returns the caller of a token. The file is read again when it has changed, which is checked once a second.
     pub(super) fn caller(&self, token: &str) -> Result<Caller, Unidentified> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let mut before = read.take();
-        if before.as_ref().is_none_or(|before| before.looked.elapsed() >= LOOK) {
+        if before.as_ref().is_none_or(|before| before.checked.elapsed() >= CHECK) {
             let stamp = Stamp::of(&self.path).ok();
             before = match before {
                 Some(before) if before.stamp == stamp && before.tokens.is_ok() => {
-                    Some(Read { looked: Instant::now(), ..before })
+                    Some(Read { checked: Instant::now(), ..before })
                 }
                 Some(_) | None => {
                     let tokens = load(&self.path).map_err(|error| error.to_string());
                     if let Err(reason) = &tokens {
                         tracing::error!("no token is accepted: {reason}");
                     }
-                    Some(Read { looked: Instant::now(), stamp, tokens })
+                    Some(Read { checked: Instant::now(), stamp, tokens })
                 }
             };
         }
@@ -266,7 +266,7 @@ impl TokenFile {
                 }
                 Err((_, error)) => return Err(failed(error.into())),
             }
-            std::thread::sleep(LOOK / 20);
+            std::thread::sleep(CHECK / 20);
         };
         Ok(Self { path: path.to_owned(), tokens: load(path)?, _turn: turn })
     }
@@ -383,7 +383,7 @@ mod tests {
         }
         TokenFile::open(&path).unwrap().revoke("ci").unwrap();
         assert!(TokenFile::open(&path).unwrap().revoke("ci").is_err());
-        std::thread::sleep(LOOK + Duration::from_millis(50));
+        std::thread::sleep(CHECK + Duration::from_millis(50));
         assert!(tokens.caller(&text).is_err(), "the file was read again");
     }
 

@@ -13,7 +13,7 @@ use hotslot_store::Store;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::tokens::{LOOK, Stamp, Token, load};
+use super::tokens::{CHECK, Stamp, Token, load};
 use crate::error::Error;
 use crate::hex::hex;
 
@@ -37,7 +37,7 @@ pub(crate) async fn record_changes(path: &Path, store: &Store) {
                 }
             }
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK).await;
     }
 }
 
