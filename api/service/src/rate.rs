@@ -4,12 +4,11 @@
 //! address of the connection. Root and hotslot's own user are not limited, so that an operator can always act.
 
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hotslot_model::identity::{Caller, Peer, Via};
+use hotslot_model::identity::{Caller, Origin, Peer, Via};
 use hotslot_model::rate::{Bucket, Rate};
 use moka::future::Cache;
 use nix::unistd::geteuid;
@@ -61,37 +60,27 @@ impl TooMany {
 enum Whose {
     /// A user in a project or in none.
     Caller(String, Option<String>),
-    /// A local user, by number.
-    User(u32),
-    /// An address; of IPv6, the network of a site.
-    Address(IpAddr),
+    /// A local user, or an address.
+    Origin(Origin),
+}
+
+/// Whether nothing is limited for the other end of a connection: root, and hotslot's own user.
+pub fn is_exempt(origin: Origin) -> bool {
+    matches!(origin, Origin::User(uid) if uid == 0 || uid == geteuid().as_raw())
 }
 
 impl Whose {
-    fn at(peer: Peer) -> Self {
-        match peer {
-            Peer::Unix { uid, .. } => Self::User(uid),
-            Peer::Tcp(address) => Self::Address(match address.ip() {
-                IpAddr::V6(ip) if !ip.is_loopback() => {
-                    IpAddr::V6((u128::from(ip) & !u128::from(u64::MAX)).into())
-                }
-                ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
-            }),
-        }
-    }
-
     fn of(caller: &Caller) -> Option<Self> {
         match (&caller.via, &caller.user) {
-            (Via::Socket { uid, .. }, _) => Some(Self::User(*uid)),
+            (Via::Socket { uid, .. }, _) => Some(Self::Origin(Origin::User(*uid))),
             (_, Some(user)) => Some(Self::Caller(user.id.clone(), caller.project.clone())),
-            (Via::Insecure(Some(address)), None) => Some(Self::at(Peer::Tcp(*address))),
+            (Via::Insecure(Some(address)), None) => Some(Self::Origin(Peer::Tcp(*address).origin())),
             (Via::Token(_) | Via::Keystone | Via::Headers | Via::Insecure(None), None) => None,
         }
     }
 
-    /// Whether nothing is limited for it: root, and hotslot's own user.
     fn is_exempt(&self) -> bool {
-        matches!(self, Self::User(uid) if *uid == 0 || *uid == geteuid().as_raw())
+        matches!(self, Self::Origin(origin) if is_exempt(*origin))
     }
 }
 
@@ -148,9 +137,11 @@ impl Rates {
     /// # Errors
     /// [`TooMany`].
     pub async fn may_try(&self, peer: Peer) -> Result<(), TooMany> {
-        self.on(&self.failures, Whose::at(peer), |bucket, rate, now| match bucket.wait(rate, now) {
-            Duration::ZERO => Ok(()),
-            wait => Err(wait),
+        self.on(&self.failures, Whose::Origin(peer.origin()), |bucket, rate, now| {
+            match bucket.wait(rate, now) {
+                Duration::ZERO => Ok(()),
+                wait => Err(wait),
+            }
         })
         .await
     }
@@ -158,7 +149,7 @@ impl Rates {
     /// Counts a failure to show who calls.
     pub async fn count_failure(&self, peer: Peer) {
         // Requests that were under way together may fail more often than the bucket has tokens.
-        let _ = self.on(&self.failures, Whose::at(peer), Bucket::take).await;
+        let _ = self.on(&self.failures, Whose::Origin(peer.origin()), Bucket::take).await;
     }
 
     async fn on(

@@ -231,8 +231,13 @@ async fn with_device(parts: &DeviceParts, permit: &Permit, attachment: Attachmen
     let device = device.ok_or_else(|| {
         Error::Internal(format!("the device of attachment {} has no record", attachment.id))
     })?;
-    let shown = wire(&parts.hosts, attachment, &device);
-    Ok(if permit.sees_hosts() { shown } else { shown.without_host() })
+    Ok(shown(&parts.hosts, permit, attachment, &device))
+}
+
+/// Returns what the caller may see of an attachment.
+fn shown(hosts: &Hosts, permit: &Permit, attachment: Attachment, device: &Device) -> Wire {
+    let all = wire(hosts, attachment, device);
+    if permit.sees_hosts() { all } else { all.without_host() }
 }
 
 #[derive(Deserialize)]
@@ -271,11 +276,9 @@ pub(super) async fn create(
         return Ok(Json(json!({ "dry_run": described(&run, permit.sees_hosts()) })));
     }
     let attached = assignments.attach(request).await?;
-    let shown = |(attachment, device): (_, Arc<Device>)| {
-        let shown = wire(&hosts, attachment, &device);
-        if permit.sees_hosts() { shown } else { shown.without_host() }
-    };
-    let devices: Vec<_> = attached.into_iter().map(shown).collect();
+    let devices =
+        attached.into_iter().map(|(attachment, device)| shown(&hosts, &permit, attachment, &device));
+    let devices: Vec<_> = devices.collect();
     Ok(Json(json!({ "pci_devices": devices })))
 }
 

@@ -1,7 +1,6 @@
 //! One connection: what it is doing, since when, and its time limits.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
@@ -9,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use hotslot_model::identity::Origin;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -32,20 +32,11 @@ struct Now {
     blocked: Option<Instant>,
 }
 
-/// The other end of connections, for the limit on the connections of one user or address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    /// A local user.
-    User(u32),
-    /// An address.
-    Address(IpAddr),
-}
-
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// `None` for root and hotslot's own user, whose connections are not limited.
-    pub(super) end: Option<End>,
+    /// With whose connections it counts; `None` when they are not limited.
+    pub(super) origin: Option<Origin>,
     now: Mutex<Now>,
     /// Wakes the connection's task to check whether the connection must be closed.
     pub(super) check: Notify,
@@ -59,9 +50,9 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Returns an idle connection with these time limits.
-    pub(super) fn new(end: Option<End>, header: Duration, idle: Duration) -> Self {
+    pub(super) fn new(origin: Option<Origin>, header: Duration, idle: Duration) -> Self {
         let now = Mutex::new(Now { doing: Doing::Idle, since: Instant::now(), blocked: None });
-        Self { end, now, check: Notify::new(), unwanted: AtomicBool::new(false), header, idle }
+        Self { origin, now, check: Notify::new(), unwanted: AtomicBool::new(false), header, idle }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use hotslot_model::identity::Peer;
+use hotslot_model::identity::{Origin, Peer};
 use hotslot_service::config::Api;
+use hotslot_service::rate::is_exempt;
 use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -28,7 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::ClientCertificate;
-use super::connection::{Connection, Doing, End, Watched};
+use super::connection::{Connection, Doing, Watched};
 use super::tls::{self, Tls};
 
 /// How long an idle connection is protected from being closed to make room: a client that has just connected is about
@@ -112,18 +113,12 @@ enum Stream {
 
 impl Stream {
     /// Returns whose connections count together; `None` when they are not limited.
-    fn end(&self) -> Option<End> {
+    fn origin(&self) -> Option<Origin> {
         let peer = match self {
             Self::Tcp(_, peer) | Self::Tls(_, peer, _) => Some(*peer),
             Self::Unix(stream) => by_kernel(stream),
         };
-        match peer? {
-            Peer::Unix { uid, .. } => {
-                let is_own = uid == 0 || uid == nix::unistd::geteuid().as_raw();
-                (!is_own).then_some(End::User(uid))
-            }
-            Peer::Tcp(address) => Some(End::Address(address.ip())),
-        }
+        Some(peer?.origin()).filter(|origin| !is_exempt(*origin))
     }
 }
 
@@ -207,11 +202,11 @@ impl Open {
         loop {
             match listener.accept().await {
                 Ok(stream) => {
-                    let end = stream.end();
-                    match self.room(end).await {
+                    let origin = stream.origin();
+                    match self.room(origin).await {
                         Some(place) => return (stream, place),
                         None => {
-                            let whose = end.map_or_else(String::new, |end| format!(" of {end:?}"));
+                            let whose = origin.map_or_else(String::new, |origin| format!(" of {origin}"));
                             self.say(&format_args!(
                                 "all connections{whose} are busy; refusing new connections ([api] connections = {})",
                                 self.most
@@ -245,10 +240,10 @@ impl Open {
 
     /// Returns a place for another connection, closing the longest idle connection if necessary. Returns `None` when
     /// all connections are busy.
-    async fn room(self: &Arc<Self>, end: Option<End>) -> Option<Place> {
+    async fn room(self: &Arc<Self>, origin: Option<Origin>) -> Option<Place> {
         loop {
             let ended = self.ended.notified();
-            let wait = match self.place(end) {
+            let wait = match self.place(origin) {
                 Ok(place) => return Some(place),
                 Err(whose) => self.close_idlest(1, whose)?,
             };
@@ -264,16 +259,16 @@ impl Open {
     ///
     /// # Errors
     /// When there is no room: whose connections are too many, or `None` when all together are.
-    fn place(self: &Arc<Self>, end: Option<End>) -> Result<Place, Option<End>> {
+    fn place(self: &Arc<Self>, origin: Option<Origin>) -> Result<Place, Option<Origin>> {
         let mut connections = self.connections();
-        let of_end = || connections.1.values().filter(|one| one.end == end).count();
-        if end.is_some() && of_end() >= self.most - self.most / 4 {
-            return Err(end);
+        let of_it = || connections.1.values().filter(|one| one.origin == origin).count();
+        if origin.is_some() && of_it() >= self.most - self.most / 4 {
+            return Err(origin);
         }
         if connections.1.len() >= self.most {
             return Err(None);
         }
-        let connection = Arc::new(Connection::new(end, self.header, self.idle));
+        let connection = Arc::new(Connection::new(origin, self.header, self.idle));
         connections.0 += 1;
         let number = connections.0;
         connections.1.insert(number, Arc::clone(&connection));
@@ -284,9 +279,9 @@ impl Open {
     /// Closes up to `count` of the longest idle connections, of all or of one user or address, except those idle for
     /// less than [`FRESH`]. Returns the time after which the caller should try again, or `None` when no connection is
     /// idle.
-    fn close_idlest(&self, count: usize, of: Option<End>) -> Option<Duration> {
+    fn close_idlest(&self, count: usize, of: Option<Origin>) -> Option<Duration> {
         let connections = self.connections();
-        let those = connections.1.values().filter(|one| of.is_none() || one.end == of);
+        let those = connections.1.values().filter(|one| of.is_none() || one.origin == of);
         let idle = those.filter_map(|one| Some((one.idle_since()?, one)));
         let mut idle: Vec<_> = idle.collect();
         idle.sort_by_key(|(since, _)| *since);

@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 use futures_util::future::join_all;
 use hotslot_driver::hypervisor::DomainView;
 use hotslot_model::id::{HypervisorId, ServerId};
-use hotslot_model::identity::{Caller, Policy};
+use hotslot_model::identity::{Caller, Policy, Refusal, Target};
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
 use hotslot_service::hosts::Hosts;
@@ -36,6 +36,14 @@ impl Permit {
     /// Whether the caller may do it to a server.
     pub(super) fn covers(&self, server: &DomainView) -> bool {
         self.policy.allows(&self.caller, self.rule, server.ownership().project())
+    }
+
+    /// Checks that the caller may do it to what belongs to a project.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the rule does not admit the caller.
+    pub(super) fn require(&self, project: &str) -> Result<(), Refusal> {
+        self.policy.require(&self.caller, self.rule, Target::Of(Some(project)))
     }
 
     /// Whether the caller may see names and addresses of hosts, and who else holds devices.

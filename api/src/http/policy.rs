@@ -205,7 +205,7 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
     } else {
         match identified(&identity, &parts).await {
             Ok(caller) => caller,
-            Err(too_many) => return refused_for_now(&too_many),
+            Err(refused) => return *refused,
         }
     };
     let mut request = Request::from_parts(parts, body);
@@ -251,10 +251,7 @@ async fn under_rule(
     let admitted = expect_own_project(&caller, named)
         .and_then(|()| identity.policy.require(&caller, rule, target).map_err(Fault::from));
     // A request whose client has gone away counts until it has ended.
-    let under_way = match identity.rates.count(&caller).await {
-        Ok(()) => identity.rates.begin(&caller).await,
-        Err(too_many) => Err(too_many),
-    };
+    let under_way = identity.rates.begin(&caller).await;
     let mut response = match under_way.map(|under_way| admitted.map(|()| under_way)) {
         Err(too_many) => refused_for_now(&too_many),
         Ok(Ok(_under_way)) => {
@@ -300,27 +297,45 @@ fn without_hosts(response: Response) -> Response {
     }
 }
 
-/// Finds out who calls.
+/// Finds out who calls, and counts the request.
 ///
 /// # Errors
-/// [`TooMany`] when somebody at this connection has failed too often to show who calls. Whoever shows a valid token of
+/// A response of 429 when the caller has sent too many requests, or somebody at this connection has failed too often to
+/// show who calls. Whoever shows a valid token of
 /// hotslot's own, or one of which Keystone's answer is known, is not refused for the failures of others at the same
 /// address. The failures behind a proxy are the proxy's to limit.
-async fn identified(identity: &IdentityParts, request: &Parts) -> Result<Result<Caller, Fault>, TooMany> {
+async fn identified(
+    identity: &IdentityParts,
+    request: &Parts,
+) -> Result<Result<Caller, Fault>, Box<Response>> {
     let behind_proxy = identity.config.api.identity == IdentityFrom::Headers;
     let peer = request.extensions.get::<Peer>().copied().filter(|_| !behind_proxy);
-    let Some(peer) = peer else { return Ok(caller(identity, request).await) };
+    let may_try = async || match peer {
+        Some(peer) => identity.rates.may_try(peer).await.map_err(|many| Box::new(refused_for_now(&many))),
+        None => Ok(()),
+    };
     let asks_keystone = asks_keystone(identity, &request.headers);
     if asks_keystone {
-        identity.rates.may_try(peer).await?;
+        may_try().await?;
     }
     let caller = caller(identity, request).await;
-    // The caller is not at fault when Keystone is away.
-    if caller.as_ref().is_err_and(|fault| fault.status != StatusCode::SERVICE_UNAVAILABLE) {
-        if !asks_keystone {
-            identity.rates.may_try(peer).await?;
+    match (&caller, peer) {
+        (Ok(caller), _) => {
+            if let Err(too_many) = identity.rates.count(caller).await {
+                let mut refused = refused_for_now(&too_many);
+                let actor = Arc::new(actor::current().by(caller));
+                refused.extensions_mut().insert(Identified { actor, rule: None });
+                return Err(Box::new(refused));
+            }
         }
-        identity.rates.count_failure(peer).await;
+        // The caller is not at fault when Keystone is away.
+        (Err(fault), Some(peer)) if fault.status != StatusCode::SERVICE_UNAVAILABLE => {
+            if !asks_keystone {
+                may_try().await?;
+            }
+            identity.rates.count_failure(peer).await;
+        }
+        (Err(_), _) => {}
     }
     Ok(caller)
 }

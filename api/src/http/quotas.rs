@@ -8,7 +8,6 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
-use hotslot_model::identity::{Caller, Policy, Target};
 use hotslot_model::quota::{Limit, Limits, Resource};
 use hotslot_service::error::Error;
 use hotslot_service::quota::Quotas;
@@ -17,17 +16,13 @@ use serde_json::{Map, Value, json};
 
 use super::body::{Path, read};
 use super::error::Fault;
+use super::permit::Permit;
 
 const EXAMPLE: &str = r#"{"quota_set": {"pci_attachments": 8, "pci_attachments:a1": 2}}"#;
 
 #[derive(Deserialize)]
 pub(super) struct QuotaPath {
     quota_id: String,
-}
-
-/// Checks that the caller may do what a rule is about to a project.
-fn admit(policy: &Policy, caller: &Caller, rule: &str, project: &str) -> Result<(), Fault> {
-    Ok(policy.require(caller, rule, Target::Of(Some(project)))?)
 }
 
 fn set(project: Option<&str>, limits: impl IntoIterator<Item = (Resource, Value)>) -> Json<Value> {
@@ -42,21 +37,19 @@ fn values(limits: BTreeMap<Resource, Limit>) -> impl Iterator<Item = (Resource, 
 
 pub(super) async fn show(
     State(quotas): State<Arc<Quotas>>,
-    State(policy): State<Arc<Policy>>,
-    caller: Caller,
+    permit: Permit,
     Path(path): Path<QuotaPath>,
 ) -> Result<Json<Value>, Fault> {
-    admit(&policy, &caller, "os_compute_api:os-quota-sets:show", &path.quota_id)?;
+    permit.require(&path.quota_id)?;
     Ok(set(Some(&path.quota_id), values(quotas.limits(&path.quota_id).await?)))
 }
 
 pub(super) async fn detail(
     State(quotas): State<Arc<Quotas>>,
-    State(policy): State<Arc<Policy>>,
-    caller: Caller,
+    permit: Permit,
     Path(path): Path<QuotaPath>,
 ) -> Result<Json<Value>, Fault> {
-    admit(&policy, &caller, "os_compute_api:os-quota-sets:detail", &path.quota_id)?;
+    permit.require(&path.quota_id)?;
     let usage = quotas.usage(&path.quota_id).await?.into_iter().map(|(resource, (limit, usage))| {
         (resource, json!({ "limit": limit, "in_use": usage.in_use, "reserved": usage.reserved }))
     });

@@ -32,8 +32,8 @@ pub struct HostDevices<'c> {
 
 impl<'c> HostDevices<'c> {
     /// Returns the device at an address.
-    pub fn at(&self, address: PciAddress) -> Option<&'c Device> {
-        self.cache.in_order.get(&(self.host, address)).map(AsRef::as_ref)
+    pub fn at(&self, address: PciAddress) -> Option<&'c Arc<Device>> {
+        self.cache.in_order.get(&(self.host, address))
     }
 
     /// Whether the devices at these addresses are exactly those `seen` there.

@@ -70,8 +70,7 @@ pub struct Held {
     pub by: Assignment,
     /// The device, or the parent of a mediated device.
     pub device: Arc<Device>,
-    /// The device as the host reports it now, or `None` when it was not read or cannot be
-    /// read.
+    /// The device as the host reports it now, or `None` when it was not read or cannot be read.
     pub found: Option<HostDevice>,
 }
 

@@ -2,7 +2,7 @@
 //! `api/model/tests/data/attachment_state.json`.
 //!
 //! ```text
-//!              Present               DetachRequested             Removed, Absent, DomainStopped, DomainGone
+//!              Present               DetachRequested           Removed, Absent, DomainStopped, DomainGone
 //!  attaching ──────────▶ attached ────────────────▶ detaching ─────▶ detached
 //!    │  │                  │ ▲                        ▲  │
 //!    │  │ GivenUp          │ └───── DetachRefused ─────┼──┘  (unless it is forced; GivenUp forces it)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::refusal::Refusal;
 use super::role::{Role, SERVICE};
@@ -21,6 +21,39 @@ pub enum Peer {
     },
     /// The address of a TCP client.
     Tcp(SocketAddr),
+}
+
+/// The other end of connections, as limits count it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A local user, by number.
+    User(u32),
+    /// An address; of IPv6, the network of a site (/64).
+    Address(IpAddr),
+}
+
+impl Peer {
+    /// Returns whose connections and failures count together.
+    pub fn origin(self) -> Origin {
+        match self {
+            Self::Unix { uid, .. } => Origin::User(uid),
+            Self::Tcp(address) => Origin::Address(match address.ip() {
+                IpAddr::V6(ip) if !ip.is_loopback() => {
+                    IpAddr::V6((u128::from(ip) & !u128::from(u64::MAX)).into())
+                }
+                ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(uid) => write!(f, "the user with uid {uid}"),
+            Self::Address(address) => write!(f, "{address}"),
+        }
+    }
 }
 
 impl fmt::Display for Peer {

@@ -14,7 +14,7 @@ mod requirement;
 mod role;
 
 pub use actor::{Actor, global_request_id};
-pub use caller::{Caller, Peer, Scope, User, Via};
+pub use caller::{Caller, Origin, Peer, Scope, User, Via};
 pub use policy::Policy;
 pub use refusal::Refusal;
 pub use requirement::{Requirement, Target};

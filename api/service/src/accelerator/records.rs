@@ -19,7 +19,7 @@ impl Accelerators {
     /// Creates an accelerator, which belongs to `project`. No device has to be free.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] when its name or id is in_use, or a discovered accelerator has that name; errors of the
+    /// [`Error::AlreadyExists`] when its name or id is in use, or a discovered accelerator has that name; errors of the
     /// database.
     pub async fn create_accelerator(
         &self,
@@ -137,7 +137,7 @@ impl Accelerators {
         if view.row.created_at == 0 {
             return match self.store.create_accelerator(&view.row.name, id, None).await {
                 Ok(row) => self.view(row).await,
-                // Another request created it meanwhile, or its name is in_use.
+                // Another request created it meanwhile, or its name is in use.
                 Err(error) => match self.store.accelerator(id).await? {
                     Some(row) => self.view(row).await,
                     None => Err(error.into()),

@@ -123,8 +123,7 @@ impl Assignments {
     }
 
     fn device_at(&self, host: &Host, address: PciAddress) -> Option<Arc<Device>> {
-        let devices = self.store.devices_of(host.row.id);
-        devices.into_iter().find(|device| device.facts.address == address)
+        self.store.with_devices_of(host.row.id, |devices| devices.at(address).cloned())
     }
 
     /// Returns the record whose id is in a hotslot alias, whether it has ended or not.

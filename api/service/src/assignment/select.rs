@@ -230,7 +230,7 @@ impl Assignments {
         let availability = &snapshot.availability;
         let no_port = ports::no_port(view, availability);
         let chosen = self.store.with_devices_of(host.row.id, |devices| {
-            let at = |address| devices.at(address);
+            let at = |address| devices.at(address).map(AsRef::as_ref);
             let is_unavailable = |device: &Device| {
                 let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
                 if choice.excluded.contains_key(&device.id)

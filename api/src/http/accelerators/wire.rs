@@ -162,12 +162,8 @@ pub(super) async fn hide(hosts: &Hosts, identity: &Caller, view: &View, shown: &
             shown["status_reason"] = json!("an administrator sees the reason");
         }
         for device in shown["devices"].as_array_mut().into_iter().flatten() {
-            for (_, value) in
-                device.as_object_mut().into_iter().flatten().filter(|(key, _)| {
-                    matches!(key.as_str(), "host" | "address" | "driver" | "previous_driver")
-                })
-            {
-                *value = Value::Null;
+            for key in ["host", "address", "driver", "previous_driver"] {
+                device.get_mut(key).into_iter().for_each(|value| *value = Value::Null);
             }
         }
     }
