@@ -363,15 +363,21 @@ async fn tokens_give_rights_until_they_are_revoked() {
     let twice = cli(&["token", "create", "ops", "--role", "admin", "--config", &config], None);
     assert_eq!(twice.status.code(), Some(1), "{twice:?}");
 
-    // A revoked token is refused soon, and a file that others may read admits nobody.
+    // A revoked token is refused soon, and a file that others may read admits nobody from then on.
     let done = cli(&["token", "revoke", "ops", "--config", &config], None);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
     let status = async |token: &str| send("x-auth-token", token, Method::GET, path).await.status;
     service.until("the token is refused", async || status(&admin).await == 401).await;
     assert_eq!(status(&reader).await, 200);
+    assert_eq!(service.get("/readyz").await.expect(200).body["identity"], "ok");
     chmod(&file, 0o644);
-    fs::write(&file, fs::read_to_string(&file).unwrap() + "\n").unwrap();
     service.until("no token is accepted", async || status(&reader).await == 503).await;
+    let ready = service.get("/readyz").await.expect(503).body;
+    assert_eq!(ready["status"], "not ready: identity");
+    assert!(
+        ready["identity"].as_str().unwrap().starts_with("the file of the tokens cannot be used;"),
+        "{ready}"
+    );
     chmod(&file, 0o600);
     service.until("it is accepted again", async || status(&reader).await == 200).await;
     for secret in [&admin, &reader, &member] {

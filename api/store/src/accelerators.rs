@@ -159,13 +159,20 @@ impl Store {
         let number: i64 = last.try_get("last")?;
         for (key, value) in [("name", name.to_owned()), ("uuid", id.to_string())] {
             let in_use = match key {
-                "name" => query("SELECT uuid FROM accelerators WHERE name = $1"),
-                _ => query("SELECT uuid FROM accelerators WHERE uuid = $1"),
+                "name" => query("SELECT uuid, project_id FROM accelerators WHERE name = $1"),
+                _ => query("SELECT uuid, project_id FROM accelerators WHERE uuid = $1"),
             };
             if let Some(row) = in_use.bind(&value).fetch_optional(&mut draft.tx).await? {
-                let other: String = row.try_get("uuid")?;
+                let (other, owner): (String, Option<String>) =
+                    (row.try_get("uuid")?, row.try_get("project_id")?);
+                // A project does not learn the ids of another one's accelerators.
+                let other = if project.is_none() || owner.as_deref() == project {
+                    format!("accelerator {other}")
+                } else {
+                    "another accelerator".to_owned()
+                };
                 return Err(Error::AlreadyExists(format!(
-                    "accelerator {other} already has the {key} `{value}`; choose another {key}"
+                    "{other} already has the {key} `{value}`; choose another {key}"
                 )));
             }
         }
