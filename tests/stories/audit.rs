@@ -86,6 +86,25 @@ fn is_by(event: &Value, name: &str, role: &str) -> bool {
     expected.as_object().unwrap().iter().all(|(key, value)| event[key] == *value)
 }
 
+/// Waits until an event could not be delivered.
+async fn until_not_delivered(service: &Hotslot) {
+    let letters = async || {
+        let sent = service.send_with(Method::GET, "/webhooks", caller("alice", "admin"), None).await;
+        sent.body["webhooks"][0]["dead_letter_count"].as_u64() > Some(0)
+    };
+    service.until("an event could not be delivered", letters).await;
+}
+
+/// Waits until the accelerator request is bound or unbound, which continues after the answer.
+async fn until_bound(service: &Hotslot) {
+    let path = "/accelerator/v2/accelerator_requests";
+    let settled = async || {
+        let sent = service.send_with(Method::GET, path, caller("alice", "admin"), None).await;
+        ["Bound", "Unbound"].contains(&sent.body["arqs"][0]["state"].as_str().unwrap())
+    };
+    service.until("the request is bound", settled).await;
+}
+
 #[tokio::test]
 async fn every_change_leaves_events_that_name_the_caller() {
     let service = by_headers(PCI).await;
@@ -102,11 +121,7 @@ async fn every_change_leaves_events_that_name_the_caller() {
         let (method, path) = row["request"].as_str().unwrap().split_once(' ').unwrap();
         let (method, path) = (method.parse::<Method>().unwrap(), fill(path));
         if path.ends_with("/redeliver") {
-            let letters = async || {
-                let sent = service.send_with(Method::GET, "/webhooks", caller("alice", "admin"), None).await;
-                sent.body["webhooks"][0]["dead_letter_count"].as_u64() > Some(0)
-            };
-            service.until("an event could not be delivered", letters).await;
+            until_not_delivered(&service).await;
         }
         let body = row.get("body").map(|body| fill(&body.to_string()));
         let answer = service.send_with(method.clone(), &path, caller("alice", "admin"), body).await;
@@ -120,19 +135,7 @@ async fn every_change_leaves_events_that_name_the_caller() {
         }
         let id = answer.headers["x-openstack-request-id"].to_str().unwrap().to_owned();
         if path.contains("accelerator_requests") && method == Method::PATCH {
-            // A bind continues after the answer.
-            let settled = async || {
-                let sent = service
-                    .send_with(
-                        Method::GET,
-                        "/accelerator/v2/accelerator_requests",
-                        caller("alice", "admin"),
-                        None,
-                    )
-                    .await;
-                ["Bound", "Unbound"].contains(&sent.body["arqs"][0]["state"].as_str().unwrap())
-            };
-            service.until("the request is bound", settled).await;
+            until_bound(&service).await;
         }
         let left: Vec<Value> = events(&service, "user=alice").await;
         let left: Vec<_> = left.iter().filter(|event| event["who"].as_str().unwrap().contains(&id)).collect();

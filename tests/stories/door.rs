@@ -93,23 +93,25 @@ fn requests() -> Vec<String> {
     first.into_iter().chain(last).collect()
 }
 
+/// The routes that need no identity.
+const OPEN: [&str; 11] = [
+    "/",
+    "/v2",
+    "/v2/",
+    "/v2.1",
+    "/v2.1/",
+    "/v3",
+    "/v3/",
+    "/healthz",
+    "/readyz",
+    "/accelerator/",
+    "/accelerator/v2/",
+];
+
 /// Every route of the router, from `data/routes.json`, for every caller: `data/access.json` has the status of each.
 /// `HOTSLOT_RECORD=1` records the current ones; read the difference before you commit it.
 #[tokio::test]
 async fn every_route_admits_the_callers_that_the_data_file_says() {
-    const OPEN: [&str; 11] = [
-        "/",
-        "/v2",
-        "/v2/",
-        "/v2.1",
-        "/v2.1/",
-        "/v3",
-        "/v3/",
-        "/healthz",
-        "/readyz",
-        "/accelerator/",
-        "/accelerator/v2/",
-    ];
     let config = "[accelerators]\nchange = \"owner\"\n";
     let mut service = Hotslot::with(&host("small"), config).await;
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
@@ -302,8 +304,9 @@ fn cli(arguments: &[&str], token: Option<&str>) -> Output {
     command.output().unwrap()
 }
 
-#[tokio::test]
-async fn tokens_give_rights_until_they_are_revoked() {
+/// A service with the tokens of an administrator, a reader, and a member of a project. Returns also the path of the file
+/// of the tokens and of the configuration.
+async fn with_tokens() -> (Hotslot, PathBuf, String, [String; 3]) {
     let mut service = Hotslot::on("small").await;
     let file = service.database().with_file_name("tokens");
     let config = service.database().with_file_name("hotslot.toml").display().to_string();
@@ -320,6 +323,12 @@ async fn tokens_give_rights_until_they_are_revoked() {
     let admin = make(&["ops", "--role", "admin"]);
     let reader = make(&["watch", "--role", "reader", "--expires", "90d"]);
     let member = make(&["app", "--role", "member", "--project", "p"]);
+    (service, file, config, [admin, reader, member])
+}
+
+#[tokio::test]
+async fn tokens_give_rights_until_they_are_revoked() {
+    let (service, file, config, [admin, reader, member]) = with_tokens().await;
     let url = service.url().to_owned();
     let send = async |name: &str, value: &str, method: Method, path: &str| {
         let api = Api::at(url.clone());
@@ -346,23 +355,6 @@ async fn tokens_give_rights_until_they_are_revoked() {
     send("x-auth-token", &member, Method::GET, "/accelerators").await.expect(200);
     send("x-auth-token", &member, Method::POST, &attachments(Q35).replace("/t/", "/p/")).await.expect(400);
 
-    // The command line sends the token of its environment, and has exit codes of their own for refusals.
-    for (token, arguments, code) in [
-        (None, &["pci", "list"][..], 7),
-        (Some("hst_0"), &["pci", "list"], 7),
-        (Some(reader.as_str()), &["pci", "list"], 0),
-        (Some(reader.as_str()), &["drift", "--repair"], 8),
-        (Some(admin.as_str()), &["drift", "--repair"], 0),
-    ] {
-        let output = cli(&[arguments, &["--url", &url]].concat(), token);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
-    }
-    let listed = cli(&["token", "list", "--config", &config], None);
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    assert!(listed.contains("ops") && listed.contains("watch") && !listed.contains("hst_"), "{listed}");
-    let twice = cli(&["token", "create", "ops", "--role", "admin", "--config", &config], None);
-    assert_eq!(twice.status.code(), Some(1), "{twice:?}");
-
     // A revoked token is refused soon, and a file that others may read admits nobody from then on.
     let done = cli(&["token", "revoke", "ops", "--config", &config], None);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
@@ -383,4 +375,25 @@ async fn tokens_give_rights_until_they_are_revoked() {
     for secret in [&admin, &reader, &member] {
         assert!(!service.log().contains(&secret[..]), "no token is in the log");
     }
+}
+
+#[tokio::test]
+async fn the_command_line_sends_its_token_and_has_exit_codes_for_refusals() {
+    let (service, _, config, [admin, reader, _]) = with_tokens().await;
+    let url = service.url().to_owned();
+    for (token, arguments, code) in [
+        (None, &["pci", "list"][..], 7),
+        (Some("hst_0"), &["pci", "list"], 7),
+        (Some(reader.as_str()), &["pci", "list"], 0),
+        (Some(reader.as_str()), &["drift", "--repair"], 8),
+        (Some(admin.as_str()), &["drift", "--repair"], 0),
+    ] {
+        let output = cli(&[arguments, &["--url", &url]].concat(), token);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
+    }
+    let listed = cli(&["token", "list", "--config", &config], None);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("ops") && listed.contains("watch") && !listed.contains("hst_"), "{listed}");
+    let twice = cli(&["token", "create", "ops", "--role", "admin", "--config", &config], None);
+    assert_eq!(twice.status.code(), Some(1), "{twice:?}");
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::http::Extensions;
 use hotslot_model::identity::Peer;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -42,6 +43,15 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn at(peer: Option<Peer>) -> Self {
         Self { peer, certificate: None }
+    }
+
+    fn put_into(&self, extensions: &mut Extensions) {
+        if let Some(peer) = self.peer {
+            extensions.insert(peer);
+        }
+        if let Some(certificate) = &self.certificate {
+            extensions.insert(Arc::clone(certificate));
+        }
     }
 }
 
@@ -187,13 +197,7 @@ impl Requests {
         let answer = service_fn(|mut request: hyper::Request<Incoming>| {
             let working = Working::on(Arc::clone(connection));
             body.store(!request.body().is_end_stream(), Ordering::Relaxed);
-            let extensions = request.extensions_mut();
-            if let Some(peer) = client.peer {
-                extensions.insert(peer);
-            }
-            if let Some(certificate) = &client.certificate {
-                extensions.insert(Arc::clone(certificate));
-            }
+            client.put_into(request.extensions_mut());
             let answer = routes.call(request);
             async move {
                 Ok::<_, std::convert::Infallible>(
