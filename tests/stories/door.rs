@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use hotslot_tests::recorded::{record, rows};
 use hotslot_tests::{Api, Hotslot, I440FX, Q35, SWITCH, attachments, binary, host};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -39,14 +40,6 @@ fn headers(described: &str) -> Vec<(String, String)> {
     headers
 }
 
-fn data(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(file)
-}
-
-fn rows(file: &Path) -> Vec<Value> {
-    serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()
-}
-
 /// Gives a server each to the projects `p` and `q`, and attaches a device to them and to one of nobody. Returns their ids and
 /// those of the attachments, by the names that requests have for them.
 async fn owned_servers(service: &Hotslot) -> BTreeMap<String, String> {
@@ -75,7 +68,7 @@ async fn owned_servers(service: &Hotslot) -> BTreeMap<String, String> {
 /// What detaches something comes last.
 fn requests() -> Vec<String> {
     let mut requests = BTreeSet::new();
-    for row in rows(&data("routes.json")) {
+    for row in rows("routes.json") {
         let request = row["request"].as_str().unwrap();
         if !request.contains("<q35>") {
             requests.insert(request.to_owned());
@@ -154,15 +147,11 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
         row["request"] = request.into();
         found.push(row);
     }
-    let file = data("access.json");
-    if std::env::var_os("HOTSLOT_RECORD").is_some() {
-        let lines: Vec<_> = found.iter().map(ToString::to_string).collect();
-        fs::write(&file, format!("[\n{}\n]\n", lines.join(",\n"))).unwrap();
-    }
-    let wrong: Vec<_> =
-        found.iter().filter(|row| !rows(&file).contains(row)).map(ToString::to_string).collect();
+    record("access.json", &found);
+    let expected = rows("access.json");
+    let wrong: Vec<_> = found.iter().filter(|row| !expected.contains(row)).map(ToString::to_string).collect();
     assert!(
-        wrong.is_empty() && found.len() == rows(&file).len(),
+        wrong.is_empty() && found.len() == expected.len(),
         "not as in access.json:\n{}",
         wrong.join("\n")
     );
