@@ -7,6 +7,7 @@ The cloud `admin` is an administrator, and `member` a member of the project that
 
 import openstack
 from hotslotclient import sdk
+from hotslotclient.osc import remedy
 from openstack import exceptions
 
 
@@ -58,7 +59,23 @@ def attachments(pci, admin):
         one.id: "detached", two.id: "detached"}
 
 
+def remedies():
+    """Messages of the service name commands in place of routes."""
+    for said, shown in (
+        ("GET servers lists those there are", "`openstack server list` lists those there are"),
+        ("a1; GET os-pci/detail lists them, GET os-pci too", "a1; `openstack pci device list --long` lists them, "
+         "`openstack pci device list` too"),
+        ("GET os-pci_attachments", "`openstack server pci list`"),
+        ("GET os-pci-config", "GET os-pci-config"),
+        ('ask with "whole_group": true, or with another numa_policy', "ask with --whole-group, or with another "
+         "--numa-policy"),
+        ("detach with force, or add ?force=true: it goes", "detach with --force, or add --force: it goes"),
+    ):
+        assert remedy.by_commands(said) == shown, remedy.by_commands(said)
+
+
 def main():
+    remedies()
     admin, member = sdk.connect(cloud="admin"), sdk.connect(cloud="member")
     devices(admin.pci)
     attachments(member.pci, admin.pci)

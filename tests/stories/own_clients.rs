@@ -110,7 +110,10 @@ async fn the_module_of_ansible() {
     let version = env!("CARGO_PKG_VERSION");
     for (program, line) in [
         ("ansible-galaxy", format!("collection build {} --output-path .", collection.display())),
-        ("ansible-galaxy", format!("collection install hotslot-pci-{version}.tar.gz --offline -p collections")),
+        (
+            "ansible-galaxy",
+            format!("collection install hotslot-pci-{version}.tar.gz --offline -p collections"),
+        ),
         ("ansible-doc", "--type module hotslot.pci.pci_attachment".to_owned()),
         ("ansible-playbook", tests().join("data/playbook.yml").display().to_string()),
     ] {

@@ -75,9 +75,8 @@ options:
     type: bool
   cloud:
     description:
-      - The name of the cloud in C(clouds.yaml), or a dictionary with its settings.
-      - Without it, the variables C(OS_*) or O(auth) are used.
-    type: raw
+      - The name of the cloud in C(clouds.yaml). Without it, O(auth) or the variables C(OS_*) are used.
+    type: str
   auth:
     description:
       - The settings of O(auth_type).
@@ -189,8 +188,8 @@ else:
 
 #: The options of the connection: our names, and those of openstack.connect.
 CONNECTION = {
-    "auth": "auth", "auth_type": "auth_type", "region_name": "region_name", "interface": "interface",
-    "validate_certs": "verify", "ca_cert": "cacert",
+    "cloud": "cloud", "auth": "auth", "auth_type": "auth_type", "region_name": "region_name",
+    "interface": "interface", "validate_certs": "verify", "ca_cert": "cacert",
 }
 #: The options of an attach that are sent to the service when they are given.
 DEVICE = ("whole_group", "numa_policy", "mac_address", "vlan", "physical_network", "trusted")
@@ -199,13 +198,7 @@ DEVICE = ("whole_group", "numa_policy", "mac_address", "vlan", "physical_network
 def connected(params: dict[str, Any]) -> sdk.Proxy:
     """Returns the service of the cloud that the options name."""
     options = {name: params[ours] for ours, name in CONNECTION.items() if params[ours] is not None}
-    cloud = params["cloud"]
-    if isinstance(cloud, dict):
-        options = {**cloud, **options}
-    elif cloud is not None:
-        options["cloud"] = cloud
-    client: sdk.Proxy = sdk.connect(**options).pci
-    return client
+    return sdk.connect(**options).pci
 
 
 def shown(attachment: Any) -> dict[str, Any]:
@@ -274,7 +267,7 @@ def main() -> None:
             "wait": {"type": "bool", "default": True},
             "timeout": {"type": "int"},
             "force": {"type": "bool", "default": False},
-            "cloud": {"type": "raw"},
+            "cloud": {},
             "auth": {"type": "dict", "no_log": True},
             "auth_type": {},
             "region_name": {},

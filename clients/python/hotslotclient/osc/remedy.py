@@ -15,8 +15,7 @@ _COMMANDS = {
     "whole_group": "--whole-group",
     "pci_passthrough:alias:": "alias:",
 }
-_PATTERN = re.compile("|".join(rf"{re.escape(text)}(?![/\w])" if text[-1] != ":" else re.escape(text)
-                               for text in _COMMANDS))
+_PATTERN = re.compile("|".join(rf"{re.escape(text)}(?![-/\w])" for text in _COMMANDS))
 
 
 def by_commands(message: str) -> str:
