@@ -1,13 +1,17 @@
-"""The Python API of python-hotslotclient, with the clouds of the file that OS_CLIENT_CONFIG_FILE names.
+"""The Python API of python-hotslotclient.
 
-    pci_sdk.py
+    pci_sdk.py            with the clouds of clouds.yaml
+    pci_sdk.py SOCKET     with the service at a unix socket, on the simulated host `small`
 
 The cloud `admin` is an administrator, and `member` a member of the project that owns the server g1.
 """
 
+import sys
+
 import openstack
 from hotslotclient import sdk
 from hotslotclient.osc import remedy
+from keystoneauth1.exceptions import ClientException
 from openstack import exceptions
 
 
@@ -74,6 +78,16 @@ def remedies():
         assert remedy.by_commands(said) == shown, remedy.by_commands(said)
 
 
+def over_socket(path):
+    pci = sdk.connect(socket=path).pci
+    [vf] = pci.attach("q35", "vf")
+    assert vf.id in {each.id for each in pci.attachments(limit=1)}
+    assert len(list(pci.devices(limit=2))) == len(list(pci.devices())) > 2
+    pci.detach("q35", vf.id)
+    refused(ClientException, "cannot connect to the socket /nowhere: No such file", sdk.connect(
+        socket="/nowhere").pci.attach, "q35", "vf")
+
+
 def main():
     remedies()
     admin, member = sdk.connect(cloud="admin"), sdk.connect(cloud="member")
@@ -84,4 +98,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        over_socket(*sys.argv[1:])
+    else:
+        main()

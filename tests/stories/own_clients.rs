@@ -1,14 +1,16 @@
 //! hotslot's own clients of `clients/`, with users of a real Keystone.
 
 use std::path::Path;
+use std::process::Command;
 
-use hotslot_tests::keystone::python;
+use hotslot_tests::keystone::{User, python};
 use hotslot_tests::{Hotslot, host, without_mdevs};
 use reqwest::Method;
 use serde_json::json;
 
 use super::clients;
 use super::clouds::Cloud;
+use super::socket::at_socket;
 
 const PCI: &str = r#"
 [pci]
@@ -53,6 +55,7 @@ async fn cloud(region: &str) -> Cloud {
     cloud.add_key("vendor_hook: hotslotclient.sdk:register");
     cloud.add_user("elsewhere", &admin);
     cloud.add_key("interface: internal");
+    cloud.add_user("wrong", &User { name: "nobody".to_owned(), ..admin });
     cloud
 }
 
@@ -81,6 +84,16 @@ async fn the_python_api() {
     run(&cloud("python").await, "python", &script.display().to_string(), &[]).await;
 }
 
+/// A proxy in the environment is not asked.
+#[tokio::test]
+async fn the_python_api_at_the_unix_socket() {
+    let (_service, socket, _dir) = at_socket("022", "").await;
+    let mut command = Command::new(python());
+    command.arg(tests().join("clients/pci_sdk.py")).arg(&socket).env("http_proxy", "http://127.0.0.1:1");
+    let ran = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
 /// hotslot's own Tempest plugin.
 #[tokio::test]
 async fn the_tests_of_the_tempest_plugin() {
@@ -105,6 +118,7 @@ async fn the_module_of_ansible() {
         ("ANSIBLE_COLLECTIONS_PATH", "collections"),
         ("ANSIBLE_INVENTORY_UNPARSED_WARNING", "false"),
         ("ANSIBLE_LOCALHOST_WARNING", "false"),
+        ("ANSIBLE_PIPELINING", "true"),
     ];
     let collection = tests().join("../clients/ansible");
     let version = env!("CARGO_PKG_VERSION");

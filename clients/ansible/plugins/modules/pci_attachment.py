@@ -73,13 +73,18 @@ options:
       - Whether to override a policy against detaching. A running guest keeps a device until it releases it.
     default: false
     type: bool
+  socket:
+    description:
+      - The path of the unix socket of a service on the machine that runs the module, usually
+        C(/run/hotslot/api.sock). It needs no C(clouds.yaml) and no token.
+    type: path
   cloud:
     description:
       - The name of the cloud in C(clouds.yaml). Without it, O(auth) or the variables C(OS_*) are used.
     type: str
   auth:
     description:
-      - The settings of O(auth_type).
+      - The settings of O(auth_type). With them, neither C(clouds.yaml) nor the variables C(OS_*) are read.
       - With C(auth_type=admin_token) they are C(endpoint), the address of the service, and C(token), a token that
         C(hotslot token create) has made.
     type: dict
@@ -124,7 +129,13 @@ EXAMPLES = r"""
     alias: vf
     state: absent
 
-- name: db1 has a disk, without Keystone
+- name: vm1 has a GPU, through the service on its own host
+  hotslot.pci.pci_attachment:
+    socket: /run/hotslot/api.sock
+    server: vm1
+    alias: gpu
+
+- name: db1 has a disk, by a token of hotslot
   hotslot.pci.pci_attachment:
     auth_type: admin_token
     auth:
@@ -180,6 +191,7 @@ from ansible.module_utils.basic import (  # type: ignore[import-untyped]  # noqa
 
 try:
     from hotslotclient import sdk
+    from keystoneauth1.exceptions import ClientException
     from openstack import exceptions
 except ImportError as error:
     MISSING: ImportError | None = error
@@ -188,7 +200,7 @@ else:
 
 #: The options of the connection: our names, and those of openstack.connect.
 CONNECTION = {
-    "cloud": "cloud", "auth": "auth", "auth_type": "auth_type", "region_name": "region_name",
+    "socket": "socket", "cloud": "cloud", "auth": "auth", "auth_type": "auth_type", "region_name": "region_name",
     "interface": "interface", "validate_certs": "verify", "ca_cert": "cacert",
 }
 #: The options of an attach that are sent to the service when they are given.
@@ -198,7 +210,13 @@ DEVICE = ("whole_group", "numa_policy", "mac_address", "vlan", "physical_network
 def connected(params: dict[str, Any]) -> sdk.Proxy:
     """Returns the service of the cloud that the options name."""
     options = {name: params[ours] for ours, name in CONNECTION.items() if params[ours] is not None}
-    return sdk.connect(**options).pci
+    if "auth" in options:
+        # The first cloud of clouds.yaml would be added to it.
+        options |= {"load_yaml_config": False, "load_envvars": False}
+    try:
+        return sdk.connect(**options).pci
+    except TypeError as error:
+        raise exceptions.ConfigException(f"auth does not fit auth_type: {error}") from error
 
 
 def shown(attachment: Any) -> dict[str, Any]:
@@ -267,6 +285,7 @@ def main() -> None:
             "wait": {"type": "bool", "default": True},
             "timeout": {"type": "int"},
             "force": {"type": "bool", "default": False},
+            "socket": {"type": "path"},
             "cloud": {},
             "auth": {"type": "dict", "no_log": True},
             "auth_type": {},
@@ -275,8 +294,9 @@ def main() -> None:
             "validate_certs": {"type": "bool"},
             "ca_cert": {"type": "path"},
         },
+        required_by={"auth": ["auth_type"]},
         required_if=[("state", "present", ["alias"]), ("state", "absent", ["alias", "attachment"], True)],
-        mutually_exclusive=[("alias", "attachment")],
+        mutually_exclusive=[("alias", "attachment"), ("socket", "cloud", "auth")],
         supports_check_mode=True,
     )
     if MISSING:
@@ -292,7 +312,7 @@ def main() -> None:
         result = act(module, pci, server)
     except exceptions.HttpException as error:
         module.fail_json(msg=error.details or str(error), status=error.status_code, request_id=error.request_id)
-    except exceptions.SDKException as error:
+    except (exceptions.SDKException, ClientException) as error:
         module.fail_json(msg=str(error))
     else:
         module.exit_json(**result)

@@ -2,15 +2,16 @@
 
 from openstack import resource
 
+from hotslotclient.sdk.listed import Listed
 
-class Attachment(resource.Resource):
+
+class Attachment(Listed):
     """A PCI device that a server has, gets or had."""
 
     resource_key = "pciAttachment"
     resources_key = "pciAttachment"
     base_path = "/v2.1/os-pci_attachments"
     allow_fetch = True
-    allow_list = True
 
     _query_mapping = resource.QueryParameters("ended")
 

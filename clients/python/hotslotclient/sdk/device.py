@@ -2,15 +2,16 @@
 
 from openstack import resource
 
+from hotslotclient.sdk.listed import Listed
 
-class Device(resource.Resource):
+
+class Device(Listed):
     """A PCI function of a host that an entry of the whitelist selects."""
 
     resource_key = "pci_device"
     resources_key = "pci_devices"
     base_path = "/v2.1/os-pci"
     allow_fetch = True
-    allow_list = True
 
     _query_mapping = resource.QueryParameters(
         "address", "dev_id", "dev_type", "host", "label", "numa_node", "parent_addr", "product_id", "request_id",

@@ -2,14 +2,15 @@
 
 from openstack import resource
 
+from hotslotclient.sdk.listed import Listed
 
-class Hypervisor(resource.Resource):
+
+class Hypervisor(Listed):
     """A host."""
 
     resource_key = "hypervisor"
     resources_key = "hypervisors"
     base_path = "/v2.1/os-hypervisors/detail"
-    allow_list = True
 
     name = resource.Body("hypervisor_hostname")
     #: The free devices by kind, each with ``count``, ``vendor_id``, ``product_id``, ``numa_node`` and ``extra_info``.
@@ -20,12 +21,11 @@ class Hypervisor(resource.Resource):
     state_reason = resource.Body("state_reason")
 
 
-class Server(resource.Resource):
+class Server(Listed):
     """A guest of a host."""
 
     resources_key = "servers"
     base_path = "/v2.1/servers"
-    allow_list = True
 
     _query_mapping = resource.QueryParameters("name", "host", "status")
 

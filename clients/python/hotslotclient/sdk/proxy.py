@@ -153,8 +153,7 @@ class Proxy(proxy.Proxy):
 
         :param timeout: The longest time to wait, in seconds.
         :raises ResourceFailure: The attachment has ended, or ends.
-        :raises ResourceTimeout: The guest has not confirmed the address. It needs the guest's agent, or a kernel that
-            QEMU knows.
+        :raises ResourceTimeout: The guest has not confirmed the address. The device stays attached.
         """
         end = time.monotonic() + timeout
         while True:
@@ -169,7 +168,7 @@ class Proxy(proxy.Proxy):
             if time.monotonic() >= end:
                 raise exceptions.ResourceTimeout(
                     f"attachment {attachment_id} is {attachment.status}, but the guest has not confirmed the device "
-                    f"within {timeout:.3g} s"
+                    f"within {timeout:.3g} s; a guest can confirm it while it runs and its agent is connected"
                 )
             time.sleep(interval)
 

@@ -4,14 +4,15 @@ from typing import Literal
 
 from openstack import resource
 
+from hotslotclient.sdk.listed import Listed
+
 #: The kinds of rules, as the paths of the API name them.
 Kind = Literal["alias", "whitelist", "extra_info"]
 
 
-class Rule(resource.Resource):
+class Rule(Listed):
     """An entry of the configuration file, which is read-only, or one that was created through the API."""
 
-    allow_list = True
     allow_fetch = True
 
     #: The entry in the syntax of ``nova.conf``.
