@@ -46,14 +46,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     // The socket comes first, so that a second service fails here and does not touch the records of the first.
     let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.url()))?;
     let service = Service::start(config).await?;
-    if !configured {
-        tracing::warn!(
-            "no configuration file: the host is qemu:///system and no device is assignable; write a configuration \
-             like hotslot.example.toml, and name it with --config"
-        );
-    } else if service.catalog.inventory().is_empty() {
-        tracing::warn!("[pci] device_spec is empty: no device is assignable");
-    }
+    warn_of_no_devices(&service, configured);
     for host in service.hosts.iter() {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
@@ -102,6 +95,18 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     }
     service.close().await;
     Ok(())
+}
+
+/// Warns when no device is assignable.
+fn warn_of_no_devices(service: &Service, configured: bool) {
+    if !configured {
+        tracing::warn!(
+            "no configuration file: the host is qemu:///system and no device is assignable; write a configuration \
+             like hotslot.example.toml, and name it with --config"
+        );
+    } else if service.catalog.inventory().is_empty() {
+        tracing::warn!("[pci] device_spec is empty: no device is assignable");
+    }
 }
 
 /// Warns of clients who are the administrator because they can connect.

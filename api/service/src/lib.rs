@@ -51,6 +51,7 @@ pub mod rate;
 pub mod records;
 mod retention;
 pub mod service;
+pub mod stamp;
 pub mod start;
 pub mod task;
 pub mod tls;

@@ -29,6 +29,7 @@ mod pci_owner;
 mod permit;
 mod policy;
 mod quotas;
+mod requests;
 mod servers;
 mod state;
 mod tls;

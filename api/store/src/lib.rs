@@ -28,6 +28,7 @@ mod locks;
 mod mdevs;
 mod notices;
 mod overdue;
+mod password;
 mod pool;
 mod private;
 mod process;
