@@ -27,6 +27,7 @@ mod kinds;
 mod load;
 mod mdev;
 mod overdue;
+mod own_clients;
 mod ownership;
 mod pages;
 mod policy;
