@@ -170,6 +170,14 @@ pub(super) struct ReadAhead<S> {
     pub(super) stream: S,
 }
 
+impl<S> ReadAhead<S> {
+    /// Returns the stream with bytes before those that it has.
+    pub(super) fn after(self, bytes: Bytes) -> Self {
+        let bytes = if self.bytes.is_empty() { bytes } else { [bytes, self.bytes].concat().into() };
+        Self { bytes, ..self }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,

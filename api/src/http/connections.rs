@@ -28,6 +28,9 @@ use super::tls::{self, Tls};
 /// to send a request.
 const FRESH: Duration = Duration::from_millis(300);
 
+/// How many connections root and hotslot's own user have when all others are taken.
+const RESERVED: usize = 16;
+
 /// How many idle connections are closed at once when the process has no file descriptors left; other parts of the
 /// service need descriptors too.
 const MAKE_ROOM: usize = 64;
@@ -35,7 +38,7 @@ const MAKE_ROOM: usize = 64;
 /// How often connections are checked for time-outs.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The pause before accepting is tried again, or before the connections are searched again for one to close.
+/// The pause before accepting is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// The minimum time between two warnings about connections in the log.
@@ -180,7 +183,7 @@ impl Open {
             match listener.accept().await {
                 Ok(stream) => {
                     let origin = stream.origin();
-                    match self.room(origin).await {
+                    match self.room(origin) {
                         Some(place) => return (stream, place),
                         None => {
                             let whose = origin.map_or_else(String::new, |origin| format!(" of {origin}"));
@@ -215,34 +218,35 @@ impl Open {
         }
     }
 
-    /// Returns a place for another connection, closing the longest idle connection if necessary. Returns `None` when
-    /// all connections are busy.
-    async fn room(self: &Arc<Self>, origin: Option<Origin>) -> Option<Place> {
+    /// Returns a place for another connection, closing the longest idle connection if necessary. Returns `None` when no
+    /// connection can be closed. It never waits, because connections of others are to be accepted.
+    fn room(self: &Arc<Self>, origin: Option<Origin>) -> Option<Place> {
         loop {
-            let ended = self.ended.notified();
-            let wait = match self.place(origin) {
+            match self.place(origin) {
                 Ok(place) => return Some(place),
-                Err(whose) => self.close_idlest(1, whose)?,
-            };
-            tokio::select! {
-                () = ended => {}
-                () = sleep(wait) => {}
+                Err(whose) if self.close_idlest(1, whose) => {}
+                Err(_) => return None,
             }
         }
     }
 
     /// Opens a connection. One user or address has at most three quarters of all connections, so that it cannot take
-    /// them from everybody else.
+    /// them from everybody else; root and hotslot's own user have some more than all together. Connections that are
+    /// being closed to make room do not count.
     ///
     /// # Errors
     /// When there is no room: whose connections are too many, or `None` when all together are.
     fn place(self: &Arc<Self>, origin: Option<Origin>) -> Result<Place, Option<Origin>> {
         let mut connections = self.connections();
-        let of_it = || connections.1.values().filter(|one| one.origin == origin).count();
-        if origin.is_some() && of_it() >= self.most - self.most / 4 {
+        let counted = || connections.1.values().filter(|one| !one.unwanted.load(Ordering::Relaxed));
+        if origin.is_some()
+            && counted().filter(|one| one.origin == origin).count() >= self.most - self.most / 4
+        {
             return Err(origin);
         }
-        if connections.1.len() >= self.most {
+        let most = if origin.is_some() { self.most } else { self.most + RESERVED };
+        // Counting is only needed when there may be no room.
+        if connections.1.len() >= most && counted().count() >= most {
             return Err(None);
         }
         let connection = Arc::new(Connection::new(origin, self.header, self.idle));
@@ -254,20 +258,19 @@ impl Open {
     }
 
     /// Closes up to `count` of the longest idle connections, of all or of one user or address, except those idle for
-    /// less than [`FRESH`]. Returns the time after which the caller should try again, or `None` when no connection is
-    /// idle.
-    fn close_idlest(&self, count: usize, of: Option<Origin>) -> Option<Duration> {
+    /// less than [`FRESH`]. Returns whether there was one.
+    fn close_idlest(&self, count: usize, of: Option<Origin>) -> bool {
         let connections = self.connections();
         let those = connections.1.values().filter(|one| of.is_none() || one.origin == of);
+        let those = those.filter(|one| !one.unwanted.load(Ordering::Relaxed));
         let idle = those.filter_map(|one| Some((one.idle_since()?, one)));
-        let mut idle: Vec<_> = idle.collect();
+        let mut idle: Vec<_> = idle.filter(|(since, _)| since.elapsed() >= FRESH).collect();
         idle.sort_by_key(|(since, _)| *since);
-        let left = FRESH.saturating_sub(idle.first()?.0.elapsed());
-        for (_, one) in idle.iter().take(count).filter(|(since, _)| since.elapsed() >= FRESH) {
+        for (_, one) in idle.iter().take(count) {
             one.unwanted.store(true, Ordering::Relaxed);
             one.check.notify_one();
         }
-        Some(left.max(AGAIN))
+        !idle.is_empty()
     }
 
     /// Sends a 503 and closes the connection.
@@ -340,17 +343,72 @@ mod tests {
     /// More bytes than the buffers of a connection hold.
     const LENGTH: usize = 16 << 20;
 
+    fn router() -> Router {
+        Router::new()
+            .route("/", axum::routing::get(async || Bytes::from(vec![0; LENGTH])))
+            .route("/short", axum::routing::get(async || "short"))
+            .route("/unread", axum::routing::post(async || "unread"))
+    }
+
+    const SHORT: &[u8] = b"GET /short HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+    /// Whoever keeps all its connections busy, or idle for a moment only, is refused more, and nobody else waits for that.
+    #[tokio::test]
+    async fn who_has_too_many_busy_connections_does_not_keep_others_waiting() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let api = Api { connections: 8.try_into().unwrap(), ..Api::default() };
+        tokio::spawn(
+            async move { serve(Listener::Tcp(listener), router(), &api, std::future::pending()).await },
+        );
+        let connect = async |from: &str| {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+            socket.connect(format!("127.0.0.1:{port}").parse().unwrap()).await.unwrap()
+        };
+        let mut busy = Vec::new();
+        for _ in 0..5 {
+            let mut client = connect("127.0.0.1").await;
+            client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+            busy.push(client);
+        }
+        let mut fresh = connect("127.0.0.1").await;
+        let fresh = tokio::spawn(async move {
+            let mut bytes = [0; 4096];
+            loop {
+                fresh.write_all(SHORT).await.unwrap();
+                assert_ne!(
+                    fresh.read(&mut bytes).await.unwrap(),
+                    0,
+                    "it is not closed, because it is never idle for long"
+                );
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        sleep(Duration::from_millis(200)).await;
+        let answer = async |from: &str| {
+            let mut client = connect(from).await;
+            let _ = client.write_all(SHORT).await;
+            let mut bytes = [0; 4096];
+            let length =
+                timeout(Duration::from_secs(5), client.read(&mut bytes)).await.unwrap().unwrap_or_default();
+            String::from_utf8_lossy(&bytes[..length]).into_owned()
+        };
+        for _ in 0..3 {
+            assert!(answer("127.0.0.1").await.starts_with("HTTP/1.1 503"));
+            assert!(answer("127.0.0.2").await.starts_with("HTTP/1.1 200"));
+        }
+        assert!(!fresh.is_finished());
+        fresh.abort();
+    }
+
     /// Returns a client of a service with an idle time-out of one second.
     async fn connected() -> (UnixStream, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
-        let router = Router::new()
-            .route("/", axum::routing::get(async || Bytes::from(vec![0; LENGTH])))
-            .route("/short", axum::routing::get(async || "short"))
-            .route("/unread", axum::routing::post(async || "unread"));
         let api = Api { idle_timeout: Seconds(Duration::from_secs(1)), ..Api::default() };
-        tokio::spawn(async move { serve(listener, router, &api, std::future::pending()).await });
+        tokio::spawn(async move { serve(listener, router(), &api, std::future::pending()).await });
         (UnixStream::connect(&path).await.unwrap(), dir)
     }
 
@@ -377,27 +435,26 @@ mod tests {
 
     #[tokio::test]
     async fn requests_that_arrive_together_or_in_pieces_are_all_answered() {
-        const REQUEST: &[u8] = b"GET /short HTTP/1.1\r\nhost: localhost\r\n\r\n";
-        let three = REQUEST.repeat(3);
+        let three = SHORT.repeat(3);
         assert_eq!(responses(&[&three]).await, 3);
-        assert_eq!(responses(&[REQUEST, REQUEST, REQUEST]).await, 3);
-        for cut in [1, 2, REQUEST.len() - 1, REQUEST.len() + 1, 2 * REQUEST.len() - 1, 2 * REQUEST.len() + 20]
-        {
+        assert_eq!(responses(&[SHORT, SHORT, SHORT]).await, 3);
+        for cut in [1, 2, SHORT.len() - 1, SHORT.len() + 1, 2 * SHORT.len() - 1, 2 * SHORT.len() + 20] {
             let (first, second) = three.split_at(cut);
             assert_eq!(responses(&[first, second]).await, 3, "cut at {cut}");
         }
-        // More requests than hyper answers before it lets other tasks run.
-        assert_eq!(responses(&[&REQUEST.repeat(100)]).await, 100);
+        // More requests than hyper answers before it lets other tasks run, and more than its buffer holds.
+        for many in [100, 1000] {
+            assert_eq!(responses(&[&SHORT.repeat(many)]).await, many);
+        }
     }
 
     #[tokio::test]
     async fn the_unread_body_of_a_request_is_not_taken_for_the_next_request() {
-        const BODY: &[u8] = b"GET /short HTTP/1.1\r\nhost: localhost\r\n\r\n";
         let header =
-            format!("POST /unread HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", BODY.len());
-        assert!(responses(&[header.as_bytes(), BODY]).await < 2);
+            format!("POST /unread HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", SHORT.len());
+        assert!(responses(&[header.as_bytes(), SHORT]).await < 2);
         let chunked = b"POST /unread HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
-        assert!(responses(&[chunked, BODY]).await < 2);
+        assert!(responses(&[chunked, SHORT]).await < 2);
     }
 
     #[tokio::test]

@@ -32,6 +32,10 @@ use super::tls;
 /// How long telling an idle client that its connection is closed may take.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// The largest buffer of a connection, in bytes. A longer header is refused before hotslot's own limit of headers
+/// applies, so that clients who have not shown who they are take little memory.
+const BUFFER: usize = 64 << 10;
+
 /// What is known about the other end of a connection; each of its requests has it among its extensions.
 pub(super) struct Client {
     /// `None` when the kernel does not tell.
@@ -205,8 +209,10 @@ impl Requests {
                 )
             }
         });
-        let mut http =
-            http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), answer);
+        let mut http = http1::Builder::new()
+            .header_read_timeout(None)
+            .max_buf_size(BUFFER)
+            .serve_connection(TokioIo::new(stream), answer);
         let (mut stopped, mut stopping) = (false, self.stopping.clone());
         loop {
             let progress = poll_fn(|cx| match Pin::new(&mut http).poll(cx) {
@@ -225,7 +231,7 @@ impl Requests {
                     }
                     None => {
                         let parts = http.into_parts();
-                        return Some(ReadAhead { bytes: parts.read_buf, ..parts.io.into_inner() });
+                        return Some(parts.io.into_inner().after(parts.read_buf));
                     }
                 },
                 _ = stopping.wait_for(|stop| *stop), if !stopped => {

@@ -1,7 +1,9 @@
 //! Keeps the password of the database from a server that asks for it in clear text.
 //!
 //! sqlx answers every way of authentication that a server requests. So the server is asked how it authenticates before
-//! sqlx connects: a program that takes the port of a stopped PostgreSQL could learn the password otherwise.
+//! sqlx connects for the first time. This refuses a server that is configured so, and a program that waits at the port of a
+//! PostgreSQL that does not run. It does not bind later connections: only `sslmode=verify-full`, or a unix socket without
+//! a password, protects from a program that answers differently then.
 
 use std::io;
 use std::path::Path;
