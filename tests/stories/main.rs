@@ -26,6 +26,7 @@ mod keystone;
 mod kinds;
 mod load;
 mod mdev;
+mod metrics;
 mod overdue;
 mod ownership;
 mod pages;

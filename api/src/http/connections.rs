@@ -15,6 +15,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use hotslot_model::identity::{Origin, Peer};
 use hotslot_service::config::Api;
+use hotslot_service::metrics::CONNECTIONS;
 use hotslot_service::rate::is_exempt;
 use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
@@ -272,6 +273,7 @@ impl Open {
         connections.0 += 1;
         let number = connections.0;
         connections.1.insert(number, Arc::clone(&connection));
+        CONNECTIONS.inc();
         self.begun.notify_one();
         Ok(Place { open: Arc::clone(self), number, connection })
     }
@@ -367,6 +369,7 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.open.connections().1.remove(&self.number);
+        CONNECTIONS.dec();
         self.open.ended.notify_waiters();
     }
 }

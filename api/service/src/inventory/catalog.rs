@@ -8,12 +8,13 @@ use hotslot_store::Store;
 use tokio::sync::Mutex;
 
 use crate::config::Config;
+use crate::current::Current;
 use crate::error::Error;
 use crate::hosts::Hosts;
 
 /// The rules in force, and the device table that follows them and the hosts.
 pub struct Catalog {
-    pub(crate) config: Arc<Config>,
+    pub(crate) config: Arc<Current<Config>>,
     pub(crate) store: Store,
     pub(crate) hosts: Arc<Hosts>,
     rules: RwLock<Arc<Rules>>,
@@ -22,7 +23,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    pub(crate) fn new(config: Arc<Config>, store: Store, hosts: Arc<Hosts>, rules: Rules) -> Self {
+    pub(crate) fn new(config: Arc<Current<Config>>, store: Store, hosts: Arc<Hosts>, rules: Rules) -> Self {
         Self { config, store, hosts, rules: RwLock::new(Arc::new(rules)), changing: Mutex::default() }
     }
 

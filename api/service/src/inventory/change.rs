@@ -70,7 +70,7 @@ impl Catalog {
         let before = self.rules();
         let mut entries = before.entries().to_vec();
         let rule = changed(&change, &mut entries)?;
-        let after = Rules::read(entries, &self.config.pci);
+        let after = Rules::read(entries, &self.config.get().pci);
         self.check_change(&before, &after, &rule)?;
         let withdrawn = self.withdrawn_devices(&before, &after, &rule);
         if !withdrawn.is_empty() && !force {
@@ -156,7 +156,7 @@ impl Catalog {
             entries.sort_by_key(|entry| entry.kind);
             entries
         };
-        let fresh = read_rules(&self.config, &self.store).await?;
+        let fresh = read_rules(&self.config.get(), &self.store).await?;
         if in_order(&fresh) == in_order(&self.rules()) {
             return Ok(false);
         }
@@ -192,6 +192,16 @@ impl Catalog {
             }
         }
         withdrawn
+    }
+
+    /// Puts rules in force that were read from a changed configuration file.
+    pub(crate) async fn put_in_force(self: &Arc<Self>, rules: Rules) {
+        let _turn = self.changing.lock().await;
+        if rules.entries() != self.rules().entries() {
+            self.set_rules(rules);
+        }
+        // Keys besides the entries, such as `unguarded`, matter to devices too.
+        self.discover_everywhere().await;
     }
 
     /// Reads the devices of every reachable host again. An unreachable host is read with the new rules when it is back.
@@ -272,7 +282,7 @@ fn changeable(entries: &[Rule], kind: RuleKind, id: Uuid) -> Result<usize, Error
     match &entries[index].source {
         Source::Api { .. } => Ok(index),
         Source::File { place } => Err(Error::Conflict(format!(
-            "entry {id} of {kind} is in the configuration file, at {place}; change it there and restart hotslot"
+            "entry {id} of {kind} is in the configuration file, at {place}; change it there, and run `hotslot config reload`"
         ))),
     }
 }
