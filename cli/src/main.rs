@@ -37,6 +37,7 @@ mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod status;
 mod tls;
 mod token;
 mod topology;
@@ -164,6 +165,9 @@ enum ServiceCommand {
     /// Show and set how much of each resource a project may use.
     #[command(subcommand, after_help = quota::HELP)]
     Quota(quota::QuotaCommand),
+    /// Print the state of the service on one screen, with an exit code for monitoring.
+    #[command(after_help = status::HELP)]
+    Status,
     /// Show and set the levels of the service's log.
     #[command(after_help = log_level::HELP)]
     LogLevel(log_level::LogLevel),
@@ -213,7 +217,8 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 Ok(own) => connect(url, arguments.tls, own, cloud, config).await,
                 Err(error) => Err(error),
             };
-            version::run(client, arguments.output).await
+            let cli = client.map(|client| Cli { client, format: arguments.output });
+            version::run(cli, arguments.output).await
         }),
         Command::Sim(sim) => sim.run(),
         Command::Token(command) => command.run(config, arguments.output),
@@ -282,6 +287,7 @@ impl ServiceCommand {
             Self::Accelerator(command) => command.run(cli).await,
             Self::Quota(command) => command.run(cli).await,
             Self::Drift(command) => command.run(cli).await,
+            Self::Status => status::run(cli).await,
             Self::LogLevel(command) => command.run(cli).await,
         }
     }
@@ -350,6 +356,7 @@ mod tests {
             "hotslot log-level",
             "hotslot log-level info,hotslot_driver=debug",
             "hotslot log-level --reset",
+            "hotslot status -o json",
             "hotslot version",
             "hotslot db version --config /etc/hotslot/hotslot.toml",
             "hotslot config whitelist list",

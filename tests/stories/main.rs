@@ -41,6 +41,7 @@ mod retries;
 mod routes;
 mod rules;
 mod service_manager;
+mod settings;
 mod soak;
 mod socket;
 mod steps;

@@ -88,7 +88,7 @@ impl Guarded {
     }
 }
 
-/// A Prometheus that reads the metrics of a service each second.
+/// A Prometheus that reads the metrics of a service every five seconds.
 struct Prometheus {
     child: Child,
     api: Api,
@@ -101,7 +101,7 @@ impl Prometheus {
         let config = dir.path().join("prometheus.yml");
         let target = service.service.url().strip_prefix("http://").unwrap();
         let text = format!(
-            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{}']\nscrape_configs:\n  - job_name: \
+            "global: {{scrape_interval: 5s, evaluation_interval: 5s}}\nrule_files: ['{}']\nscrape_configs:\n  - job_name: \
              hotslot\n    authorization: {{credentials_file: '{}'}}\n    static_configs: [{{targets: ['{target}']}}]\n",
             packaging().join("hotslot.rules.yml").display(),
             service.token.display()
@@ -175,8 +175,7 @@ async fn a_prometheus_reads_what_happens_and_the_dashboard_shows_what_there_is()
 
     // The guest keeps the device.
     guarded.service.sim("guest q35 unplug=ignore");
-    let id = attached["pciAttachment"][0]["attachment_id"].as_str().unwrap_or_else(|| panic!("{attached}"));
-    let path = format!("{}/{id}", hotslot_tests::attachments(Q35));
+    let path = hotslot_tests::path(&attached["pci_devices"][0]);
     let kept = guarded.as_whom("ops", Method::DELETE, &path, None).await;
     assert_eq!(kept.status, 409, "{}", kept.body);
     let text = guarded.metrics().await;

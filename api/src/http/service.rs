@@ -7,9 +7,8 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
-use hotslot_service::config::{Levels, Reloaded};
+use hotslot_service::config::{Config, Levels, Reloaded};
 use hotslot_service::error::Error;
-use hotslot_service::hosts::Hosts;
 use hotslot_service::log;
 use hotslot_service::settings::Settings;
 use hotslot_store::schema;
@@ -24,53 +23,21 @@ pub(super) struct ServiceAnswer {
     service: About,
 }
 
-/// The versions of the service and of what it uses.
+/// The versions of the service. `GET os-hypervisors/detail` has those of the hosts.
 #[derive(Debug, Serialize)]
 struct About {
     /// The version of hotslot.
     version: &'static str,
     /// The version of the database's tables: the number of their last migration.
     schema: i64,
-    /// The hosts, in the order of the configuration.
-    hosts: Vec<HostVersions>,
-}
-
-/// The versions of a host. They are null while the host does not answer.
-#[derive(Debug, Serialize)]
-struct HostVersions {
-    /// The configured name.
-    name: String,
-    /// The version of libvirt, such as `9.0.0`.
-    libvirt: Option<String>,
-    /// The name of the hypervisor, such as `QEMU`.
-    hypervisor: Option<String>,
-    /// The version of the hypervisor, such as `8.2.1`.
-    hypervisor_version: Option<String>,
+    /// The keys of the configuration file that take effect at the next start, because the file was changed.
+    needs_restart: Vec<String>,
 }
 
 /// Answers with the versions.
-pub(super) async fn show(State(hosts): State<Arc<Hosts>>) -> Json<ServiceAnswer> {
-    let mut versions = Vec::new();
-    for host in hosts.iter() {
-        let info = match host.hypervisor.connection() {
-            Ok(()) => host.soon(host.hypervisor.host()).await.ok(),
-            Err(_) => None,
-        };
-        versions.push(HostVersions {
-            name: host.name.clone(),
-            libvirt: info.as_ref().map(|info| dotted(info.libvirt_version)),
-            hypervisor_version: info.as_ref().map(|info| dotted(info.hypervisor_version)),
-            hypervisor: info.map(|info| info.hypervisor_type),
-        });
-    }
-    Json(ServiceAnswer {
-        service: About { version: env!("CARGO_PKG_VERSION"), schema: schema(), hosts: versions },
-    })
-}
-
-/// Returns a version of libvirt's form (major × 1,000,000 + minor × 1,000 + release) with dots.
-fn dotted(version: u64) -> String {
-    format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000)
+pub(super) async fn show(State(config): State<Arc<Config>>) -> Json<ServiceAnswer> {
+    let needs_restart = config.outdated.clone();
+    Json(ServiceAnswer { service: About { version: env!("CARGO_PKG_VERSION"), schema: schema(), needs_restart } })
 }
 
 /// The answer of `POST service/reload`.
