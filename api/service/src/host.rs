@@ -281,6 +281,12 @@ impl Host {
         }
     }
 
+    /// Forgets the disagreements about servers that are not compared any more.
+    pub(crate) fn keep_unresolved(&self, compared: &BTreeSet<ServerId>) {
+        let mut all = self.unresolved.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|server, _| compared.contains(server));
+    }
+
     /// Returns the kinds of the disagreements about servers that hotslot does not resolve by itself.
     pub(crate) fn unresolved(&self) -> Vec<Kind> {
         let all = self.unresolved.read().unwrap_or_else(PoisonError::into_inner);

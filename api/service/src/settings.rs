@@ -5,7 +5,6 @@ use std::sync::Arc;
 use hotslot_model::identity::Policy;
 use hotslot_model::rules::Rules;
 use hotslot_store::Store;
-use tokio::sync::Mutex;
 
 use crate::config::{Config, ConfigError, Levels, Reloaded};
 use crate::current::Current;
@@ -28,8 +27,6 @@ pub struct Settings {
     pub(crate) policy: Arc<Current<Policy>>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) store: Store,
-    /// Serializes readings.
-    pub(crate) reading: Mutex<()>,
 }
 
 impl Settings {
@@ -40,13 +37,14 @@ impl Settings {
     /// # Errors
     /// [`Error::Invalid`] with everything that is wrong; then nothing has changed. Errors of the database.
     pub async fn reload(&self) -> Result<Reloaded, Error> {
-        let _one = self.reading.lock().await;
+        // Neither another reading nor a change of the rules by the API may come in between.
+        let turn = self.catalog.changing.lock().await;
         let Read { config, policy, rules, found } = self.read_again().await?;
         let levels = config.log.levels.clone();
         let levels_changed = levels != self.config.get().log.levels;
         self.policy.set(policy);
         self.config.set(config);
-        self.catalog.put_in_force(rules).await;
+        self.catalog.put_in_force(rules, turn).await;
         // Levels that somebody has set at run time stay, unless the file has others now.
         if levels_changed && let Err(reason) = log::set_levels(&levels) {
             tracing::warn!("[log] levels: {reason}");

@@ -169,7 +169,6 @@ impl Service {
                 policy,
                 catalog: Arc::clone(&catalog),
                 store: store.clone(),
-                reading: tokio::sync::Mutex::default(),
             }),
             records: Arc::new(Records::new(store.clone())),
             config,

@@ -298,6 +298,7 @@ impl Assignments {
         if todo.everything {
             match self.servers_of(host).await {
                 Ok(servers) => {
+                    host.keep_unresolved(&servers);
                     todo.servers = servers.into_iter().map(|server| (server, Trigger::Round)).collect();
                 }
                 Err(error) => {

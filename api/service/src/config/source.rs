@@ -15,6 +15,8 @@ pub struct Source {
     /// The path of the file.
     pub path: PathBuf,
     table: Table,
+    /// The keys and values at the start of the service.
+    started: Table,
 }
 
 impl fmt::Debug for Source {
@@ -27,7 +29,8 @@ impl fmt::Debug for Source {
 impl Source {
     /// Reads the keys and values of a text that was read as a configuration already.
     pub(super) fn of(path: &Path, text: &str) -> Self {
-        Self { path: path.to_owned(), table: text.parse().unwrap_or_default() }
+        let table: Table = text.parse().unwrap_or_default();
+        Self { path: path.to_owned(), started: table.clone(), table }
     }
 }
 
@@ -120,13 +123,13 @@ impl Config {
                         .into(),
             });
         };
-        let new = Self::load(&source.path)?;
-        let is = new.source.as_ref().map(|source| source.table.clone()).unwrap_or_default();
-        let mut found = Reloaded::between(&source.table, &is);
-        // A restart is still needed for what an earlier change of the file needed it for.
-        found.needs_restart.extend(self.outdated.iter().cloned());
-        found.needs_restart.sort();
-        found.needs_restart.dedup();
+        let mut new = Self::load(&source.path)?;
+        let mut found = Reloaded::default();
+        if let Some(now) = &mut new.source {
+            found.changed = Reloaded::between(&source.table, &now.table).changed;
+            found.needs_restart = Reloaded::between(&source.started, &now.table).needs_restart;
+            now.started.clone_from(&source.started);
+        }
         // The secrets in files of their own are read at the start; this only checks them.
         let checked = new.clone().with_secrets()?;
         drop(checked);

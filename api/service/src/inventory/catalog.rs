@@ -19,7 +19,7 @@ pub struct Catalog {
     pub(crate) hosts: Arc<Hosts>,
     rules: RwLock<Arc<Rules>>,
     /// Serializes changes of the rules.
-    pub(super) changing: Mutex<()>,
+    pub(crate) changing: Mutex<()>,
 }
 
 impl Catalog {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hotslot_model::device::{Functions, parent};
 use hotslot_model::rules::{Inventory, Rule, RuleKind, Rules, Source};
 use hotslot_store::{Store, actor, now};
+use tokio::sync::MutexGuard;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -194,9 +195,8 @@ impl Catalog {
         withdrawn
     }
 
-    /// Puts rules in force that were read from a changed configuration file.
-    pub(crate) async fn put_in_force(self: &Arc<Self>, rules: Rules) {
-        let _turn = self.changing.lock().await;
+    /// Puts rules in force that were read from a changed configuration file while [`changing`](Self::changing) was locked.
+    pub(crate) async fn put_in_force(self: &Arc<Self>, rules: Rules, _turn: MutexGuard<'_, ()>) {
         if rules.entries() != self.rules().entries() {
             self.set_rules(rules);
         }
