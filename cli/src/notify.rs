@@ -11,8 +11,8 @@ use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-/// How often the status is brought up to date when the service manager has no watchdog.
-const STATUS: Duration = Duration::from_secs(20);
+/// How often the status is brought up to date at least.
+const STATUS: Duration = Duration::from_secs(5);
 
 /// Tells the service manager that the service answers requests at `address`, and starts the task that tells it again
 /// and again that the service still works.
@@ -20,8 +20,8 @@ pub(crate) fn ready(service: &Arc<Service>, address: &str) {
     let status = format!("answers at {address}; {}", hosts(service));
     say(&[NotifyState::Ready, NotifyState::Status(&status)]);
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
-        // Three signs of life within the time limit, so that a single late one has no effect.
-        let every = sd_notify::watchdog_enabled().map_or(STATUS, |limit| limit / 3);
+        // At least three signs of life within the time limit, so that a single late one has no effect.
+        let every = sd_notify::watchdog_enabled().map_or(STATUS, |limit| STATUS.min(limit / 3));
         tokio::spawn(live(Arc::clone(service), address.to_owned(), every.max(Duration::from_millis(1))));
     }
 }

@@ -14,7 +14,7 @@ use hotslot_service::service::Service;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{logging, notify};
 
@@ -50,14 +50,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     // The socket comes first, so that a second service fails here and does not touch the records of the first.
     let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.url()))?;
     let service = Service::start(config).await?;
-    if !configured {
-        tracing::warn!(
-            "no configuration file: the host is qemu:///system and no device is assignable; write a configuration \
-             like hotslot.example.toml, and name it with --config"
-        );
-    } else if service.catalog.inventory().is_empty() {
-        tracing::warn!("[pci] device_spec is empty: no device is assignable");
-    }
+    warn_of_no_devices(&service, configured);
     for host in service.hosts.iter() {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
@@ -81,17 +74,11 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     notify::ready(&service, &bound.url());
-    loop {
-        tokio::select! {
-            ended = &mut server => {
-                ended?;
-                break;
-            }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            // A host that does not answer must not delay a stop.
-            Some(()) = hangup.recv() => drop(tokio::spawn(reload(Arc::clone(&service), bound.url()))),
-        }
+    tokio::select! {
+        ended = &mut server => ended?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = reload_on(&mut hangup, &service, &bound.url()) => {}
     }
     tracing::info!("stopping");
     notify::stopping();
@@ -115,6 +102,15 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Reads the configuration again on each signal. It does not end.
+async fn reload_on(hangup: &mut Signal, service: &Arc<Service>, address: &str) {
+    while hangup.recv().await.is_some() {
+        // A host that does not answer must not delay the next signal.
+        tokio::spawn(reload(Arc::clone(service), address.to_owned()));
+    }
+    std::future::pending().await
+}
+
 /// Reads the configuration again. What is wrong with it is logged, and the previous one stays in force.
 async fn reload(service: Arc<Service>, address: String) {
     notify::reloading();
@@ -122,6 +118,18 @@ async fn reload(service: Arc<Service>, address: String) {
         tracing::error!("{error}");
     }
     notify::reloaded(&service, &address);
+}
+
+/// Warns when no device is assignable.
+fn warn_of_no_devices(service: &Service, configured: bool) {
+    if !configured {
+        tracing::warn!(
+            "no configuration file: the host is qemu:///system and no device is assignable; write a configuration \
+             like hotslot.example.toml, and name it with --config"
+        );
+    } else if service.catalog.inventory().is_empty() {
+        tracing::warn!("[pci] device_spec is empty: no device is assignable");
+    }
 }
 
 /// Warns of clients who are the administrator because they can connect.

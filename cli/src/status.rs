@@ -36,7 +36,11 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
     let attachments = cli.client.items(&["os-pci_attachments"], "pciAttachment").await?;
     let webhooks = cli.client.get(&["webhooks"]).await?["webhooks"].take();
     let mut lines = vec![
-        Line::of("service", format!("hotslot {}, {}", at(&service, "/version"), at(&ready, "/status")), ready["status"] != "ready"),
+        Line::of(
+            "service",
+            format!("hotslot {}, {}", at(&service, "/version"), at(&ready, "/status")),
+            ready["status"] != "ready",
+        ),
         Line::of("database", at(&ready, "/database"), ready["database"] != "ok"),
     ];
     lines.extend(hosts.iter().flat_map(of_host));
@@ -51,7 +55,8 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
     let bad = lines.iter().any(|line| line.bad);
     match cli.format {
         Format::Json => {
-            let lines = lines.iter().map(|line| json!({ "what": line.what, "state": line.state, "bad": line.bad }));
+            let lines =
+                lines.iter().map(|line| json!({ "what": line.what, "state": line.state, "bad": line.bad }));
             output::json(&lines.collect())?;
         }
         Format::Table => {
@@ -69,7 +74,13 @@ fn of_host(host: &Value) -> Vec<Line> {
     let up = host["state"] == "up";
     let state = if up { "connected".to_owned() } else { format!("down: {}", at(host, "/state_reason")) };
     let stuck = host["stuck_calls"].as_array().into_iter().flatten();
-    let stuck = stuck.map(|call| Line::of(name.clone(), format!("stuck for {} s: {}", at(call, "/seconds"), at(call, "/operation")), true));
+    let stuck = stuck.map(|call| {
+        Line::of(
+            name.clone(),
+            format!("stuck for {} s: {}", at(call, "/seconds"), at(call, "/operation")),
+            true,
+        )
+    });
     let stuck: Vec<_> = stuck.collect();
     std::iter::once(Line::of(name, state, !up)).chain(stuck).collect()
 }

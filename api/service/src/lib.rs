@@ -62,6 +62,7 @@ pub mod records;
 mod retention;
 pub mod service;
 pub mod settings;
+pub mod stamp;
 pub mod start;
 pub mod task;
 pub mod tls;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use hotslot_model::identity::Policy;
 use hotslot_model::rules::Rules;
-use hotslot_store::Store;
 
 use crate::config::{Config, ConfigError, Levels, Reloaded};
 use crate::current::Current;
@@ -23,10 +22,9 @@ struct Read {
 
 /// The configuration and the policy in force.
 pub struct Settings {
-    pub(crate) config: Arc<Current<Config>>,
     pub(crate) policy: Arc<Current<Policy>>,
+    /// The rules, and the configuration.
     pub(crate) catalog: Arc<Catalog>,
-    pub(crate) store: Store,
 }
 
 impl Settings {
@@ -41,9 +39,9 @@ impl Settings {
         let turn = self.catalog.changing.lock().await;
         let Read { config, policy, rules, found } = self.read_again().await?;
         let levels = config.log.levels.clone();
-        let levels_changed = levels != self.config.get().log.levels;
+        let levels_changed = levels != self.catalog.config.get().log.levels;
         self.policy.set(policy);
-        self.config.set(config);
+        self.catalog.config.set(config);
         self.catalog.put_in_force(rules, turn).await;
         // Levels that somebody has set at run time stay, unless the file has others now.
         if levels_changed && let Err(reason) = log::set_levels(&levels) {
@@ -59,7 +57,7 @@ impl Settings {
 
     /// The levels of the log that the configuration has.
     pub fn configured_levels(&self) -> Levels {
-        self.config.get().log.levels.clone()
+        self.catalog.config.get().log.levels.clone()
     }
 
     async fn read_again(&self) -> Result<Read, Error> {
@@ -70,7 +68,7 @@ impl Settings {
             ))
         };
         let one = |error: ConfigError| refuse(vec![with_cause(&error)]);
-        let old = self.config.get();
+        let old = self.catalog.config.get();
         let (config, mut found) = old.read_again().map_err(one)?;
         let mut wrong: Vec<_> = problems::problems(&config).iter().map(with_cause).collect();
         wrong.extend(unusable_files(&old));
@@ -83,7 +81,7 @@ impl Settings {
         if policy != *self.policy.get() && !found.changed.iter().any(named) {
             found.changed.push("the rules in the file of [identity] policy".into());
         }
-        let rules = read_rules(&config, &self.store).await?;
+        let rules = read_rules(&config, &self.catalog.store).await?;
         Ok(Read { config, policy, rules, found })
     }
 }

@@ -1,6 +1,6 @@
 //! Start: opens the database and the hosts, and starts the background tasks.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::xml::hostdev::Templates;
@@ -151,25 +151,12 @@ impl Service {
             binding: InFlight::new("accelerator request", store.locks()),
         });
         let quotas = Arc::new(Quotas { store: store.clone(), catalog: Arc::clone(&catalog) });
-        let monitor = Arc::new(Monitor {
-            config: Arc::clone(&config),
-            store: store.clone(),
-            hosts: Arc::clone(&hosts),
-            assignments: Arc::clone(&assignments),
-            webhooks: Arc::clone(&webhooks),
-            feed: Arc::clone(&feed),
-            detaching: Mutex::default(),
-        });
+        let monitor = Monitor::new(&assignments, &webhooks, &feed);
         Self {
             callers: Arc::new(callers),
             rates: Arc::new(rates),
             policy: Arc::clone(&policy),
-            settings: Arc::new(Settings {
-                config: Arc::clone(&config),
-                policy,
-                catalog: Arc::clone(&catalog),
-                store: store.clone(),
-            }),
+            settings: Arc::new(Settings { policy, catalog: Arc::clone(&catalog) }),
             records: Arc::new(Records::new(store.clone())),
             config,
             store,
@@ -183,7 +170,7 @@ impl Service {
             webhooks,
             feed,
             audit,
-            monitor,
+            monitor: Arc::new(monitor),
             lifecycle: Arc::default(),
         }
     }

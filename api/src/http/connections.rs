@@ -5,32 +5,24 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
 use hotslot_model::identity::{Origin, Peer};
 use hotslot_service::config::Api;
 use hotslot_service::metrics::CONNECTIONS;
 use hotslot_service::rate::is_exempt;
-use hyper::body::{Frame, SizeHint};
-use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
-use super::certificate::ClientCertificate;
-use super::connection::{Connection, Doing, Watched};
+use super::connection::Connection;
+use super::requests::{Client, Requests, refuse};
 use super::tls::{self, Tls};
 
 /// How long an idle connection is protected from being closed to make room: a client that has just connected is about
@@ -84,21 +76,20 @@ pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Fut
             () = &mut stop => break,
             accepted = open.next(&listener) => accepted,
         };
-        let (router, stopped) = (router.clone(), stopping.subscribe());
-        match accepted {
-            (Stream::Tcp(stream, peer), place) => {
-                let stream = place.watched(stream);
-                tokio::spawn(place.serve(stream, Client::at(Some(peer)), router, stopped));
+        let (stream, place) = accepted;
+        let connection = Arc::clone(&place.connection);
+        let requests = Requests { connection, router: router.clone(), stopping: stopping.subscribe() };
+        tokio::spawn(async move {
+            match stream {
+                Stream::Tcp(stream, peer) => requests.serve(stream, Client::at(Some(peer))).await,
+                Stream::Tls(stream, peer, acceptor) => requests.serve_tls(stream, peer, acceptor).await,
+                Stream::Unix(stream) => {
+                    let client = Client::at(by_kernel(&stream));
+                    requests.serve(stream, client).await;
+                }
             }
-            (Stream::Tls(stream, peer, acceptor), place) => {
-                tokio::spawn(place.serve_tls(stream, peer, acceptor, router, stopped));
-            }
-            (Stream::Unix(stream), place) => {
-                let client = Client::at(by_kernel(&stream));
-                let stream = place.watched(stream);
-                tokio::spawn(place.serve(stream, client, router, stopped));
-            }
-        }
+            drop(place);
+        });
     }
     drop(listener);
     stopping.send_replace(true);
@@ -120,20 +111,6 @@ impl Stream {
             Self::Unix(stream) => by_kernel(stream),
         };
         Some(peer?.origin()).filter(|origin| !is_exempt(*origin))
-    }
-}
-
-/// What is known about the other end of a connection; each of its requests has it among its extensions.
-struct Client {
-    /// `None` when the kernel does not tell.
-    peer: Option<Peer>,
-    /// The verified client certificate of a TLS connection.
-    certificate: Option<Arc<ClientCertificate>>,
-}
-
-impl Client {
-    fn at(peer: Option<Peer>) -> Self {
-        Self { peer, certificate: None }
     }
 }
 
@@ -300,7 +277,7 @@ impl Open {
         async fn tell(stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
             let message = "all connections of this service are busy; try again later ([api] connections sets the \
                            limit)";
-            answer(stream, "503 Service Unavailable\r\nretry-after: 5", "serviceUnavailable", message).await
+            refuse(stream, "503 Service Unavailable\r\nretry-after: 5", "serviceUnavailable", message).await
         }
         let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
         tokio::spawn(async move {
@@ -339,26 +316,6 @@ impl Open {
     }
 }
 
-/// Sends the response to a client whose request is not read, and waits until the client closes the connection.
-async fn answer(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    status: &str,
-    fault: &str,
-    message: &str,
-) -> io::Result<()> {
-    let code = &status[..3];
-    let body = format!("{{\"{fault}\": {{\"code\": {code}, \"message\": \"{message}\"}}}}");
-    let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
-         x-content-type-options: nosniff\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await?;
-    // Closing a socket with unread data resets the connection, and the client may lose the response.
-    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
-}
-
 /// Registers a connection among the open ones; dropping it removes the connection.
 struct Place {
     open: Arc<Open>,
@@ -374,167 +331,10 @@ impl Drop for Place {
     }
 }
 
-impl Place {
-    fn watched<S>(&self, stream: S) -> Watched<S> {
-        Watched { stream, connection: Arc::clone(&self.connection) }
-    }
-
-    /// Serves a connection after its TLS handshake.
-    async fn serve_tls(
-        self,
-        stream: TcpStream,
-        peer: Peer,
-        acceptor: TlsAcceptor,
-        router: Router,
-        mut stopping: watch::Receiver<bool>,
-    ) {
-        // It is in the heap, so that it takes no memory after the handshake.
-        let handshake = Box::pin(self.handshake(stream, acceptor, &mut stopping));
-        let stream = match handshake.await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(%error, ?peer, "a TLS handshake failed");
-                return;
-            }
-        };
-        let certificate = tls::client(stream.get_ref().1);
-        if let Some(certificate) = &certificate {
-            tracing::debug!(?peer, %certificate, "a client with a certificate has connected");
-        }
-        self.serve(stream, Client { peer: Some(peer), certificate }, router, stopping).await;
-    }
-
-    /// Makes the TLS handshake, which counts as the header of a request.
-    async fn handshake(
-        &self,
-        stream: TcpStream,
-        acceptor: TlsAcceptor,
-        stopping: &mut watch::Receiver<bool>,
-    ) -> io::Result<TlsStream<Watched<TcpStream>>> {
-        let connection = &self.connection;
-        connection.set(Doing::Asking);
-        let handshake = async {
-            if tls::is_plain_http(&stream).await {
-                let message = "this port uses TLS; write https:// in the address";
-                answer(stream, "400 Bad Request", "badRequest", message).await?;
-                return Err(io::Error::other("the client does not use TLS"));
-            }
-            acceptor.accept(self.watched(stream)).await
-        };
-        let mut handshake = pin!(handshake);
-        loop {
-            tokio::select! {
-                biased;
-                done = handshake.as_mut() => {
-                    connection.set(Doing::Idle);
-                    return done;
-                }
-                _ = stopping.wait_for(|stop| *stop) => return Err(io::Error::other("the service stops")),
-                () = connection.check.notified() => {}
-            }
-            if connection.is_overdue() || connection.unwanted.load(Ordering::Relaxed) {
-                return Err(ErrorKind::TimedOut.into());
-            }
-        }
-    }
-
-    /// Serves a connection. Its requests have the [`Peer`] and the [`ClientCertificate`], where they are known, among
-    /// their extensions.
-    async fn serve<S>(self, stream: S, client: Client, router: Router, mut stopping: watch::Receiver<bool>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let connection = &self.connection;
-        let routes = TowerToHyperService::new(router);
-        let answer = service_fn(|mut request: hyper::Request<_>| {
-            let working = Working::on(Arc::clone(connection));
-            let extensions = request.extensions_mut();
-            if let Some(peer) = client.peer {
-                extensions.insert(peer);
-            }
-            if let Some(certificate) = &client.certificate {
-                extensions.insert(Arc::clone(certificate));
-            }
-            let answer = routes.call(request);
-            async move {
-                Ok::<_, std::convert::Infallible>(
-                    answer.await?.map(|body| Answer { body, _working: working }),
-                )
-            }
-        });
-        let http =
-            http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), answer);
-        let mut http = pin!(http);
-        let mut stopped = false;
-        loop {
-            tokio::select! {
-                biased;
-                ended = http.as_mut() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "a connection ended");
-                    }
-                    return;
-                }
-                _ = stopping.wait_for(|stop| *stop), if !stopped => {
-                    stopped = true;
-                    http.as_mut().graceful_shutdown();
-                }
-                // The check below runs in this task, where no request can begin at the same time.
-                () = connection.check.notified() => {}
-            }
-            let unwanted = connection.unwanted.swap(false, Ordering::Relaxed);
-            if connection.is_overdue() || ((stopped || unwanted) && connection.idle_since().is_some()) {
-                return;
-            }
-        }
-    }
-}
-
-/// Marks a connection as answering a request, until the whole body of the response has been passed on.
-struct Working(Arc<Connection>);
-
-impl Working {
-    fn on(connection: Arc<Connection>) -> Self {
-        connection.set(Doing::Answering);
-        Self(connection)
-    }
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.set(Doing::Idle);
-    }
-}
-
-/// The body of a response.
-struct Answer {
-    body: Body,
-    _working: Working,
-}
-
-impl hyper::body::Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt as _;
+    use axum::body::Bytes;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixStream;
 
     use super::*;
@@ -543,17 +343,64 @@ mod tests {
     /// More bytes than the buffers of a connection hold.
     const LENGTH: usize = 16 << 20;
 
-    /// Returns a client that has requested a long response from a service with an idle time-out of one second.
-    async fn asked() -> (UnixStream, tempfile::TempDir) {
+    /// Returns a client of a service with an idle time-out of one second.
+    async fn connected() -> (UnixStream, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
-        let router = Router::new().route("/", axum::routing::get(async || Bytes::from(vec![0; LENGTH])));
+        let router = Router::new()
+            .route("/", axum::routing::get(async || Bytes::from(vec![0; LENGTH])))
+            .route("/short", axum::routing::get(async || "short"))
+            .route("/unread", axum::routing::post(async || "unread"));
         let api = Api { idle_timeout: Seconds(Duration::from_secs(1)), ..Api::default() };
         tokio::spawn(async move { serve(listener, router, &api, std::future::pending()).await });
-        let mut client = UnixStream::connect(&path).await.unwrap();
+        (UnixStream::connect(&path).await.unwrap(), dir)
+    }
+
+    /// Returns a client that has requested a long response.
+    async fn asked() -> (UnixStream, tempfile::TempDir) {
+        let (mut client, dir) = connected().await;
         client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
         (client, dir)
+    }
+
+    /// Sends the pieces with a pause after each, and returns how many responses arrive.
+    async fn responses(pieces: &[&[u8]]) -> usize {
+        let (mut client, _dir) = connected().await;
+        for piece in pieces {
+            // The service closes the connection when it does not read the rest of a request.
+            let _ = client.write_all(piece).await;
+            sleep(Duration::from_millis(20)).await;
+        }
+        let mut all = Vec::new();
+        // An idle connection is closed after a second.
+        let _ = client.read_to_end(&mut all).await;
+        String::from_utf8_lossy(&all).matches("HTTP/1.1 200 OK").count()
+    }
+
+    #[tokio::test]
+    async fn requests_that_arrive_together_or_in_pieces_are_all_answered() {
+        const REQUEST: &[u8] = b"GET /short HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let three = REQUEST.repeat(3);
+        assert_eq!(responses(&[&three]).await, 3);
+        assert_eq!(responses(&[REQUEST, REQUEST, REQUEST]).await, 3);
+        for cut in [1, 2, REQUEST.len() - 1, REQUEST.len() + 1, 2 * REQUEST.len() - 1, 2 * REQUEST.len() + 20]
+        {
+            let (first, second) = three.split_at(cut);
+            assert_eq!(responses(&[first, second]).await, 3, "cut at {cut}");
+        }
+        // More requests than hyper answers before it lets other tasks run.
+        assert_eq!(responses(&[&REQUEST.repeat(100)]).await, 100);
+    }
+
+    #[tokio::test]
+    async fn the_unread_body_of_a_request_is_not_taken_for_the_next_request() {
+        const BODY: &[u8] = b"GET /short HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let header =
+            format!("POST /unread HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", BODY.len());
+        assert!(responses(&[header.as_bytes(), BODY]).await < 2);
+        let chunked = b"POST /unread HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert!(responses(&[chunked, BODY]).await < 2);
     }
 
     #[tokio::test]

@@ -30,6 +30,7 @@ mod pci_owner;
 mod permit;
 mod policy;
 mod quotas;
+mod requests;
 mod servers;
 mod service;
 mod state;

@@ -37,7 +37,9 @@ struct About {
 /// Answers with the versions.
 pub(super) async fn show(State(config): State<Arc<Config>>) -> Json<ServiceAnswer> {
     let needs_restart = config.outdated.clone();
-    Json(ServiceAnswer { service: About { version: env!("CARGO_PKG_VERSION"), schema: schema(), needs_restart } })
+    Json(ServiceAnswer {
+        service: About { version: env!("CARGO_PKG_VERSION"), schema: schema(), needs_restart },
+    })
 }
 
 /// The answer of `POST service/reload`.

@@ -29,6 +29,7 @@ mod mdevs;
 pub mod metrics;
 mod notices;
 mod overdue;
+mod password;
 mod pool;
 mod private;
 mod process;

@@ -38,14 +38,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Shows the metrics of the service.
 pub struct Monitor {
-    pub(crate) config: Arc<Current<Config>>,
-    pub(crate) store: Store,
-    pub(crate) hosts: Arc<Hosts>,
-    pub(crate) assignments: Arc<Assignments>,
-    pub(crate) webhooks: Arc<Webhooks>,
-    pub(crate) feed: Arc<Feed>,
+    config: Arc<Current<Config>>,
+    store: Store,
+    hosts: Arc<Hosts>,
+    assignments: Arc<Assignments>,
+    webhooks: Arc<Webhooks>,
+    feed: Arc<Feed>,
     /// Since when each detach is pending, as far as this process knows.
-    pub(crate) detaching: Mutex<HashMap<AttachmentId, Millis>>,
+    detaching: Mutex<HashMap<AttachmentId, Millis>>,
 }
 
 /// A gauge for each set of labels.
@@ -74,6 +74,18 @@ struct Recorded {
 }
 
 impl Monitor {
+    pub(crate) fn new(assignments: &Arc<Assignments>, webhooks: &Arc<Webhooks>, feed: &Arc<Feed>) -> Self {
+        Self {
+            config: Arc::clone(&assignments.config),
+            store: assignments.store.clone(),
+            hosts: Arc::clone(&assignments.hosts),
+            assignments: Arc::clone(assignments),
+            webhooks: Arc::clone(webhooks),
+            feed: Arc::clone(feed),
+            detaching: Mutex::default(),
+        }
+    }
+
     /// Returns all metrics in the text format of OpenMetrics 1.0. When the database does not answer, the metrics that
     /// need it are left out, and `hotslot_database_up` is 0.
     ///
