@@ -26,6 +26,19 @@ pub(crate) fn ready(service: &Arc<Service>, address: &str) {
     }
 }
 
+/// Tells the service manager that the service reads its configuration again.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => say(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "the service manager cannot be informed of a reload"),
+    }
+}
+
+/// Tells the service manager that the configuration was read again.
+pub(crate) fn reloaded(service: &Service, address: &str) {
+    say(&[NotifyState::Ready, NotifyState::Status(&format!("answers at {address}; {}", hosts(service)))]);
+}
+
 /// Tells the service manager that the service stops.
 pub(crate) fn stopping() {
     say(&[NotifyState::Stopping, NotifyState::Status("waits for the requests that are under way")]);

@@ -158,9 +158,13 @@ impl Api {
             |name: &str| response.headers().get(name).map(|value| value.to_str().expect("a text").to_owned());
         let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
         let headers = response.headers().clone();
+        let is_text =
+            header("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text"));
         let text = response.text().await?;
         let body = if text.is_empty() {
             Value::Null
+        } else if is_text {
+            Value::String(text)
         } else {
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
         };

@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use hotslot_model::identity::{Origin, Peer};
 use hotslot_service::config::Api;
+use hotslot_service::metrics::CONNECTIONS;
 use hotslot_service::rate::is_exempt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -253,6 +254,7 @@ impl Open {
         connections.0 += 1;
         let number = connections.0;
         connections.1.insert(number, Arc::clone(&connection));
+        CONNECTIONS.inc();
         self.begun.notify_one();
         Ok(Place { open: Arc::clone(self), number, connection })
     }
@@ -327,6 +329,7 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.open.connections().1.remove(&self.number);
+        CONNECTIONS.dec();
         self.open.ended.notify_waiters();
     }
 }

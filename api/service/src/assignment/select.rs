@@ -356,7 +356,7 @@ impl Assignments {
             }
         }
         // Devices of one IOMMU group that are attached together are unbound from their host drivers together.
-        let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: true };
+        let policy = Policy { require_reset: self.config.get().attach.require_reset, whole_groups: true };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         evaluation.refused = verdict.refusal().map(|refusal| {

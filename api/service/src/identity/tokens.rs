@@ -115,7 +115,7 @@ pub enum TokensError {
 }
 
 /// Reads and checks a file of tokens. A missing file has none.
-pub(super) fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
+pub(crate) fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
     let failed = |source| TokensError::Io { path: path.display().to_string(), source };
     let file = match File::open(path) {
         Ok(file) => file,
