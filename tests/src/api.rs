@@ -159,7 +159,7 @@ impl Api {
         let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
         let headers = response.headers().clone();
         let is_text =
-            header("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text"));
+            header("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text") || kind.starts_with("text/plain"));
         let text = response.text().await?;
         let body = if text.is_empty() {
             Value::Null
