@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Subcommand;
+use hotslot_service::config::schema;
 use serde_json::{Value, json};
 
 use crate::Cli;
@@ -15,6 +16,7 @@ use crate::output::{self, Column, Format, column, message};
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
   hotslot config check /etc/hotslot/hotslot.toml
+  hotslot config schema > hotslot.schema.json
   hotslot config whitelist list
   hotslot config whitelist add '{"vendor_id": "8086", "product_id": "10ca"}'
   hotslot config alias add '{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}'
@@ -28,6 +30,8 @@ pub(crate) enum ConfigCommand {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Print the JSON schema of the configuration file, by which editors complete keys and check values.
+    Schema,
     /// Which devices are assignable (device_spec).
     #[command(subcommand)]
     Whitelist(Entries),
@@ -81,6 +85,10 @@ impl ConfigCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
             Self::Check { file } => check::run(&file, cli.format),
+            Self::Schema => {
+                output::json(&schema())?;
+                Ok(Exit::Done)
+            }
             Self::Whitelist(entries) => entries.run(cli, "whitelist").await,
             Self::Alias(entries) => entries.run(cli, "alias").await,
             Self::ExtraInfo(entries) => entries.run(cli, "extra_info").await,

@@ -6,9 +6,11 @@ mod access;
 mod api;
 mod identity;
 mod keystone;
+mod place;
 mod policy_file;
 mod quota;
 mod read;
+mod schema;
 mod secret_file;
 mod secrets;
 #[cfg(test)]
@@ -28,15 +30,18 @@ use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
 pub use keystone::{Credential, Keystone, expect_private, is_of_this_machine, keystone_url};
+pub use place::line_of;
 pub use policy_file::PolicyFile;
 pub use quota::Quota;
 pub use read::ConfigError;
+pub use schema::schema;
 pub use secret_file::SecretFile;
+use schemars::JsonSchema;
 use serde::Deserialize;
 pub use value::{Age, Seconds, Secret, is_plain_name};
 
 /// The whole configuration.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The REST API.
@@ -72,7 +77,7 @@ pub struct Config {
 }
 
 /// `[database]`
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     /// `sqlite:///path` or `postgres://user:password@host/database`.
@@ -101,7 +106,7 @@ impl fmt::Debug for Database {
 }
 
 /// `[[flavor]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Flavor {
     /// The name, 1 to 255 characters, unique among the flavors.
@@ -114,7 +119,7 @@ pub struct Flavor {
 }
 
 /// `[attach]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Attach {
     /// How the address of a device in the guest is verified.
@@ -124,7 +129,7 @@ pub struct Attach {
 }
 
 /// How the address of a device in the guest is verified.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verify {
     /// By the guest's agent, if the guest has one.
@@ -137,7 +142,7 @@ pub enum Verify {
 }
 
 /// `[detach]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Detach {
     /// How often a guest is asked to release a device, at least 1.
@@ -151,7 +156,7 @@ pub struct Detach {
 }
 
 /// `[[detach.class]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DetachClass {
     /// A class as [`PciClass::description`](hotslot_driver::pci::PciClass::description) names it.
@@ -176,7 +181,7 @@ impl Default for Detach {
 }
 
 /// `[reconcile]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reconcile {
     /// The time between two full comparisons, at least 1 second. Events are processed at once in any case.
@@ -190,7 +195,7 @@ impl Default for Reconcile {
 }
 
 /// `[libvirt]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Libvirt {
     /// The time between two keepalive messages, at least 1 second.
@@ -215,7 +220,7 @@ impl Default for Libvirt {
 }
 
 /// `[events]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Events {
     /// How long an event is kept, at least 1 second.
@@ -231,7 +236,7 @@ impl Default for Events {
 }
 
 /// `[records]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {
     /// How long attachments, bindings and mediated devices are kept after they have ended, at least 1 second.
@@ -245,7 +250,7 @@ impl Default for Records {
 }
 
 /// `[accelerators]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Accelerators {
     /// Whether every assignable device is also an accelerator, with the UUID of the device.
@@ -255,7 +260,7 @@ pub struct Accelerators {
 }
 
 /// Which callers may create accelerators, change their specs, and attach and detach them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangedBy {
     /// Only the administrator.
@@ -266,7 +271,7 @@ pub enum ChangedBy {
 }
 
 /// `[[webhook]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
     /// The name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`; unique among the webhooks.
@@ -305,7 +310,7 @@ impl Webhook {
 }
 
 /// `[[hypervisor]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hypervisor {
     /// The host's name in lists and records. It must not change, because the records refer to it.
