@@ -158,7 +158,8 @@ impl Api {
         let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
         let headers = response.headers().clone();
         let text = response.text().await?;
-        let is_page = headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
+        let is_page =
+            headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
         let body = if text.is_empty() {
             Value::Null
         } else if is_page {

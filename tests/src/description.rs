@@ -23,10 +23,12 @@ fn described(path: &str) -> String {
         format!("/v2.1/{rest}")
     } else if ["/drift", "/events", "/webhooks"].iter().any(|noun| path.starts_with(noun)) {
         format!("/v2.1{path}")
-    } else if below("/accelerator").is_some_and(|rest| of_cyborg.iter().any(|noun| rest[1..].starts_with(noun)))
+    } else if below("/accelerator")
+        .is_some_and(|rest| of_cyborg.iter().any(|noun| rest[1..].starts_with(noun)))
     {
         format!("/accelerator/v2{}", &path["/accelerator".len()..])
-    } else if path.starts_with("/accelerator/v2") || path == "/accelerator/" || path.contains("/accelerators") {
+    } else if path.starts_with("/accelerator/v2") || path == "/accelerator/" || path.contains("/accelerators")
+    {
         path.to_owned()
     } else {
         path.replacen("/accelerator", "/accelerators", 1)
@@ -50,7 +52,8 @@ fn operation(method: &str, path: &str) -> Option<&'static Value> {
     let paths = DESCRIPTION["paths"].as_object()?;
     // A path without parameters counts before one with them, as in the router.
     let exact = paths.get(&path);
-    let items = exact.into_iter().chain(paths.iter().filter(|(template, _)| matches(template)).map(|(_, item)| item));
+    let items =
+        exact.into_iter().chain(paths.iter().filter(|(template, _)| matches(template)).map(|(_, item)| item));
     items.filter_map(|item| item.get(method.to_lowercase())).next()
 }
 
@@ -148,7 +151,9 @@ pub fn problems(method: &str, path: &str, status: u16, body: &Value) -> Vec<Stri
         (true, body) => check(&format!("{method} {path} {status}"), schema, body, &mut found),
         (false, Value::Null) => {}
         (false, _) if response["content"].is_object() => {}
-        (false, body) => found.push(format!("{method} {path}: {status} has the body {body}, and none is described")),
+        (false, body) => {
+            found.push(format!("{method} {path}: {status} has the body {body}, and none is described"))
+        }
     }
     found
 }

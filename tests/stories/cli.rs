@@ -389,7 +389,8 @@ fn a_configuration_is_checked_without_a_service() {
     let bad = "[detach]\nattempts = 0\n[pci]\nalias = ['{}', '[', '{\"name\": \"a1\"}']";
     let output = check(bad, "").expect(1);
     let (name, dir) = ("hotslot.toml", dir.path().display().to_string());
-    let places: Vec<_> = output.out.lines().map(|line| line.splitn(3, ": ").take(2).collect::<Vec<_>>()).collect();
+    let places: Vec<_> =
+        output.out.lines().map(|line| line.splitn(3, ": ").take(2).collect::<Vec<_>>()).collect();
     let at = |line: usize| format!("{dir}/{name}:{line}");
     assert_eq!(
         places,

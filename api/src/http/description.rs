@@ -65,7 +65,11 @@ const ERRORS: [(u16, &str, &str); 18] = [
         "The rule of the route does not admit the caller, a quota is used up, or the request comes from a web page of \
          another origin.",
     ),
-    (404, "NotFound", "What the path names does not exist, or belongs to a project that the caller may not see."),
+    (
+        404,
+        "NotFound",
+        "What the path names does not exist, or belongs to a project that the caller may not see.",
+    ),
     (406, "NotAcceptable", "The request asks for a microversion that is not supported."),
     (408, "RequestTimeout", "The body did not arrive in time."),
     (
@@ -78,7 +82,11 @@ const ERRORS: [(u16, &str, &str); 18] = [
     (415, "MediaType", "The body is not `application/json`."),
     (421, "Misdirected", "The `Host` header has a name that is not one of the service."),
     (422, "KeyReused", "The `Idempotency-Key` was used with another body before."),
-    (429, "TooManyRequests", "The caller sends requests too fast. `Retry-After` says how many seconds to wait."),
+    (
+        429,
+        "TooManyRequests",
+        "The caller sends requests too fast. `Retry-After` says how many seconds to wait.",
+    ),
     (431, "HeadersTooLarge", "The request has more than 64 headers, or more than 16 KiB of them."),
     (500, "Unexpected", "An error of the service. Its log has the cause, under the id of the request."),
     (501, "NotSupported", "libvirt or the host does not support what is needed."),
@@ -135,7 +143,8 @@ fn complete(method: &str, path: &str, operation: &mut Value) {
         if status.as_str() >= "400" && response.get("content").is_none() {
             response["content"] = fault_content(form);
         }
-        response["headers"] = json!({ "X-OpenStack-Request-Id": { "$ref": "#/components/headers/RequestId" } });
+        response["headers"] =
+            json!({ "X-OpenStack-Request-Id": { "$ref": "#/components/headers/RequestId" } });
     }
     let common = errors(method, path, open, has_body);
     for (status, name, _) in ERRORS.iter().filter(|(status, _, _)| common.contains(status)) {

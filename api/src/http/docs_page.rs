@@ -59,7 +59,11 @@ fn kind(schema: &Value) -> String {
         }
     }
     if let Some(words) = schema["enum"].as_array() {
-        return words.iter().map(|word| format!("<code>{}</code>", escaped(&word.to_string()))).collect::<Vec<_>>().join(", ");
+        return words
+            .iter()
+            .map(|word| format!("<code>{}</code>", escaped(&word.to_string())))
+            .collect::<Vec<_>>()
+            .join(", ");
     }
     let types: Vec<_> = match &schema["type"] {
         Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
@@ -75,7 +79,11 @@ fn kind(schema: &Value) -> String {
             Some(_) | None => other.to_owned(),
         },
     };
-    if types.is_empty() { "any value".to_owned() } else { types.into_iter().map(name).collect::<Vec<_>>().join(" or ") }
+    if types.is_empty() {
+        "any value".to_owned()
+    } else {
+        types.into_iter().map(name).collect::<Vec<_>>().join(" or ")
+    }
 }
 
 /// Returns the table of an object's keys.
@@ -85,7 +93,11 @@ fn keys(schema: &Value) -> String {
         format!("<tr><td><code>{}</code><td>{}<td>{}\n", escaped(key), kind(of), prose(&of["description"]))
     });
     let rows: String = rows.collect();
-    if rows.is_empty() { String::new() } else { format!("<table>\n<tr><th>key<th>type<th>meaning\n{rows}</table>\n") }
+    if rows.is_empty() {
+        String::new()
+    } else {
+        format!("<table>\n<tr><th>key<th>type<th>meaning\n{rows}</table>\n")
+    }
 }
 
 fn operation(document: &Value, (method, path, operation): (&str, &str, &Value)) -> String {
@@ -102,7 +114,11 @@ fn operation(document: &Value, (method, path, operation): (&str, &str, &Value)) 
     }
     let parameters = operation["parameters"].as_array().into_iter().flatten().map(|one| {
         let (name, place) = (text(&one["name"]), text(&one["in"]));
-        format!("<tr><td><code>{name}</code><td>{place}<td>{}<td>{}\n", kind(&one["schema"]), prose(&one["description"]))
+        format!(
+            "<tr><td><code>{name}</code><td>{place}<td>{}<td>{}\n",
+            kind(&one["schema"]),
+            prose(&one["description"])
+        )
     });
     let parameters: String = parameters.collect();
     if !parameters.is_empty() {
@@ -184,7 +200,8 @@ static PAGE: LazyLock<String> = LazyLock::new(page);
 #[utoipa::path(get, path = "/docs", tag = "Description",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 pub(super) async fn show() -> Response {
-    let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, CSP)];
+    let headers =
+        [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, CSP)];
     (headers, PAGE.as_str()).into_response()
 }
 
@@ -211,6 +228,9 @@ mod tests {
 
     #[test]
     fn text_is_never_markup() {
-        assert_eq!(prose(&"a `<b>` **c** & d\n\ne".into()), "<p>a <code>&lt;b&gt;</code> <strong>c</strong> &amp; d</p>\n<p>e</p>\n");
+        assert_eq!(
+            prose(&"a `<b>` **c** & d\n\ne".into()),
+            "<p>a <code>&lt;b&gt;</code> <strong>c</strong> &amp; d</p>\n<p>e</p>\n"
+        );
     }
 }

@@ -23,10 +23,10 @@ use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use serde::Serialize;
 use serde_json::Value;
-use utoipa::{IntoParams, ToSchema};
-use uuid::Uuid;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::Instant;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use super::body::{Link, Page, Pairs};
 use super::error::Fault;
@@ -161,7 +161,10 @@ struct EventQuery {
 /// An event: a change of a record.
 #[derive(ToSchema)]
 #[schema(as = Event)]
-#[allow(dead_code, reason = "the description of the API is made from it; `wire` of the service writes it, for webhooks too")]
+#[allow(
+    dead_code,
+    reason = "the description of the API is made from it; `wire` of the service writes it, for webhooks too"
+)]
 struct Described {
     /// The id. Ids increase by one in the order of the changes.
     #[schema(minimum = 1)]

@@ -79,6 +79,7 @@ enum Version {
 }
 
 /// Other names of described paths, and the paths whose description is theirs too.
+#[cfg(test)]
 const ALIASES: [(&str, &str); 8] = [
     (" /accelerator", " /accelerators"),
     (" /device_profiles/", " /device_profiles"),

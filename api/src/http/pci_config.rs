@@ -71,7 +71,7 @@ struct GroupingValue {
 /// An entry of a list of rules.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RuleEntry)]
-struct Entry {
+pub(super) struct Entry {
     /// The id. A rule of the configuration file keeps it as long as its place and its text stay the same.
     id: Uuid,
     /// `file` for the configuration file, or `api`.

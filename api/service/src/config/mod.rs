@@ -35,8 +35,8 @@ pub use policy_file::PolicyFile;
 pub use quota::Quota;
 pub use read::ConfigError;
 pub use schema::schema;
-pub use secret_file::SecretFile;
 use schemars::JsonSchema;
+pub use secret_file::SecretFile;
 use serde::Deserialize;
 pub use value::{Age, Seconds, Secret, is_plain_name};
 

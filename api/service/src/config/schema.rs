@@ -60,7 +60,9 @@ pub fn schema() -> Value {
     // Keys of `[pci]` may also have the names that Nova gave them earlier.
     if let Some(keys) = schema["$defs"]["Pci"]["properties"].as_object_mut() {
         for names in NAMES {
-            for (first, other) in names.iter().take(1).flat_map(|first| names.iter().skip(1).map(move |other| (first, other))) {
+            for (first, other) in
+                names.iter().take(1).flat_map(|first| names.iter().skip(1).map(move |other| (first, other)))
+            {
                 let mut same = keys.get(*first).cloned().unwrap_or_default();
                 same["deprecated"] = true.into();
                 same["description"] = format!("An earlier name of `{first}`.").into();
@@ -94,7 +96,9 @@ mod tests {
                     check(root, &format!("{place} {key}"), known, value);
                 }
             }
-            toml::Value::Array(items) => items.iter().for_each(|item| check(root, place, &schema["items"], item)),
+            toml::Value::Array(items) => {
+                items.iter().for_each(|item| check(root, place, &schema["items"], item))
+            }
             toml::Value::String(_) | toml::Value::Integer(_) | toml::Value::Float(_) => {}
             toml::Value::Boolean(_) | toml::Value::Datetime(_) => {}
         }
@@ -112,7 +116,8 @@ mod tests {
         let tables = schema["$defs"].as_object().unwrap().iter().map(|(name, of)| (name.as_str(), of));
         for (name, table) in tables.chain([("", &schema)]) {
             for (key, of) in table["properties"].as_object().into_iter().flatten() {
-                let described = of["description"].is_string() || resolved(&schema, of)["description"].is_string();
+                let described =
+                    of["description"].is_string() || resolved(&schema, of)["description"].is_string();
                 assert!(described, "{name}: {key}");
             }
             if table["type"] == "object" {

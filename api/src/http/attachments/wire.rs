@@ -220,7 +220,11 @@ pub(in crate::http) struct PciAttachmentList {
     pub(super) links: Option<Vec<Link>>,
 }
 
-pub(super) async fn with_device(parts: &DeviceParts, permit: &Permit, attachment: Attachment) -> Result<Wire, Error> {
+pub(super) async fn with_device(
+    parts: &DeviceParts,
+    permit: &Permit,
+    attachment: Attachment,
+) -> Result<Wire, Error> {
     let device = parts.records.known_device(attachment.device).await?;
     let device = device.ok_or_else(|| {
         Error::Internal(format!("the device of attachment {} has no record", attachment.id))

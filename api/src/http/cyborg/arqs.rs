@@ -180,12 +180,7 @@ fn shown(view: &ArqView, identity: &Caller, headers: &HeaderMap) -> Shown {
     }
 }
 
-fn listed(
-    views: &[ArqView],
-    identity: &Caller,
-    headers: &HeaderMap,
-    next: Option<Vec<Link>>,
-) -> Json<List> {
+fn listed(views: &[ArqView], identity: &Caller, headers: &HeaderMap, next: Option<Vec<Link>>) -> Json<List> {
     let arqs = views.iter().map(|view| shown(view, identity, headers)).collect();
     Json(List { arqs, arqs_links: next })
 }

@@ -121,8 +121,7 @@ pub(super) async fn list(
             }
         }
     }
-    let attributes =
-        attributions.iter().map(|attribution| shown(&attribution.attribute, &headers)).collect();
+    let attributes = attributions.iter().map(|attribution| shown(&attribution.attribute, &headers)).collect();
     Ok(Json(List { attributes }))
 }
 

@@ -114,8 +114,11 @@ fn shown(card: &Card, version: Microversion, identity: &Caller, headers: &Header
         created_at: time(card.row.created_at),
         updated_at: card.row.updated_at.map(time),
         links: links(headers, "devices", id),
-        status: (version >= Microversion::DEVICE_STATUS)
-            .then_some(if card.disabled { "maintaining" } else { "enabled" }),
+        status: (version >= Microversion::DEVICE_STATUS).then_some(if card.disabled {
+            "maintaining"
+        } else {
+            "enabled"
+        }),
     }
 }
 

@@ -7,11 +7,11 @@ mod deployables;
 mod device_profiles;
 mod devices;
 
+use axum::Json;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use axum::Json;
 use axum::routing::{get, patch};
 use hotslot_model::time::Millis;
 use hotslot_service::error::Error;
