@@ -87,10 +87,7 @@ pub(super) async fn ready(
         }
         hypervisors.insert(host.name.clone(), state);
     }
-    let identity = match callers.keystone() {
-        Some(keystone) => Some(keystone.check().await),
-        None => None,
-    };
+    let identity = callers.check().await;
     if identity.as_ref().is_some_and(Result::is_err) {
         missing.push("identity");
     }
@@ -103,8 +100,8 @@ pub(super) async fn ready(
     };
     let identity = identity.map(|identity| match identity {
         Ok(()) => "ok".to_owned(),
-        Err(reason) if details => format!("Keystone cannot be asked about tokens: {reason}"),
-        Err(_) => "Keystone cannot be asked about tokens; the log of the service has the reason".to_owned(),
+        Err((what, reason)) if details => format!("{what}: {reason}"),
+        Err((what, _)) => format!("{what}; the log of the service has the reason"),
     });
     let answer = Readiness {
         status: word,

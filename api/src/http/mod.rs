@@ -25,6 +25,7 @@ mod hypervisors;
 mod idempotency;
 mod identity;
 mod limits;
+mod metrics;
 mod microversion;
 mod origin;
 mod pci;
@@ -33,8 +34,10 @@ mod pci_owner;
 mod permit;
 mod policy;
 mod quotas;
+mod requests;
 mod schema;
 mod servers;
+mod service;
 mod state;
 mod tls;
 mod topology;
@@ -53,6 +56,7 @@ pub use connections::{Listener, serve};
 use hotslot_service::audit::Audit;
 use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
+use hotslot_service::metrics::{REQUESTS, Timer, answered};
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
 pub use policy::routes_of;
@@ -127,6 +131,7 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(versions::v3))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
+        .routes(routes!(metrics::show))
         .nest("/v2.1", resources(Version::V21))
         .merge(accelerators::routes())
         .nest("/v1", accelerators::routes())
@@ -147,6 +152,9 @@ fn unversioned() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .routes(routes!(drift::list, drift::repair))
         .routes(routes!(events::list))
+        .routes(routes!(service::show))
+        .routes(routes!(service::reload))
+        .routes(routes!(service::log_level, service::set_log_level))
         .routes(routes!(webhooks::list))
         .routes(routes!(webhooks::redeliver))
 }
@@ -207,6 +215,7 @@ async fn with_request_id(
     request: Request,
     next: Next,
 ) -> Response {
+    let timer = Timer::begin(&REQUESTS);
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -224,6 +233,7 @@ async fn with_request_id(
         let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
         done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
     };
+    answered(method.as_str(), response.status().as_u16(), timer);
     span.in_scope(|| audit::record(&audit, (&method, &path), unidentified, &response));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

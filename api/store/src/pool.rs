@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use crate::cache::DeviceCache;
 use crate::error::Error;
 use crate::locks::Locks;
+use crate::password;
 use crate::sql::{Executor, Pool, Transaction, query};
 use crate::url::is_postgres;
 
@@ -83,7 +84,7 @@ impl Store {
     pub async fn open(url: &str, lock: Option<File>) -> Result<Self, Error> {
         let migrations = sqlx::migrate!("./migrations");
         let (write, read, locks) = if is_postgres(url) {
-            let options = PgConnectOptions::from_str(url)?.application_name("hotslot");
+            let options = password::keep(PgConnectOptions::from_str(url)?).await?.application_name("hotslot");
             let options = options.options([("idle_in_transaction_session_timeout", STALLED)]);
             let pool = PgPoolOptions::new()
                 .max_connections(POSTGRES_CONNECTIONS)

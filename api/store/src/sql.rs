@@ -9,6 +9,7 @@ use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
 
 use crate::error::Error;
+use crate::metrics::Call;
 
 /// The time limit for one statement on PostgreSQL. It is twice the time for which a process that hangs in a transaction
 /// can block others ([`STALLED`](crate::pool::STALLED)).
@@ -119,7 +120,11 @@ impl Query {
 
     /// Runs the statement and returns the number of rows written.
     pub(super) async fn execute(self, on: impl Into<Executor<'_>>) -> sqlx::Result<u64> {
-        Ok(match on.into() {
+        Call::begin("write").ended(self.execute_uncounted(on.into()).await)
+    }
+
+    async fn execute_uncounted(self, on: Executor<'_>) -> sqlx::Result<u64> {
+        Ok(match on {
             Executor::Pool(Pool::Sqlite(pool)) => self.sqlite().execute(pool).await?.rows_affected(),
             Executor::Pool(Pool::Postgres(pool)) => {
                 soon(self.postgres().execute(pool)).await?.rows_affected()
@@ -153,9 +158,13 @@ impl Query {
 
     /// Runs the statement and returns all rows.
     pub(super) async fn fetch_all(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Vec<Row>> {
+        Call::begin("read").ended(self.fetch_all_uncounted(on.into()).await)
+    }
+
+    async fn fetch_all_uncounted(self, on: Executor<'_>) -> sqlx::Result<Vec<Row>> {
         let sqlite = |rows: Vec<SqliteRow>| rows.into_iter().map(Row::Sqlite).collect();
         let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
-        Ok(match on.into() {
+        Ok(match on {
             Executor::Pool(Pool::Sqlite(pool)) => sqlite(self.sqlite().fetch_all(pool).await?),
             Executor::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres().fetch_all(pool)).await?),
             Executor::Transaction(Transaction::Sqlite(tx)) => {
@@ -188,6 +197,10 @@ pub(super) enum Pool {
 impl Pool {
     /// Begins a transaction that excludes all other writers until it ends.
     pub(super) async fn begin_to_write(&self) -> sqlx::Result<Transaction> {
+        Call::begin("begin").ended(self.begin_uncounted().await)
+    }
+
+    async fn begin_uncounted(&self) -> sqlx::Result<Transaction> {
         // The future of a pool may open a connection, and has 12 KiB.
         Ok(match self {
             Self::Sqlite(pool) => Transaction::Sqlite(Box::pin(pool.begin_with("BEGIN IMMEDIATE")).await?),
@@ -218,10 +231,11 @@ pub(super) enum Transaction {
 
 impl Transaction {
     pub(super) async fn commit(self) -> sqlx::Result<()> {
-        match self {
+        let call = Call::begin("commit");
+        call.ended(match self {
             Self::Sqlite(tx) => tx.commit().await,
             Self::Postgres(tx) => soon(tx.commit()).await,
-        }
+        })
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::assignments::Assignments;
+use super::drift::unresolved;
 use crate::error::Error;
 use crate::host::{Host, Recheck};
 use crate::task;
@@ -193,15 +194,15 @@ impl Pending {
 pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
     let Some(mut rechecks) = host.rechecks.lock().await.take() else { return };
-    let interval = service.config.reconcile.interval.0;
+    let interval = || service.config.get().reconcile.interval.0;
     let mut todo = Pending { everything: true, missed: true, ..Pending::default() };
     let mut later = Later::default();
     let mut retry = RETRY.0;
-    let mut next_round = Instant::now() + interval;
+    let mut next_round = Instant::now() + interval();
     loop {
         let unreachable = host.hypervisor.connection().is_err();
         if todo.everything {
-            next_round = Instant::now() + interval;
+            next_round = Instant::now() + interval();
         }
         // An unreachable host is compared in full when its connection is back, so only restarts are kept.
         todo = if unreachable {
@@ -297,6 +298,7 @@ impl Assignments {
         if todo.everything {
             match self.servers_of(host).await {
                 Ok(servers) => {
+                    host.keep_unresolved(&servers);
                     todo.servers = servers.into_iter().map(|server| (server, Trigger::Round)).collect();
                 }
                 Err(error) => {
@@ -435,6 +437,7 @@ impl Assignments {
         trigger: Trigger,
     ) -> Result<(), Error> {
         let (findings, elsewhere) = self.compare(host, server).await?;
+        host.set_unresolved(server, unresolved(&findings).collect());
         // Do not wait for the tasks that ask guests: a guest may take long to answer.
         drop(self.apply(host, findings, trigger).await?);
         // A server that moved to another host may have its devices there.

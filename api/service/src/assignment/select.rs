@@ -356,7 +356,7 @@ impl Assignments {
             }
         }
         // Devices of one IOMMU group that are attached together are unbound from their host drivers together.
-        let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: true };
+        let policy = Policy { require_reset: self.config.get().attach.require_reset, whole_groups: true };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         evaluation.refused = verdict.refusal().map(|refusal| {
@@ -396,16 +396,11 @@ impl Assignments {
                 Some(in_use) => check("mac-address", CheckResult::Fail, in_use),
             });
         }
-        if let Some(project) = owner_of(&view) {
-            let aliases = request.aliases.iter();
-            let aliases = aliases.flat_map(|part| std::iter::repeat_n(part.name.as_str(), part.count));
-            checks.push(match self.store.would_exceed(&project, &of_aliases(aliases)).await? {
-                None => check("quota", CheckResult::Pass, format!("project {project} exceeds no quota")),
-                Some(exceeded) => check("quota", CheckResult::Fail, exceeded.to_string()),
-            });
-        }
         let (mut evaluation, snapshot) =
             self.evaluate_twice(&host, &view, request, snapshot, &mut Exclusions::default()).await?;
+        if let Some(project) = owner_of(&view) {
+            checks.push(self.quota_check(&project, request, &evaluation).await?);
+        }
         checks.push(match &evaluation.refused {
             Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
             Some(Refused::One(..) | Refused::Together(_)) | None => {
@@ -430,6 +425,25 @@ impl Assignments {
         checks.extend(evaluation.checks);
         let devices = evaluation.chosen.into_iter().filter(|_| enough);
         Ok(DryRun { devices: devices.map(|chosen| (chosen.alias, chosen.device)).collect(), checks })
+    }
+
+    /// Checks the quotas of a project for the devices that would be taken; a whole group counts with all its devices.
+    async fn quota_check(
+        &self,
+        project: &str,
+        request: &AttachRequest,
+        evaluation: &Evaluation,
+    ) -> Result<Check, Error> {
+        let aliases: Vec<&str> = if evaluation.chosen.is_empty() {
+            let parts = request.aliases.iter();
+            parts.flat_map(|part| std::iter::repeat_n(part.name.as_str(), part.count)).collect()
+        } else {
+            evaluation.chosen.iter().map(|chosen| chosen.alias.as_str()).collect()
+        };
+        Ok(match self.store.would_exceed(project, &of_aliases(aliases)).await? {
+            None => check("quota", CheckResult::Pass, format!("project {project} exceeds no quota")),
+            Some(exceeded) => check("quota", CheckResult::Fail, exceeded.to_string()),
+        })
     }
 
     /// Checks that all aliases of a request exist.

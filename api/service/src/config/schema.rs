@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
 use super::read::NAMES;
-use super::{Account, Age, Config, HostName, Listen, Seconds, Secret, SecretFile, SocketMode};
+use super::{Account, Age, Config, HostName, Levels, Listen, Seconds, Secret, SecretFile, SocketMode};
 
 /// Gives a schema to types that are read from a text or a number.
 macro_rules! schemas {
@@ -49,6 +49,10 @@ schemas! {
     HostName: {
         "type": "string", "examples": ["hotslot.example.org", "[2001:db8::1]"],
         "description": "The name of a host, or its address, without a port.",
+    }
+    Levels: {
+        "type": "string", "examples": ["info", "info,hotslot_driver=debug"],
+        "description": "The lowest level that is written, and those of modules: off, error, warn, info, debug or trace.",
     }
     Account: { "type": ["string", "integer"], "description": "A user or group, by name or number." }
 }
