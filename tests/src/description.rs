@@ -21,7 +21,10 @@ fn described(path: &str) -> String {
         format!("/v2.1{rest}")
     } else if let Some((_, rest)) = below("/v2").and_then(|rest| rest[1..].split_once('/')) {
         format!("/v2.1/{rest}")
-    } else if ["/drift", "/events", "/webhooks"].iter().any(|noun| path.starts_with(noun)) {
+    } else if ["/drift", "/events", "/service", "/webhooks"]
+        .iter()
+        .any(|noun| path == *noun || path.starts_with(&format!("{noun}/")))
+    {
         format!("/v2.1{path}")
     } else if below("/accelerator")
         .is_some_and(|rest| of_cyborg.iter().any(|noun| rest[1..].starts_with(noun)))
