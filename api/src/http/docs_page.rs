@@ -199,7 +199,7 @@ static PAGE: LazyLock<String> = LazyLock::new(page);
 /// Shows the description as a page to read.
 #[utoipa::path(get, path = "/docs", tag = "Description",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
-pub(super) async fn show() -> Response {
+pub(super) async fn page_of_description() -> Response {
     let headers =
         [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, CSP)];
     (headers, PAGE.as_str()).into_response()

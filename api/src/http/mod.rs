@@ -124,7 +124,7 @@ pub fn router(service: Arc<Service>) -> Router {
 fn described() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .routes(routes!(description::show))
-        .routes(routes!(docs_page::show))
+        .routes(routes!(docs_page::page_of_description))
         .routes(routes!(versions::all))
         .routes(routes!(versions::v2))
         .routes(routes!(versions::v21))
