@@ -108,9 +108,9 @@ fn check(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<Str
 /// As [`check`], for a part of a composed schema: other parts may describe further keys.
 fn check_part(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<String>) {
     let schema = resolved(schema);
-    let kinds: Vec<_> = match &schema["type"] {
-        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
-        one => one.as_str().into_iter().collect(),
+    let kinds: Vec<_> = match schema["type"].as_array() {
+        Some(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        None => schema["type"].as_str().into_iter().collect(),
     };
     if !kinds.is_empty() && !kinds.iter().any(|kind| is_of(kind, value)) {
         found.push(format!("{place}: {value} is not of type {}", kinds.join(" or ")));

@@ -65,9 +65,9 @@ fn kind(schema: &Value) -> String {
             .collect::<Vec<_>>()
             .join(", ");
     }
-    let types: Vec<_> = match &schema["type"] {
-        Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
-        one => one.as_str().into_iter().collect(),
+    let types: Vec<_> = match schema["type"].as_array() {
+        Some(types) => types.iter().filter_map(Value::as_str).collect(),
+        None => schema["type"].as_str().into_iter().collect(),
     };
     let name = |one: &str| match one {
         "array" => format!("list of {}", kind(&schema["items"])),

@@ -48,11 +48,12 @@ pub struct Monitor {
     detaching: Mutex<HashMap<AttachmentId, Millis>>,
 }
 
+/// The names and the values of the labels.
+type Labels<const LABELS: usize> = [(&'static str, Cow<'static, str>); LABELS];
+
 /// A gauge for each set of labels.
 #[derive(Default)]
-struct Gauges<const LABELS: usize>(
-    Family<[(&'static str, Cow<'static, str>); LABELS], Gauge<f64, AtomicU64>>,
-);
+struct Gauges<const LABELS: usize>(Family<Labels<LABELS>, Gauge<f64, AtomicU64>>);
 
 impl<const LABELS: usize> Gauges<LABELS> {
     fn set(&self, labels: [(&'static str, &str); LABELS], value: f64) {
