@@ -441,7 +441,7 @@ mod tests {
     }
 
     /// Returns a client that has requested a long response.
-    async fn asked() -> (UnixStream, tempfile::TempDir) {
+    async fn with_long_response() -> (UnixStream, tempfile::TempDir) {
         let (mut client, dir) = connected().await;
         client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
         (client, dir)
@@ -487,7 +487,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_reads_slowly_is_served_for_as_long_as_it_reads() {
-        let (mut client, _dir) = asked().await;
+        let (mut client, _dir) = with_long_response().await;
         let start = Instant::now();
         let mut bytes = [0; 4096];
         let mut taken = 0;
@@ -505,7 +505,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_reads_nothing_is_disconnected() {
-        let (mut client, _dir) = asked().await;
+        let (mut client, _dir) = with_long_response().await;
         sleep(Duration::from_secs(4)).await;
         let mut all = Vec::new();
         let _ = client.read_to_end(&mut all).await;

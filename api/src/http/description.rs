@@ -294,6 +294,18 @@ mod tests {
 
     use super::*;
 
+    /// Other names of described paths, each with the path whose description it shares.
+    const ALIASES: [(&str, &str); 8] = [
+        (" /accelerator", " /accelerators"),
+        (" /device_profiles/", " /device_profiles"),
+        (" /accelerator_requests/", " /accelerator_requests"),
+        ("/acc_spec", "/acc_specs"),
+        ("/program/{same}", "/program"),
+        ("GET /v2/", "GET /v2"),
+        ("GET /v2.1/", "GET /v2.1"),
+        ("GET /v3/", "GET /v3"),
+    ];
+
     fn docs() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
     }
@@ -322,7 +334,7 @@ mod tests {
             .map(|(method, path, _)| policy::named(method, path).expect("every described path has a rule"))
             .collect();
         let mut missing: Vec<_> = policy::routes().filter(|route| !described.contains(*route)).collect();
-        missing.retain(|route| !super::super::ALIASES.iter().any(|(alias, _)| route.contains(alias)));
+        missing.retain(|route| !ALIASES.iter().any(|(alias, _)| route.contains(alias)));
         assert!(missing.is_empty(), "not described: {missing:#?}");
     }
 

@@ -55,7 +55,7 @@ pub(super) struct ReloadAnswer {
     reload: Reloaded,
 }
 
-/// What reading the configuration again has changed. The texts name keys, never values.
+/// The changes that were found when the configuration was read again. The texts name keys, never values.
 #[derive(ToSchema)]
 #[schema(as = Reloaded)]
 #[allow(dead_code, reason = "the description of the API is made from it; the service writes `Reloaded`")]

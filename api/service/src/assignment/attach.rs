@@ -147,7 +147,7 @@ impl Assignments {
         for _ in 0..RACES {
             let chosen = match chosen.take() {
                 Some(chosen) => chosen,
-                None => self.choose_devices(host, view, request, choice).await?,
+                None => self.select(host, view, request, choice).await?,
             };
             let wanted: Vec<NewAttachment> = chosen
                 .iter()
@@ -203,26 +203,11 @@ impl Assignments {
         if request.whole_group || !may_take_groups(host, request) {
             return Ok((request.whole_group, None));
         }
-        let chosen = self.choose_devices(host, view, request, choice).await?;
+        let chosen = self.select(host, view, request, choice).await?;
         match chosen.iter().any(|one| goes_with_others(one, &chosen)) {
             true => Ok((true, None)),
             false => Ok((false, Some(chosen))),
         }
-    }
-
-    /// Chooses devices for a request.
-    ///
-    /// # Errors
-    /// As [`select`](Self::select).
-    async fn choose_devices(
-        &self,
-        host: &Host,
-        view: &DomainView,
-        request: &AttachRequest,
-        choice: &mut Exclusions,
-    ) -> Result<Vec<Chosen>, Error> {
-        let choosing = metrics::Step::begin(KIND, "choose");
-        choosing.ended(self.select(host, view, request, choice).await)
     }
 
     async fn plug_all(
