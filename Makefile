@@ -10,7 +10,7 @@ STEP := tools/step
 BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 
 .PHONY: help demo demo-stop test check long-tests fuzz lab-test long-lab-test bench requirements lab-requirements build \
-    release install uninstall deb package-test lab lab-down
+    release install uninstall deb dist package-test lab lab-down
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -96,6 +96,9 @@ uninstall: ## remove what `make install` installed; the configuration and the re
 
 deb: ## make the Debian package of the release: target/hotslot_VERSION_ARCH.deb
 	@$(STEP) "Debian package" tools/deb
+
+dist: release deb ## collect a release in target/dist: package, tarballs, list of libraries, notes, checksums
+	@$(STEP) "dist" tools/dist
 
 package-test: deb ## install, upgrade, remove and purge the package in a clean Debian 12 and 13
 	@$(STEP) "test of the package" tools/package-test

@@ -84,7 +84,7 @@ impl CreateAttachment {
         let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
         let (by_address, own) = by_address(&self.addresses)?;
         let (alias, own_policy) = match (self.alias, self.flavor) {
-            (Some(alias), None) => (alias, None),
+            (Some(alias), None) => (Some(alias), None),
             (None, Some(name)) => {
                 let flavor = flavor::called(flavors, &name).ok_or_else(|| {
                     bad("flavor", &format!("there is no flavor `{name}`; GET flavors lists them"))
@@ -92,22 +92,18 @@ impl CreateAttachment {
                 let alias = flavor.extra_specs.get(flavor::PCI_ALIAS).ok_or_else(|| {
                     bad("flavor", &format!("`{name}` has no extra spec {}", flavor::PCI_ALIAS))
                 })?;
-                (alias.clone(), flavor.extra_specs.get(flavor::NUMA_POLICY).cloned())
+                (Some(alias.clone()), flavor.extra_specs.get(flavor::NUMA_POLICY).cloned())
             }
-            (None, None) if !own.is_empty() => (String::new(), None),
+            (None, None) if !own.is_empty() => (None, None),
             (None, None) | (Some(_), Some(_)) => {
                 return Err(Error::Invalid(format!(
                     "bad body: give either pci_passthrough:alias or flavor, or addresses; send {EXAMPLE}"
                 )));
             }
         };
-        let mut aliases = if alias.is_empty() && !own.is_empty() {
-            Vec::new()
-        } else {
-            let parsed: AliasRequests =
-                alias.parse().map_err(|error| bad("pci_passthrough:alias", &error))?;
-            parsed.0
-        };
+        let parsed = alias.map(|alias| alias.parse()).transpose();
+        let parsed: Option<AliasRequests> = parsed.map_err(|error| bad("pci_passthrough:alias", &error))?;
+        let mut aliases = parsed.map(|parsed| parsed.0).unwrap_or_default();
         aliases.extend(by_address);
         let mac = self.mac_address.as_deref().map(str::parse).transpose();
         let network = NetworkRequest {
