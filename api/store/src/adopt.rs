@@ -19,7 +19,8 @@ use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::mdevs::open_states;
 use crate::pool::Store;
-use crate::sql::{Executor, query};
+use crate::executor::Executor;
+use crate::sql::query;
 use crate::{attachments, mdevs};
 
 /// The reason of an adopted attachment. The documents do not tell by which alias it was requested.

@@ -15,7 +15,8 @@ use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::idempotency::remember;
 use crate::pool::Store;
-use crate::sql::{Row, Transaction, query};
+use crate::writer::{Written, Transaction};
+use crate::sql::{Row, query};
 
 fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
     let Some(mac) = columns.parse_opt("mac_address")? else { return Ok(None) };
@@ -164,9 +165,9 @@ impl Store {
     /// # Errors
     /// Returns the error of the database. Then libvirt must not be called to plug it.
     pub async fn mark_plug_requested(&self, id: AttachmentId) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         query("UPDATE attachments SET asked = 1 WHERE id = $1").bind(id.to_string()).execute(&mut tx).await?;
-        Ok(tx.commit().await?)
+        self.commit(tx, Written::default()).await
     }
 
     /// Returns an attachment, whether it has ended or not.

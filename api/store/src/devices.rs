@@ -16,7 +16,8 @@ use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::notices;
 use crate::pool::Store;
-use crate::sql::{Executor, Row, query};
+use crate::executor::Executor;
+use crate::sql::{Row, query};
 
 const TABLE: &str = "pci_devices";
 

@@ -13,7 +13,9 @@ use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Executor, Query, Row, Transaction, query};
+use crate::executor::Executor;
+use crate::writer::Transaction;
+use crate::sql::{Query, Row, query};
 
 const TABLE: &str = "quotas";
 

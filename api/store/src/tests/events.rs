@@ -4,7 +4,7 @@ use hotslot_model::event::EventKind;
 use hotslot_model::identity::{Actor, User};
 use hotslot_model::rules::Rule;
 
-use crate::sql::Pool;
+use crate::writer::Pool;
 
 use super::*;
 
