@@ -130,6 +130,7 @@ impl Service {
             in_flight: InFlight::new("attachment", store.locks()),
             verifying: InFlight::new("address of attachment", store.locks()),
             turns,
+            choosing: Arc::default(),
         });
         let accelerators = Arc::new(Accelerators {
             config: Arc::clone(&config),

@@ -141,6 +141,7 @@ impl Store {
         let mut rows = Vec::new();
         for (index, new) in wanted.iter().enumerate() {
             if !draft.claim(&new.device, Owner::Server(server), request, &new.siblings) {
+                draft.give_way().await;
                 return Ok(None);
             }
             // The first device is plugged right after this transaction, unless an IOMMU group is taken from its host

@@ -25,19 +25,25 @@ impl Store {
             return Ok(());
         }
         let (answer, answered) = oneshot::channel();
-        let store = self.clone();
-        // The commit runs in a task of its own, so that it is completed even if the caller is cancelled. Otherwise the
-        // database could have changes that the memory lacks.
-        tokio::spawn(async move {
-            tx.join(Member { change, answer });
-            // Whoever waits for the turn already comes first and is committed too.
-            store.end(&mut *store.turn.lock().await).await;
-        });
+        tx.join(Member { change, answer });
+        drop(self.end_soon());
         answered.await.map_err(|_| Error::Internal("a commit ended without an answer".to_owned()))?
     }
 
-    /// Commits the transactions that wait for it, and answers them.
-    pub(crate) async fn end(&self, turn: &mut Writer) {
+    /// Commits the transactions that wait for it, after those that wait for their turn now. The commit runs in a task of its
+    /// own, so that it is completed even if the caller is cancelled. Otherwise the database could have changes that the
+    /// memory lacks.
+    pub(crate) fn end_soon(&self) -> impl Future<Output = ()> {
+        let store = self.clone();
+        let ended = tokio::spawn(async move { store.end(&mut *store.turn.lock().await).await });
+        async move {
+            if let Err(error) = ended.await {
+                tracing::error!(%error, "a commit ended without an answer");
+            }
+        }
+    }
+
+    async fn end(&self, turn: &mut Writer) {
         match turn.commit().await {
             Ok(members) => {
                 let mut answers = Vec::new();

@@ -292,6 +292,14 @@ impl DeviceTransaction<'_> {
         }
     }
 
+    /// Drops the transaction after [`claim`](Self::claim) has failed. Returns when the transactions before it are committed,
+    /// so that the caller chooses from rows that show what they have claimed.
+    pub(super) async fn give_way(self) {
+        let store = self.store;
+        drop(self);
+        store.end_soon().await;
+    }
+
     /// Writes the rows that differ and the events, and commits.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! Where a statement runs: on a connection of a pool, or in a transaction.
 
 use sqlx::postgres::PgRow;
-use sqlx::sqlite::SqliteRow;
 
 use crate::error::Error;
 use crate::sql::{Query, Row, soon};
@@ -39,7 +38,7 @@ impl Query {
     /// Runs the statement and returns the number of rows written.
     pub(super) async fn execute(self, on: impl Into<Executor<'_>>) -> sqlx::Result<u64> {
         Ok(match on.into() {
-            Executor::Pool(Pool::Sqlite(pool)) => self.sqlite().execute(pool).await?.rows_affected(),
+            Executor::Pool(Pool::Sqlite(pool)) => pool.run(self).await?.0,
             Executor::Pool(Pool::Postgres(pool)) => {
                 soon(self.postgres().execute(pool)).await?.rows_affected()
             }
@@ -67,10 +66,9 @@ impl Query {
 
     /// Runs the statement and returns all rows.
     pub(super) async fn fetch_all(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Vec<Row>> {
-        let sqlite = |rows: Vec<SqliteRow>| rows.into_iter().map(Row::Sqlite).collect();
         let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
         Ok(match on.into() {
-            Executor::Pool(Pool::Sqlite(pool)) => sqlite(self.sqlite().fetch_all(pool).await?),
+            Executor::Pool(Pool::Sqlite(pool)) => pool.run(self).await?.1,
             Executor::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres().fetch_all(pool)).await?),
             Executor::Transaction(tx) => tx.run(self).await?.1,
         })

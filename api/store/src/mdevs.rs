@@ -112,12 +112,14 @@ impl Store {
         let worker = self.worker();
         for (id, parent, mdev_type) in wanted {
             let Some(device) = draft.device(parent.id).filter(|row| row.is_as_chosen(parent)) else {
+                draft.give_way().await;
                 return Ok(false);
             };
             // Another new mediated device of this transaction may have claimed it already.
             let is_held = device.status != DeviceStatus::Available
                 && !open_states(&mut draft, parent.id).await?.is_empty();
             if !is_held && !draft.claim(parent, Owner::Host, request, &[]) {
+                draft.give_way().await;
                 return Ok(false);
             }
             let row = Mdev {

@@ -22,7 +22,7 @@ use crate::cache::DeviceCache;
 use crate::error::Error;
 use crate::locks::Locks;
 use crate::executor::Executor;
-use crate::writer::{Written, Pool, Transaction, Writer};
+use crate::writer::{Kept, Pool, Transaction, Writer, Written};
 use crate::sql::query;
 use crate::url::is_postgres;
 
@@ -118,7 +118,8 @@ impl Store {
         let write = pool().max_connections(2).connect_with(options.clone()).await?;
         migrations.run(&write).await.map_err(sqlx::Error::from)?;
         let read = pool().max_connections(4).connect_with(options.read_only(true)).await?;
-        Self::opened(Pool::Sqlite(write), Pool::Sqlite(read), Locks::default(), lock).await
+        let (write, read) = (Pool::Sqlite(Kept::new(write)), Pool::Sqlite(Kept::new(read)));
+        Self::opened(write, read, Locks::default(), lock).await
     }
 
     async fn opened(write: Pool, read: Pool, locks: Locks, lock: Option<File>) -> Result<Self, Error> {
@@ -216,9 +217,8 @@ impl Store {
             tracing::warn!(%error, "this process is still on record, so other processes will treat it as crashed");
         }
         self.read.close().await;
-        let mut turn = self.turn.lock().await;
-        self.end(&mut turn).await;
-        turn.release();
+        self.end_soon().await;
+        self.turn.lock().await.release();
         self.write.close().await;
     }
 }

@@ -74,13 +74,6 @@ impl Query {
         self
     }
 
-    pub(super) fn sqlite(self) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
-        self.values.into_iter().fold(sqlx::query(self.text), |query, value| match value {
-            Value::Number(value) => query.bind(value),
-            Value::Text(value) => query.bind(value),
-        })
-    }
-
     /// Appends the statement to others of SQLite, which have `?` for the next value.
     pub(super) fn append(self, text: &mut String, values: &mut SqliteArguments) -> Result<(), BoxDynError> {
         let mut parts = self.text.split('$');

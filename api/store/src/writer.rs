@@ -8,7 +8,7 @@
 //! results are not needed at once are therefore sent together.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::TryStreamExt as _;
 use hotslot_model::device::Device;
@@ -17,7 +17,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPool;
 use sqlx::sqlite::{SqliteArguments, SqlitePool};
 use sqlx::{AssertSqlSafe, Either, Executor as _, Postgres, Sqlite, SqliteConnection};
-use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
 
 use crate::error::Error;
 use crate::sql::{Query, Row, soon};
@@ -25,14 +25,54 @@ use crate::sql::{Query, Row, soon};
 /// A pool of connections.
 #[derive(Debug, Clone)]
 pub(super) enum Pool {
-    Sqlite(SqlitePool),
+    Sqlite(Kept),
     Postgres(PgPool),
+}
+
+/// A pool of connections to SQLite. sqlx tests each connection that is returned to its pool, which takes as long as a short
+/// query, so that they are kept here between two statements.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) pool: SqlitePool,
+    idle: Arc<Mutex<Vec<PoolConnection<Sqlite>>>>,
+    free: Arc<Semaphore>,
+}
+
+impl Kept {
+    pub(super) fn new(pool: SqlitePool) -> Self {
+        let free = Arc::new(Semaphore::new(pool.options().get_max_connections() as usize));
+        Self { pool, idle: Arc::default(), free }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<PoolConnection<Sqlite>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connection(&self) -> sqlx::Result<PoolConnection<Sqlite>> {
+        let idle = self.idle().pop();
+        // The future of a pool may open a connection, and has 12 KiB.
+        if let Some(idle) = idle { Ok(idle) } else { Box::pin(self.pool.acquire()).await }
+    }
+
+    /// Runs a statement. Returns how many rows it has written, and the rows that it returned.
+    pub(super) async fn run(&self, query: Query) -> sqlx::Result<(u64, Vec<Row>)> {
+        let _free = self.free.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
+        // A connection is dropped, and so tested, when the caller has gone or the statement has failed.
+        let mut connection = self.connection().await?;
+        let done = at_once(&mut connection, None, std::iter::once(query)).await?;
+        self.idle().push(connection);
+        Ok(done.of_last())
+    }
 }
 
 impl Pool {
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite(pool) => pool.close().await,
+            Self::Sqlite(kept) => {
+                kept.free.close();
+                kept.idle().clear();
+                kept.pool.close().await;
+            }
             Self::Postgres(pool) => pool.close().await,
         }
     }
@@ -254,9 +294,7 @@ impl Transaction {
         if is_stale {
             return Err(sqlx::Error::RowNotFound);
         }
-        let last = done.written.len().saturating_sub(1);
-        let rows = done.rows.into_iter().filter(|(statement, _)| *statement == last).map(|(_, row)| row);
-        Ok((done.written.last().copied().unwrap_or_default(), rows.collect()))
+        Ok(done.of_last())
     }
 
     /// Runs a statement whose result is not needed, at the latest before the transaction ends.
@@ -301,13 +339,13 @@ impl Transaction {
 
     /// Sends all statements. Returns whether one that has to write a row did not.
     async fn send(&mut self) -> sqlx::Result<(Done, bool)> {
-        let later = std::mem::take(&mut self.later);
-        if later.is_empty() {
-            return Ok((Done::default(), false));
-        }
         if self.failed {
             // SQLite may have ended the transaction, so that the statement would be committed on its own.
             return Err(sqlx::Error::Protocol("a statement of this transaction has failed before".to_owned()));
+        }
+        let later = std::mem::take(&mut self.later);
+        if later.is_empty() {
+            return Ok((Done::default(), false));
         }
         // Until the answer is there, the statements may have failed.
         self.failed = true;
@@ -323,11 +361,11 @@ impl Transaction {
         let was_begun = std::mem::replace(&mut self.begun, true);
         let writer = self.writer()?;
         if writer.open.is_none()
-            && let Pool::Sqlite(pool) = &writer.pool
+            && let Pool::Sqlite(kept) = &writer.pool
         {
             let connection = match writer.idle.take() {
                 Some(connection) => connection,
-                None => Box::pin(pool.acquire()).await?,
+                None => kept.connection().await?,
             };
             writer.open = Some(Open::Sqlite(connection));
         }
@@ -352,6 +390,13 @@ impl Transaction {
 }
 
 impl Done {
+    /// Returns how many rows the last statement has written, and the rows that it returned.
+    fn of_last(self) -> (u64, Vec<Row>) {
+        let last = self.written.len().saturating_sub(1);
+        let rows = self.rows.into_iter().filter(|(statement, _)| *statement == last).map(|(_, row)| row);
+        (self.written.last().copied().unwrap_or_default(), rows.collect())
+    }
+
     fn add<Q, R>(&mut self, results: Vec<Either<Q, R>>, written: fn(&Q) -> u64, row: fn(R) -> Row) {
         for result in results {
             match result {

@@ -9,6 +9,7 @@ use hotslot_model::assignment::Attachment;
 use hotslot_model::device::Device;
 use hotslot_store::Store;
 
+use super::choosing::Choosing;
 use crate::config::Config;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
@@ -30,6 +31,8 @@ pub struct Assignments {
     pub(crate) verifying: Arc<InFlight>,
     /// Serializes attaches to one server.
     pub(crate) turns: Arc<KeyedMutex>,
+    /// The devices that attaches are about to claim.
+    pub(crate) choosing: Arc<Choosing>,
 }
 
 impl Assignments {

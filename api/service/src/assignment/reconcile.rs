@@ -18,7 +18,7 @@ use hotslot_model::assignment::{Assignment, Trigger};
 use hotslot_model::id::ServerId;
 use hotslot_store::actor::{self, system};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::assignments::Assignments;
 use crate::error::Error;
@@ -256,6 +256,8 @@ pub(crate) async fn rebind_in_background(service: Arc<Assignments>, host: Arc<Ho
             asked.await;
             retry = RETRY.0;
         }
+        // Serve the detaches of a short time together: each may need a transaction.
+        sleep(GATHER).await;
         // Before the first full comparison the devices of the guests are unknown. The end of that comparison requests
         // this work again.
         if !host.is_synced() {

@@ -1,7 +1,7 @@
 //! Chooses devices for an attach request and checks whether they could be plugged. This happens before any device is
 //! claimed or any driver is unbound; a dry run consists of this alone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
@@ -17,6 +17,7 @@ use hotslot_model::rules;
 use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, Wanted};
 
 use super::assignments::Assignments;
+use super::choosing::Choice;
 use super::ports;
 use super::request::{self, AttachRequest, NetworkRequest};
 use crate::error::Error;
@@ -46,6 +47,8 @@ struct Evaluation {
     checks: Vec<Check>,
     /// Why the devices cannot be attached; `None` when they can.
     refused: Option<Refused>,
+    /// Keeps other attaches from choosing the same devices.
+    choice: Option<Choice>,
 }
 
 enum Refused {
@@ -128,18 +131,20 @@ impl Assignments {
     ///
     /// # Errors
     /// The reason when there are too few such devices; errors of the hypervisor and of the database.
+    ///
+    /// The second value is to be kept until the devices are claimed.
     pub(super) async fn select(
         &self,
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
         choice: &mut Exclusions,
-    ) -> Result<Vec<Chosen>, Error> {
+    ) -> Result<(Vec<Chosen>, Option<Choice>), Error> {
         self.store.refresh().await?;
         let snapshot = self.snapshot(host, view, request).await?;
         let (evaluation, _) = self.evaluate_twice(host, view, request, snapshot, choice).await?;
         match evaluation.refused {
-            None => Ok(evaluation.chosen),
+            None => Ok((evaluation.chosen, evaluation.choice)),
             Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => Err(error),
         }
     }
@@ -187,9 +192,9 @@ impl Assignments {
     ) -> Result<Evaluation, Error> {
         let mut evaluation = Evaluation::default();
         loop {
-            let chosen = match self.choose_among_free(host, view, request, snapshot, choice)? {
-                Some(selection) => Ok(selection),
-                None => self.choose_among_all(host, view, request, snapshot, choice),
+            let (chosen, kept) = match self.choose_among_free(host, view, request, snapshot, choice)? {
+                Some((selection, kept)) => (Ok(selection), Some(kept)),
+                None => (self.choose_among_all(host, view, request, snapshot, choice), None),
             };
             let selection = match chosen {
                 Ok(selection) => selection,
@@ -208,6 +213,7 @@ impl Assignments {
                 }
             };
             evaluation = self.preflight(host, view, request, snapshot, selection).await?;
+            evaluation.choice = kept;
             match evaluation.refused.take() {
                 Some(Refused::One(device, error)) => choice.exclude(device, error),
                 refused => return Ok(Evaluation { refused, ..evaluation }),
@@ -215,8 +221,8 @@ impl Assignments {
         }
     }
 
-    /// Chooses among the free devices that the request prefers; `None` when all devices of the host have to be
-    /// looked at.
+    /// Chooses among the free devices that the request prefers and that no other attach has just chosen; `None` when
+    /// all devices of the host have to be looked at.
     fn choose_among_free(
         &self,
         host: &Host,
@@ -224,16 +230,17 @@ impl Assignments {
         request: &AttachRequest,
         snapshot: &Snapshot,
         choice: &Exclusions,
-    ) -> Result<Option<Selection>, Error> {
+    ) -> Result<Option<(Selection, Choice)>, Error> {
         let tags = request.tags();
         let wanted = wanted(request, snapshot, &tags)?;
         let availability = &snapshot.availability;
         let no_port = ports::no_port(view, availability);
-        let chosen = self.store.with_devices_of(host.row.id, |devices| {
+        let choose = |chosen: &HashSet<DeviceId>| self.store.with_devices_of(host.row.id, |devices| {
             let at = |address| devices.at(address).map(AsRef::as_ref);
             let is_unavailable = |device: &Device| {
                 let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
                 if choice.excluded.contains_key(&device.id)
+                    || chosen.contains(&device.id)
                     || no_port(device).is_some()
                     || availability.has_relative_in_use(device, &at)
                     || availability.why_unavailable(device, &at, server, drivers).is_some()
@@ -248,7 +255,9 @@ impl Assignments {
             let (guest_nodes, sockets) = (&snapshot.guest_nodes, snapshot.sockets.as_ref());
             devices.free()?.choose(&wanted, &Surroundings { guest_nodes, sockets, is_unavailable })
         });
-        Ok(chosen.map(|parts| named(request, parts)))
+        let ids = |parts: &Vec<Vec<Arc<Device>>>| parts.iter().flatten().map(|device| device.id).collect();
+        let chosen = self.choosing.choose(choose, ids);
+        Ok(chosen.map(|(parts, choice)| (named(request, parts), choice)))
     }
 
     /// Chooses among all devices of the host.
