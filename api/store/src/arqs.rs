@@ -14,8 +14,8 @@ use crate::columns::{RowReader, bad_column};
 use crate::device_profiles::number;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::writer::Transaction;
 use crate::sql::{Row, query};
+use crate::writer::Transaction;
 
 const TABLE: &str = "accelerator_requests";
 

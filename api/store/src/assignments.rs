@@ -17,9 +17,9 @@ use crate::clock::now;
 use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::mdevs::{follow_all, mdev};
 use crate::pool::Store;
-use crate::executor::Executor;
 use crate::sql::{Row, query};
 use crate::writer::Written;
 

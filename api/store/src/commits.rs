@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::pool::Store;
-use crate::writer::{Written, Member, Transaction, Writer, again};
+use crate::writer::{Member, Transaction, Writer, Written, again};
 
 /// The time limit for reading the database after a failed commit. Other writers wait meanwhile.
 const IN_DOUBT: Duration = Duration::from_secs(1);

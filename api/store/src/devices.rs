@@ -14,9 +14,9 @@ use crate::cache::{DeviceCache, HostDevices};
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::notices;
 use crate::pool::Store;
-use crate::executor::Executor;
 use crate::sql::{Row, query};
 
 const TABLE: &str = "pci_devices";

@@ -25,12 +25,12 @@ use crate::clock::now;
 use crate::devices::devices;
 use crate::error::Error;
 use crate::events;
+use crate::executor::Executor;
 use crate::notices;
 use crate::pool::Store;
 use crate::processes::Notification;
-use crate::executor::Executor;
-use crate::writer::{Written, Transaction};
 use crate::sql::query;
+use crate::writer::{Transaction, Written};
 
 /// How many statements are sent together.
 const TOGETHER: usize = 32;
@@ -390,13 +390,7 @@ fn insert(tx: &mut Transaction, row: &Device, seq: i64) -> Result<(), Error> {
     Ok(())
 }
 
-fn update(
-    tx: &mut Transaction,
-    was: &Device,
-    row: &Device,
-    time: Millis,
-    seq: i64,
-) -> Result<(), Error> {
+fn update(tx: &mut Transaction, was: &Device, row: &Device, time: Millis, seq: i64) -> Result<(), Error> {
     let facts = &row.facts;
     let is_deleted = row.status == DeviceStatus::Deleted;
     // The row is the lock of the device. When another process has changed it, the caller must choose again.

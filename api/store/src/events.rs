@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::pool::Store;
-use crate::writer::Transaction;
 use crate::sql::{Query, Row, query};
+use crate::writer::Transaction;
 
 /// How many statements are sent together.
 const TOGETHER: usize = 32;

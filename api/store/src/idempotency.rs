@@ -10,8 +10,8 @@ use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::writer::{Written, Transaction};
 use crate::sql::{Row, query};
+use crate::writer::{Transaction, Written};
 
 fn stored_response(key: &IdempotencyKey, row: &Row) -> Result<StoredResponse, Error> {
     let columns = RowReader { table: "idempotency_keys", id: key.key.clone(), row };

@@ -16,8 +16,8 @@ use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::writer::Transaction;
 use crate::sql::{Row, query};
+use crate::writer::Transaction;
 
 pub(crate) fn mdev(row: &Row) -> Result<Mdev, Error> {
     let columns = RowReader { table: "mdevs", id: row.try_get("id")?, row };

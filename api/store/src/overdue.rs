@@ -8,9 +8,9 @@ use hotslot_model::overdue::OverdueElsewhere;
 
 use crate::columns::RowReader;
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::pool::Store;
 use crate::processes::Notification;
-use crate::executor::Executor;
 use crate::sql::{Row, query};
 use crate::writer::Written;
 

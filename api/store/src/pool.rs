@@ -20,11 +20,11 @@ use tokio::sync::{Mutex, watch};
 
 use crate::cache::DeviceCache;
 use crate::error::Error;
-use crate::locks::Locks;
 use crate::executor::Executor;
-use crate::writer::{Kept, Pool, Transaction, Writer, Written};
+use crate::locks::Locks;
 use crate::sql::query;
 use crate::url::is_postgres;
+use crate::writer::{Kept, Pool, Transaction, Writer, Written};
 
 /// The time for which a connection to SQLite waits while another one writes.
 pub(crate) const SQLITE_PATIENCE: Duration = Duration::from_secs(10);

@@ -10,8 +10,8 @@ use crate::columns::RowReader;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::process::Process;
-use crate::writer::{Written, Pool, Transaction};
 use crate::sql::query;
+use crate::writer::{Pool, Transaction, Written};
 
 const CHANNEL: &str = "hotslot";
 

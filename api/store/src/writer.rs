@@ -140,16 +140,18 @@ impl Writer {
         self.ahead.clear();
         let members = std::mem::take(&mut self.members);
         let committed = match self.open.take() {
-            Some(Open::Sqlite(mut connection)) => match sqlx::raw_sql("COMMIT").execute(&mut *connection).await {
-                Ok(_) => {
-                    self.idle = Some(connection);
-                    Ok(())
+            Some(Open::Sqlite(mut connection)) => {
+                match sqlx::raw_sql("COMMIT").execute(&mut *connection).await {
+                    Ok(_) => {
+                        self.idle = Some(connection);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        connection.close_on_drop();
+                        Err(error)
+                    }
                 }
-                Err(error) => {
-                    connection.close_on_drop();
-                    Err(error)
-                }
-            },
+            }
             Some(Open::Postgres(transaction)) => soon(transaction.commit()).await,
             None => Err(sqlx::Error::WorkerCrashed),
         };
@@ -239,7 +241,9 @@ impl Transaction {
         // On SQLite, it begins with its first statement.
         if let Pool::Postgres(pool) = &writer.pool {
             match &mut writer.open {
-                Some(Open::Postgres(open)) => drop(soon(sqlx::raw_sql(SAVEPOINT).execute(&mut **open)).await?),
+                Some(Open::Postgres(open)) => {
+                    drop(soon(sqlx::raw_sql(SAVEPOINT).execute(&mut **open)).await?)
+                }
                 Some(Open::Sqlite(_)) | None => {
                     // The future of a pool may open a connection, and has 12 KiB.
                     let mut open = soon(Box::pin(pool.begin())).await?;
@@ -266,9 +270,9 @@ impl Transaction {
 
     /// Whether the transaction of the database begins with this one, and the memory may lack changes.
     pub(super) fn has_to_catch_up(&self) -> bool {
-        self.writer.as_deref().is_some_and(|writer| {
-            writer.members.is_empty() && (writer.is_behind || self.has_others())
-        })
+        self.writer
+            .as_deref()
+            .is_some_and(|writer| writer.members.is_empty() && (writer.is_behind || self.has_others()))
     }
 
     /// Notes that the memory has all changes.
@@ -341,7 +345,9 @@ impl Transaction {
     async fn send(&mut self) -> sqlx::Result<(Done, bool)> {
         if self.failed {
             // SQLite may have ended the transaction, so that the statement would be committed on its own.
-            return Err(sqlx::Error::Protocol("a statement of this transaction has failed before".to_owned()));
+            return Err(sqlx::Error::Protocol(
+                "a statement of this transaction has failed before".to_owned(),
+            ));
         }
         let later = std::mem::take(&mut self.later);
         if later.is_empty() {
@@ -442,4 +448,3 @@ impl Drop for Transaction {
         }
     }
 }
-

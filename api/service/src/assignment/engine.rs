@@ -189,10 +189,7 @@ impl Assignments {
     ///
     /// # Errors
     /// As `settle_all`.
-    pub(super) async fn changes(
-        &self,
-        seen: &[(AssignmentKey, Observation)],
-    ) -> Result<Vec<Change>, Error> {
+    pub(super) async fn changes(&self, seen: &[(AssignmentKey, Observation)]) -> Result<Vec<Change>, Error> {
         if seen.is_empty() {
             return Ok(Vec::new());
         }

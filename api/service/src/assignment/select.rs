@@ -235,26 +235,28 @@ impl Assignments {
         let wanted = wanted(request, snapshot, &tags)?;
         let availability = &snapshot.availability;
         let no_port = ports::no_port(view, availability);
-        let choose = |chosen: &HashSet<DeviceId>| self.store.with_devices_of(host.row.id, |devices| {
-            let at = |address| devices.at(address).map(AsRef::as_ref);
-            let is_unavailable = |device: &Device| {
-                let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
-                if choice.excluded.contains_key(&device.id)
-                    || chosen.contains(&device.id)
-                    || no_port(device).is_some()
-                    || availability.has_relative_in_use(device, &at)
-                    || availability.why_unavailable(device, &at, server, drivers).is_some()
-                {
-                    Unavailable::Yes
-                } else if availability.needs_others(device.facts.address) {
-                    Unavailable::DependsOnOthers
-                } else {
-                    Unavailable::No
-                }
-            };
-            let (guest_nodes, sockets) = (&snapshot.guest_nodes, snapshot.sockets.as_ref());
-            devices.free()?.choose(&wanted, &Surroundings { guest_nodes, sockets, is_unavailable })
-        });
+        let choose = |chosen: &HashSet<DeviceId>| {
+            self.store.with_devices_of(host.row.id, |devices| {
+                let at = |address| devices.at(address).map(AsRef::as_ref);
+                let is_unavailable = |device: &Device| {
+                    let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
+                    if choice.excluded.contains_key(&device.id)
+                        || chosen.contains(&device.id)
+                        || no_port(device).is_some()
+                        || availability.has_relative_in_use(device, &at)
+                        || availability.why_unavailable(device, &at, server, drivers).is_some()
+                    {
+                        Unavailable::Yes
+                    } else if availability.needs_others(device.facts.address) {
+                        Unavailable::DependsOnOthers
+                    } else {
+                        Unavailable::No
+                    }
+                };
+                let (guest_nodes, sockets) = (&snapshot.guest_nodes, snapshot.sockets.as_ref());
+                devices.free()?.choose(&wanted, &Surroundings { guest_nodes, sockets, is_unavailable })
+            })
+        };
         let ids = |parts: &Vec<Vec<Arc<Device>>>| parts.iter().flatten().map(|device| device.id).collect();
         let chosen = self.choosing.choose(choose, ids);
         Ok(chosen.map(|(parts, choice)| (named(request, parts), choice)))

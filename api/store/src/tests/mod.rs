@@ -51,6 +51,7 @@ mod postgres;
 mod processes;
 mod quotas;
 mod sequences;
+mod together;
 
 /// A new database with one host.
 struct Records {
