@@ -31,6 +31,7 @@ check: install ## the quick tests: format, lints, licences, docs, tests on the s
 	@$(STEP) "lints" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@$(STEP) "licences and bans" cargo deny --log-level error --locked check licenses bans sources
 	@$(STEP) "advisories" tools/advisories
+	@$(STEP) "lints of the Python clients" tools/clients lint
 	@$(STEP) "the sandbox of the service" tools/sandbox
 	@$(STEP) "docs" cargo doc --quiet --locked --workspace --no-deps --document-private-items
 	@$(STEP) "build" $(BUILD_TESTS)

@@ -2,10 +2,11 @@
 
 pub(crate) mod check;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Subcommand;
+use hotslot_service::config::Config;
 use serde_json::{Value, json};
 
 use crate::Cli;
@@ -15,6 +16,8 @@ use crate::output::{self, Column, Format, column, message};
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
   hotslot config check /etc/hotslot/hotslot.toml
+  hotslot config show
+  hotslot config reload
   hotslot config whitelist list
   hotslot config whitelist add '{"vendor_id": "8086", "product_id": "10ca"}'
   hotslot config alias add '{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}'
@@ -28,6 +31,14 @@ pub(crate) enum ConfigCommand {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Print a configuration file without its secrets, after checking it. This needs no service.
+    Show {
+        /// The configuration file; by default the one of --config, or /etc/hotslot/hotslot.toml.
+        file: Option<PathBuf>,
+    },
+    /// Have the service read its configuration file, policy, certificates and tokens again. A file with mistakes is refused,
+    /// and the previous configuration stays in force.
+    Reload,
     /// Which devices are assignable (device_spec).
     #[command(subcommand)]
     Whitelist(Entries),
@@ -81,6 +92,8 @@ impl ConfigCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
             Self::Check { file } => check::run(&file, cli.format),
+            Self::Show { file } => show(file.as_deref()),
+            Self::Reload => reload(cli).await,
             Self::Whitelist(entries) => entries.run(cli, "whitelist").await,
             Self::Alias(entries) => entries.run(cli, "alias").await,
             Self::ExtraInfo(entries) => entries.run(cli, "extra_info").await,
@@ -126,6 +139,35 @@ impl Entries {
         }
         Ok(Exit::Done)
     }
+}
+
+/// The configuration, when none is named.
+const CONFIG: &str = "/etc/hotslot/hotslot.toml";
+
+/// Prints a configuration file without its secrets.
+pub(crate) fn show(file: Option<&Path>) -> anyhow::Result<Exit> {
+    let config = Config::load(file.unwrap_or_else(|| Path::new(CONFIG)))?;
+    output::print(&config.source.map(|source| source.without_secrets()).unwrap_or_default())?;
+    Ok(Exit::Done)
+}
+
+/// Has the service read its configuration again, and prints what has changed.
+async fn reload(cli: &Cli) -> anyhow::Result<Exit> {
+    let answer = cli.client.post(&["service", "reload"], &json!({})).await?;
+    let found = &answer["reload"];
+    if cli.format == Format::Json {
+        output::json(found)?;
+        return Ok(Exit::Done);
+    }
+    let mut text = String::new();
+    for (key, what) in [("changed", "in force now"), ("needs_restart", "in force after a restart")] {
+        let keys: Vec<_> = found[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !keys.is_empty() {
+            text += &format!("{what}: {}\n", keys.join(", "));
+        }
+    }
+    output::print(if text.is_empty() { "nothing has changed\n" } else { &text })?;
+    Ok(Exit::Done)
 }
 
 /// The JSON text of an entry.

@@ -1,10 +1,10 @@
-//! `hotslot db`: backs up and restores the SQLite database.
+//! `hotslot db`: backs up and restores the SQLite database, and tells the version of its tables.
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use hotslot_service::config::Config;
-use hotslot_store::{Error, backup, restore, sqlite_file};
+use hotslot_store::{Error, backup, restore, schema, schema_of, sqlite_file};
 
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -12,6 +12,7 @@ use crate::output;
 pub(crate) const HELP: &str = "\
 Examples:
   hotslot db backup /var/backups/hotslot-monday.db --config /etc/hotslot/hotslot.toml
+  hotslot db version --config /etc/hotslot/hotslot.toml
   hotslot db restore /var/backups/hotslot-monday.db --config /etc/hotslot/hotslot.toml
 For PostgreSQL use pg_dump and pg_restore.";
 
@@ -22,6 +23,8 @@ pub(crate) enum DbCommand {
     /// Replace the SQLite database by a backup. The service must not be running. The replaced database is kept with
     /// the suffix `.before-restore`.
     Restore(Files),
+    /// Print the version of the tables of the database, and the version that this program uses. The service may be running.
+    Version,
 }
 
 #[derive(Debug, Args)]
@@ -35,6 +38,11 @@ impl DbCommand {
     pub(crate) async fn run(self, config: Option<&Path>) -> anyhow::Result<Exit> {
         let url = config.map(Config::load).transpose()?.unwrap_or_default().with_secrets()?.database.url;
         match self {
+            Self::Version => {
+                let found = schema_of(&url).await.map_err(failure)?;
+                let found = found.map_or_else(|| "none".to_owned(), |version| version.to_string());
+                output::print(&format!("database: {found}\nprogram: {}\n", schema()))?;
+            }
             Self::Backup(files) => {
                 backup(&url, &files.file).await.map_err(failure)?;
                 output::print(&format!(

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 pub(crate) const HELP: &str = "\
 Exit codes:
     0  done
-    1  failed for another reason; a check of `doctor` failed; `config check` or `drift` found a problem
+    1  failed for another reason; a check of `doctor` failed; `config check`, `drift` or `status` found a
+       problem
     2  invalid arguments, or an ambiguous name
     3  not found
     4  refused: busy, wrong state, no free port, the guest keeps the device, too many requests; or a dry run found

@@ -21,7 +21,7 @@ impl HostCommand {
             column("NAME", "/hypervisor_hostname"),
             column("STATE", "/state"),
             Column("HYPERVISOR", Box::new(hypervisor)),
-            Column("LIBVIRT", Box::new(|host| version(&host["libvirt_version"]).unwrap_or("-".into()))),
+            Column("LIBVIRT", Box::new(libvirt)),
             column("URI", "/uri"),
             column("REASON", "/state_reason"),
         ];
@@ -44,7 +44,13 @@ pub(crate) fn unreachable(hosts: &[Value]) -> Vec<String> {
     down.map(|host| format!("{} ({})", at(host, "/hypervisor_hostname"), at(host, "/state_reason"))).collect()
 }
 
-fn hypervisor(host: &Value) -> String {
+/// The version of libvirt of a host.
+pub(crate) fn libvirt(host: &Value) -> String {
+    version(&host["libvirt_version"]).unwrap_or("-".into())
+}
+
+/// The name and the version of the hypervisor of a host.
+pub(crate) fn hypervisor(host: &Value) -> String {
     let kind = at(host, "/hypervisor_type");
     let named = match version(&host["hypervisor_version"]) {
         Some(version) => format!("{kind} {version}"),

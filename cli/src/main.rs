@@ -24,6 +24,8 @@ mod exit;
 mod explain;
 mod heap;
 mod host;
+mod log_level;
+mod logging;
 mod login;
 mod lookup;
 mod notify;
@@ -35,23 +37,19 @@ mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod status;
 mod tls;
 mod token;
 mod topology;
 mod tree;
+mod version;
 mod wait;
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use hotslot_driver::text;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::field::MakeExt as _;
-use tracing_subscriber::fmt::FormatFields;
-use tracing_subscriber::fmt::format::{self, Writer};
 
 use crate::address::Address;
 use crate::client::Client;
@@ -114,6 +112,8 @@ enum Command {
     /// Show the rules of who may do what.
     #[command(subcommand, after_help = policy::HELP)]
     Policy(policy::PolicyCommand),
+    /// Print the versions of this program, of the service, and of the libvirt of its hosts.
+    Version,
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
@@ -121,8 +121,8 @@ enum Command {
     Service(ServiceCommand),
 }
 
-/// The commands that talk to the service. The exception is `config check`, which is grouped with the other `config`
-/// commands.
+/// The commands that talk to the service. The exceptions are `config check` and `config show`, which are grouped
+/// with the other `config` commands.
 #[derive(Debug, Subcommand)]
 enum ServiceCommand {
     /// List the hosts.
@@ -165,6 +165,12 @@ enum ServiceCommand {
     /// Show and set how much of each resource a project may use.
     #[command(subcommand, after_help = quota::HELP)]
     Quota(quota::QuotaCommand),
+    /// Print the state of the service on one screen, with an exit code for monitoring.
+    #[command(after_help = status::HELP)]
+    Status,
+    /// Show and set the levels of the service's log.
+    #[command(after_help = log_level::HELP)]
+    LogLevel(log_level::LogLevel),
     /// Report where the records, the guests and the hosts disagree, and repair it with --repair.
     #[command(after_help = drift::HELP)]
     Drift(drift::Drift),
@@ -197,13 +203,6 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     match arguments.command {
         Command::Serve => {
             heap::keep_small();
-            let filter = EnvFilter::try_from_env("HOTSLOT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-            tracing_subscriber::fmt()
-                .with_env_filter(filter)
-                .with_ansi(std::io::stderr().is_terminal())
-                .fmt_fields(log_fields())
-                .with_writer(std::io::stderr)
-                .init();
             serve::run(config).map(|()| Exit::Done)
         }
         Command::Doctor(doctor) => {
@@ -212,6 +211,15 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         }
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run(config)),
+        Command::Version => until_done(async {
+            let (url, cloud) = (arguments.url, arguments.os_cloud.as_deref());
+            let client = match own() {
+                Ok(own) => connect(url, arguments.tls, own, cloud, config).await,
+                Err(error) => Err(error),
+            };
+            let cli = client.map(|client| Cli { client, format: arguments.output });
+            version::run(cli, arguments.output).await
+        }),
         Command::Sim(sim) => sim.run(),
         Command::Token(command) => command.run(config, arguments.output),
         Command::Policy(command) => command.run(config, arguments.output),
@@ -224,6 +232,9 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         // This command needs no service, and its file may not even have a valid address of one.
         Command::Service(ServiceCommand::Config(config::ConfigCommand::Check { file })) => {
             config::check::run(&file, arguments.output)
+        }
+        Command::Service(ServiceCommand::Config(config::ConfigCommand::Show { file })) => {
+            config::show(file.as_deref().or(config))
         }
         Command::Service(command) => until_done(async {
             let (url, cloud) = (arguments.url, arguments.os_cloud.as_deref());
@@ -251,21 +262,6 @@ async fn connect(
     Client::with_token(address, &tls.trusting(cloud.cacert), Some(login.token))
 }
 
-/// Formats the fields of a log line. Text from a guest, a host or a caller is escaped, so that it can neither begin a
-/// new line nor send control sequences to a terminal.
-fn log_fields() -> impl for<'w> FormatFields<'w> {
-    let field = |writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-        let field_text = format!("{value:?}");
-        let field_text = text::escape(&field_text);
-        if field.name() == "message" {
-            write!(writer, "{field_text}")
-        } else {
-            write!(writer, "{}={field_text}", field.name())
-        }
-    };
-    format::debug_fn(field).delimited(" ")
-}
-
 fn until_done(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(command);
@@ -291,6 +287,8 @@ impl ServiceCommand {
             Self::Accelerator(command) => command.run(cli).await,
             Self::Quota(command) => command.run(cli).await,
             Self::Drift(command) => command.run(cli).await,
+            Self::Status => status::run(cli).await,
+            Self::LogLevel(command) => command.run(cli).await,
         }
     }
 }
@@ -353,6 +351,14 @@ mod tests {
             "hotslot topology node1",
             "hotslot topology vm1 --server",
             "hotslot config check /etc/hotslot/hotslot.toml -o json",
+            "hotslot config show /etc/hotslot/hotslot.toml",
+            "hotslot config reload -o json",
+            "hotslot log-level",
+            "hotslot log-level info,hotslot_driver=debug",
+            "hotslot log-level --reset",
+            "hotslot status -o json",
+            "hotslot version",
+            "hotslot db version --config /etc/hotslot/hotslot.toml",
             "hotslot config whitelist list",
             "hotslot config alias add {\"name\":\"a1\"}",
             "hotslot config extra-info remove 3 --force",
@@ -389,6 +395,8 @@ mod tests {
             "hotslot quota set 7c1f instances=1",
             "hotslot topology",
             "hotslot topology a --host --server",
+            "hotslot log-level loud",
+            "hotslot log-level debug --reset",
             "hotslot db backup",
             "hotslot config alias add a1",
             "hotslot config whitelist remove",

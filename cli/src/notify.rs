@@ -11,8 +11,8 @@ use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-/// How often the status is brought up to date when the service manager has no watchdog.
-const STATUS: Duration = Duration::from_secs(20);
+/// How often the status is brought up to date at least.
+const STATUS: Duration = Duration::from_secs(5);
 
 /// Tells the service manager that the service answers requests at `address`, and starts the task that tells it again
 /// and again that the service still works.
@@ -20,10 +20,23 @@ pub(crate) fn ready(service: &Arc<Service>, address: &str) {
     let status = format!("answers at {address}; {}", hosts(service));
     say(&[NotifyState::Ready, NotifyState::Status(&status)]);
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
-        // Three signs of life within the time limit, so that a single late one has no effect.
-        let every = sd_notify::watchdog_enabled().map_or(STATUS, |limit| limit / 3);
+        // At least three signs of life within the time limit, so that a single late one has no effect.
+        let every = sd_notify::watchdog_enabled().map_or(STATUS, |limit| STATUS.min(limit / 3));
         tokio::spawn(live(Arc::clone(service), address.to_owned(), every.max(Duration::from_millis(1))));
     }
+}
+
+/// Tells the service manager that the service reads its configuration again.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => say(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "the service manager cannot be informed of a reload"),
+    }
+}
+
+/// Tells the service manager that the configuration was read again.
+pub(crate) fn reloaded(service: &Service, address: &str) {
+    say(&[NotifyState::Ready, NotifyState::Status(&format!("answers at {address}; {}", hosts(service)))]);
 }
 
 /// Tells the service manager that the service stops.

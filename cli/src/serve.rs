@@ -1,9 +1,10 @@
-//! `hotslot serve`: runs the service until it receives SIGTERM or SIGINT.
+//! `hotslot serve`: runs the service until it receives SIGTERM or SIGINT. SIGHUP has it read its configuration again.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -13,9 +14,9 @@ use hotslot_service::service::Service;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::notify;
+use crate::{logging, notify};
 
 /// The time that running requests have to finish after a stop signal. Requests that are not finished by then are on
 /// record, and the next start continues them.
@@ -30,6 +31,7 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
         Some(file) => Config::load(file)?,
         None => Config::default(),
     };
+    logging::start(&config.log);
     for warning in file.iter().flat_map(|file| config.exposed(file)) {
         tracing::warn!("{warning}");
     }
@@ -43,17 +45,12 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
 
 async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let api = config.api.clone();
+    // A signal to read the configuration again must not end a service that is starting.
+    let mut hangup = signal(SignalKind::hangup())?;
     // The socket comes first, so that a second service fails here and does not touch the records of the first.
     let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.url()))?;
     let service = Service::start(config).await?;
-    if !configured {
-        tracing::warn!(
-            "no configuration file: the host is qemu:///system and no device is assignable; write a configuration \
-             like hotslot.example.toml, and name it with --config"
-        );
-    } else if service.catalog.inventory().is_empty() {
-        tracing::warn!("[pci] device_spec is empty: no device is assignable");
-    }
+    warn_of_no_devices(&service, configured);
     for host in service.hosts.iter() {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
@@ -66,7 +63,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     if let Listen::Unix(path) = &api.listen {
         warn_of_closed_directory(path);
     }
-    let router = http::router(std::sync::Arc::clone(&service));
+    let router = http::router(Arc::clone(&service));
     let (stopping, stop) = tokio::sync::watch::channel(false);
     let mut stopped = stop.clone();
     let asked = async move {
@@ -81,6 +78,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
         ended = &mut server => ended?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = reload_on(&mut hangup, &service, &bound.url()) => {}
     }
     tracing::info!("stopping");
     notify::stopping();
@@ -104,9 +102,39 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Reads the configuration again on each signal. It does not end.
+async fn reload_on(hangup: &mut Signal, service: &Arc<Service>, address: &str) {
+    while hangup.recv().await.is_some() {
+        // A host that does not answer must not delay the next signal.
+        tokio::spawn(reload(Arc::clone(service), address.to_owned()));
+    }
+    std::future::pending().await
+}
+
+/// Reads the configuration again. What is wrong with it is logged, and the previous one stays in force.
+async fn reload(service: Arc<Service>, address: String) {
+    notify::reloading();
+    if let Err(error) = service.settings.reload().await {
+        tracing::error!("{error}");
+    }
+    notify::reloaded(&service, &address);
+}
+
+/// Warns when no device is assignable.
+fn warn_of_no_devices(service: &Service, configured: bool) {
+    if !configured {
+        tracing::warn!(
+            "no configuration file: the host is qemu:///system and no device is assignable; write a configuration \
+             like hotslot.example.toml, and name it with --config"
+        );
+    } else if service.catalog.inventory().is_empty() {
+        tracing::warn!("[pci] device_spec is empty: no device is assignable");
+    }
+}
+
 /// Warns of clients who are the administrator because they can connect.
 fn warn_of_open_doors(service: &Service, api: &Api) {
-    if service.config.is_open() {
+    if service.config.get().is_open() {
         let who = if api.demands_client_certificates() {
             "every owner of a client certificate"
         } else {

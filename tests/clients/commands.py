@@ -1,6 +1,7 @@
 """Runs the commands of a list with the stock clients, and checks their output against the list.
 
-    commands.py URL LIST
+    commands.py URL LIST     with the service at the URL, without authentication
+    commands.py LIST         with the clouds of the file that OS_CLIENT_CONFIG_FILE names
 
 A step of the list:
     openstack   a command line of python-openstackclient
@@ -53,7 +54,7 @@ def of_openstack(line):
     with multiprocessing.get_context("fork").Pool(1) as pool:
         code, out, err = pool.apply(in_shell, (line,))
     if code:
-        raise RuntimeError(err + out)
+        raise RuntimeError(f"exit code {code}: {err}{out}")
     return json.loads(out) if out.strip().startswith(("[", "{")) else None
 
 
@@ -140,7 +141,7 @@ def one(step, saved):
     return None
 
 
-def main(url, steps):
+def without_authentication(url):
     keystone = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Keystone)
     threading.Thread(target=keystone.serve_forever, daemon=True).start()
     os.environ.update(
@@ -150,6 +151,9 @@ def main(url, steps):
         OS_ACCELERATOR_ENDPOINT_OVERRIDE=f"{url}/accelerator/v2",
         NO_PROXY="127.0.0.1",
     )
+
+
+def main(steps):
     saved = {}
     with open(steps, encoding="utf-8") as file:
         steps = json.load(file)
@@ -165,4 +169,7 @@ def main(url, steps):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    *service, steps = sys.argv[1:]
+    for url in service:
+        without_authentication(url)
+    main(steps)

@@ -1,13 +1,14 @@
-"""The tests/api of cyborg-tempest-plugin against a service with `[api] identity = "headers"`.
+"""The tests/api of a Tempest plugin against a service with `[api] identity = "headers"`.
 
-    tempest_api.py URL LIST
+    tempest_api.py URL PACKAGE LIST
 
 There is no Keystone. This script serves the part of its API that tempest uses, and is the proxy in front of the service
-that validates tokens, as keystonemiddleware does. LIST names the tests that are expected to fail, with the reasons. All
-others must pass.
+that validates tokens, as keystonemiddleware does. PACKAGE is that of the plugin. LIST names the tests that are expected
+to fail, with the reasons, by plugin. All others must pass.
 """
 
 import http.server
+import importlib
 import json
 import os
 import sys
@@ -51,7 +52,7 @@ class Keystone(http.server.BaseHTTPRequestHandler):
                 "id": kind, "type": kind, "name": kind,
                 "endpoints": [{"id": kind, "interface": face, "region": "RegionOne", "region_id": "RegionOne",
                                "url": self.own() + path} for face in ("public", "internal", "admin")],
-            } for kind, path in (("accelerator", "/accelerator/v2"), ("identity", "/v3"))],
+            } for kind, path in (("accelerator", "/accelerator/v2"), ("hotslot", ""), ("identity", "/v3"))],
         }
         if "system" in scope:
             token["system"] = {"all": True}
@@ -62,8 +63,8 @@ class Keystone(http.server.BaseHTTPRequestHandler):
         self.document(201, {"token": token}, [("x-subject-token", name)])
 
     def forward(self, body):
-        headers = {name: self.headers[name] for name in ("content-type", "openstack-api-version")
-                   if self.headers[name]}
+        headers = {name: self.headers[name] for name in
+                   ("content-type", "idempotency-key", "if-match", "openstack-api-version") if self.headers[name]}
         user, _, scope = (self.headers["x-auth-token"] or "").partition(":")
         if user:
             headers |= {"x-identity-status": "Confirmed", "x-user-id": user, "x-roles": user.split("-")[0]}
@@ -74,7 +75,7 @@ class Keystone(http.server.BaseHTTPRequestHandler):
                 status, headers, body = answer.status, answer.headers, answer.read()
         except urllib.error.HTTPError as answer:
             status, headers, body = answer.code, answer.headers, answer.read()
-        kept = ("content-type", "openstack-api-version")
+        kept = ("content-type", "etag", "location", "openstack-api-version")
         self.answer(status, body, [(name, headers[name]) for name in kept if headers[name]])
 
     def do(self):
@@ -87,7 +88,7 @@ class Keystone(http.server.BaseHTTPRequestHandler):
             link = {"rel": "self", "href": self.own() + "/v3/"}
             self.document(200, {"version": {"id": "v3.14", "status": "stable", "links": [link]}})
 
-    do_GET = do_POST = do_PATCH = do_DELETE = do
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
 
     def log_message(self, *_):
         pass
@@ -130,6 +131,10 @@ cinder = false
 swift = false
 [cyborg_policy]
 enforce_new_defaults = true
+[hotslot]
+server_id = 20000000-0000-4000-8000-000000000001
+alias = qat
+device_type = FPGA
 """)
     os.environ["TEMPEST_CONFIG_DIR"] = directory
 
@@ -157,20 +162,19 @@ class Outcome(unittest.TestResult):
     addError = addFailure
 
 
-def main(url, expected):
+def main(url, package, expected):
     Keystone.service = url
     keystone = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Keystone)
     threading.Thread(target=keystone.serve_forever, daemon=True).start()
     with open(expected, encoding="utf-8") as file:
-        expected = json.load(file)
+        expected = json.load(file)[package]
     with tempfile.TemporaryDirectory() as directory:
         configure(directory, f"http://127.0.0.1:{keystone.server_port}")
         # Imported only now, because the import reads the configuration.
-        import cyborg_tempest_plugin
-        from cyborg_tempest_plugin.tests import api
-        top = os.path.dirname(cyborg_tempest_plugin.__path__[0])
+        api = importlib.import_module(f"{package}.tests.api").__path__[0]
+        top = os.path.dirname(importlib.import_module(package).__path__[0])
         outcome = Outcome()
-        unittest.TestLoader().discover(api.__path__[0], top_level_dir=top).run(outcome)
+        unittest.TestLoader().discover(api, top_level_dir=top).run(outcome)
     wrong = []
     for name, (word, words) in sorted(outcome.of.items()):
         print(f"{word:4} {name}")

@@ -8,6 +8,7 @@ pub mod link;
 pub mod measure;
 pub mod oracle;
 pub mod postgres;
+pub mod recorded;
 mod service;
 
 use std::path::{Path, PathBuf};

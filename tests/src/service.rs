@@ -369,8 +369,9 @@ fn serve(mut command: Command, dir: &Path) -> (Child, String) {
         let ended = child.try_wait().expect("the state of the service").is_some();
         let log = log_in(dir);
         let url = log[start..].lines().find_map(|line| line.split_once("listening on "));
+        // A line of JSON goes on after the message.
         if let Some((_, url)) = url.filter(|_| log.ends_with('\n')) {
-            return (child, url.trim().to_owned());
+            return (child, url.split('"').next().unwrap_or(url).trim().to_owned());
         }
         assert!(!ended, "it ended:\n{log}");
         std::thread::sleep(Duration::from_millis(2));

@@ -3,12 +3,12 @@
 //! `data/audit.json` has requests for every route that changes something: their status, and the kinds of the events that
 //! each leaves. `HOTSLOT_RECORD=1` records the current ones.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hotslot_tests::{Hotslot, I440FX, Q35, attachments, binary, host};
+use hotslot_tests::recorded::{Names, is_recording, record, rows};
+use hotslot_tests::{Hotslot, Q35, attachments, binary, host};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -34,14 +34,6 @@ const UNCHANGING: [&str; 4] = [
     "PATCH /accelerator/v2/deployables/<deployable>/program",
     "PATCH /accelerator/v2/deployables/<deployable>/program/<deployable>",
 ];
-
-fn data(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(file)
-}
-
-fn rows(file: &str) -> Vec<Value> {
-    serde_json::from_str(&std::fs::read_to_string(data(file)).unwrap()).unwrap()
-}
 
 /// The headers of a caller, as a proxy sends them.
 fn caller(name: &str, role: &str) -> Vec<(String, String)> {
@@ -86,53 +78,45 @@ fn is_by(event: &Value, name: &str, role: &str) -> bool {
     expected.as_object().unwrap().iter().all(|(key, value)| event[key] == *value)
 }
 
+/// Waits until an event could not be delivered.
+async fn until_not_delivered(service: &Hotslot) {
+    let letters = async || {
+        let sent = service.send_with(Method::GET, "/webhooks", caller("alice", "admin"), None).await;
+        sent.body["webhooks"][0]["dead_letter_count"].as_u64() > Some(0)
+    };
+    service.until("an event could not be delivered", letters).await;
+}
+
+/// Waits until the accelerator request is bound or unbound, which continues after the answer.
+async fn until_bound(service: &Hotslot) {
+    let path = "/accelerator/v2/accelerator_requests";
+    let settled = async || {
+        let sent = service.send_with(Method::GET, path, caller("alice", "admin"), None).await;
+        ["Bound", "Unbound"].contains(&sent.body["arqs"][0]["state"].as_str().unwrap())
+    };
+    service.until("the request is bound", settled).await;
+}
+
 #[tokio::test]
 async fn every_change_leaves_events_that_name_the_caller() {
     let service = by_headers(PCI).await;
-    let mut names =
-        BTreeMap::from([("q35".to_owned(), Q35.to_owned()), ("i440fx".to_owned(), I440FX.to_owned())]);
-    let record = std::env::var_os("HOTSLOT_RECORD").is_some();
+    let mut names = Names::default();
     let (mut rows, mut wrong) = (rows("audit.json"), Vec::new());
     for row in &mut rows {
-        let fill = |text: &str| {
-            names
-                .iter()
-                .fold(text.to_owned(), |text, (name, value)| text.replace(&format!("<{name}>"), value))
-        };
         let (method, path) = row["request"].as_str().unwrap().split_once(' ').unwrap();
-        let (method, path) = (method.parse::<Method>().unwrap(), fill(path));
+        let (method, path) = (method.parse::<Method>().unwrap(), names.fill(path));
         if path.ends_with("/redeliver") {
-            let letters = async || {
-                let sent = service.send_with(Method::GET, "/webhooks", caller("alice", "admin"), None).await;
-                sent.body["webhooks"][0]["dead_letter_count"].as_u64() > Some(0)
-            };
-            service.until("an event could not be delivered", letters).await;
+            until_not_delivered(&service).await;
         }
-        let body = row.get("body").map(|body| fill(&body.to_string()));
+        let body = row.get("body").map(|body| names.fill(&body.to_string()));
         let answer = service.send_with(method.clone(), &path, caller("alice", "admin"), body).await;
-        for (name, pointer) in row["keep"].as_object().into_iter().flatten() {
-            let value = answer.body.pointer(pointer.as_str().unwrap());
-            let value = value.unwrap_or_else(|| panic!("{path}: {}", answer.body));
-            names.insert(name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-        }
+        names.keep(row, &answer.body);
         if method == Method::GET {
             continue;
         }
         let id = answer.headers["x-openstack-request-id"].to_str().unwrap().to_owned();
         if path.contains("accelerator_requests") && method == Method::PATCH {
-            // A bind continues after the answer.
-            let settled = async || {
-                let sent = service
-                    .send_with(
-                        Method::GET,
-                        "/accelerator/v2/accelerator_requests",
-                        caller("alice", "admin"),
-                        None,
-                    )
-                    .await;
-                ["Bound", "Unbound"].contains(&sent.body["arqs"][0]["state"].as_str().unwrap())
-            };
-            service.until("the request is bound", settled).await;
+            until_bound(&service).await;
         }
         let left: Vec<Value> = events(&service, "user=alice").await;
         let left: Vec<_> = left.iter().filter(|event| event["who"].as_str().unwrap().contains(&id)).collect();
@@ -145,16 +129,13 @@ async fn every_change_leaves_events_that_name_the_caller() {
         }
         let kinds: BTreeSet<_> = left.iter().map(|event| event["kind"].as_str().unwrap()).collect();
         let (status, kinds) = (Value::from(answer.status), json!(kinds));
-        if record {
+        if is_recording() {
             (row["status"], row["kinds"]) = (status, kinds);
         } else if (&row["status"], &row["kinds"]) != (&status, &kinds) {
             wrong.push(format!("{}: {status} {kinds}: {}", row["request"], answer.body));
         }
     }
-    if record {
-        let lines: Vec<_> = rows.iter().map(ToString::to_string).collect();
-        std::fs::write(data("audit.json"), format!("[\n{}\n]\n", lines.join(",\n"))).unwrap();
-    }
+    record("audit.json", &rows);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     for row in rows.iter().filter(|row| !row["request"].as_str().unwrap().starts_with("GET")) {
         let request = row["request"].as_str().unwrap();

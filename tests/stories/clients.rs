@@ -38,8 +38,13 @@ async fn the_api_tests_of_cyborgs_tempest_plugin() {
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
     service.kill();
     service.start_again().await;
+    tempest(&service, "cyborg_tempest_plugin").await;
+}
+
+/// Runs the API tests of a Tempest plugin against a service with `[api] identity = "headers"`.
+pub(super) async fn tempest(service: &Hotslot, package: &str) {
     let list = root().join("tests/data/tempest.json");
-    run(&service, "tempest_api.py", &[list.to_str().expect("a path")]).await;
+    run(service, "tempest_api.py", &[package, list.to_str().expect("a path")]).await;
 }
 
 #[tokio::test]

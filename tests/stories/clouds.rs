@@ -1,6 +1,6 @@
 //! The command lines of OpenStack and of hotslot, which find the service in the catalog of a real Keystone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hotslot_tests::keystone::{Keystone, PASSWORD, User, python};
@@ -11,26 +11,31 @@ use serde_json::{Value, json};
 const PCI: &str = "[pci]\ndevice_spec = ['{\"address\": \"*:*:*.*\"}']\n";
 
 /// A service in the catalog of a Keystone, in a region of its own, and the clouds of its users.
-struct Cloud {
-    service: Hotslot,
+pub(super) struct Cloud {
+    pub(super) service: Hotslot,
     region: String,
-    keystone: &'static Keystone,
+    pub(super) keystone: &'static Keystone,
     dir: tempfile::TempDir,
     clouds: String,
 }
 
 impl Cloud {
     async fn new(region: &str) -> Self {
+        Self::serving(region, PCI, without_mdevs).await
+    }
+
+    /// Serves the host `accelerators`, which `change` has modified, with this `[pci]`.
+    pub(super) async fn serving(region: &str, pci: &str, change: impl FnOnce(&Path)) -> Self {
         let keystone = Keystone::shared().await;
         let dir = tempfile::tempdir().unwrap();
         let password = dir.path().join("password");
         std::fs::write(&password, PASSWORD).unwrap();
         let config = format!(
-            "{PCI}[identity.keystone]\nurl = \"{}\"\nusername = \"hotslot\"\npassword_file = \"{}\"\ntimeout = 60\n",
+            "{pci}[identity.keystone]\nurl = \"{}\"\nusername = \"hotslot\"\npassword_file = \"{}\"\ntimeout = 60\n",
             keystone.url(),
             password.display()
         );
-        let service = Hotslot::bare(&host("accelerators"), &config, without_mdevs).await;
+        let service = Hotslot::bare(&host("accelerators"), &config, change).await;
         let admin = keystone.admin().await;
         keystone.ask(Method::POST, "/regions", &admin, Some(json!({ "region": { "id": region } }))).await;
         let at = |path: &str| format!("{}{path}", service.url());
@@ -61,10 +66,25 @@ impl Cloud {
         for (key, value) in auth {
             self.clouds += &format!("      {key}: {value}\n");
         }
-        std::fs::write(self.dir.path().join("clouds.yaml"), &self.clouds).unwrap();
+        self.write();
     }
 
-    fn add_user(&mut self, name: &str, user: &User) {
+    /// The path of `clouds.yaml`.
+    pub(super) fn file(&self) -> PathBuf {
+        self.dir.path().join("clouds.yaml")
+    }
+
+    fn write(&self) {
+        std::fs::write(self.file(), &self.clouds).unwrap();
+    }
+
+    /// Adds a key to the cloud that was added last.
+    pub(super) fn add_key(&mut self, line: &str) {
+        self.clouds += &format!("    {line}\n");
+        self.write();
+    }
+
+    pub(super) fn add_user(&mut self, name: &str, user: &User) {
         let auth = [
             ("username", user.name.as_str()),
             ("password", PASSWORD),
@@ -75,7 +95,7 @@ impl Cloud {
     }
 
     /// Runs a program with only these clouds in its environment. Returns its exit code, output and errors.
-    async fn run(
+    pub(super) async fn run(
         &self,
         program: &Path,
         arguments: &str,

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use hotslot_tests::recorded::{record, rows};
 use hotslot_tests::{Api, Hotslot, I440FX, Q35, SWITCH, attachments, binary, host};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -39,14 +40,6 @@ fn headers(described: &str) -> Vec<(String, String)> {
     headers
 }
 
-fn data(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(file)
-}
-
-fn rows(file: &Path) -> Vec<Value> {
-    serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()
-}
-
 /// Gives a server each to the projects `p` and `q`, and attaches a device to them and to one of nobody. Returns their ids and
 /// those of the attachments, by the names that requests have for them.
 async fn owned_servers(service: &Hotslot) -> BTreeMap<String, String> {
@@ -75,7 +68,7 @@ async fn owned_servers(service: &Hotslot) -> BTreeMap<String, String> {
 /// What detaches something comes last.
 fn requests() -> Vec<String> {
     let mut requests = BTreeSet::new();
-    for row in rows(&data("routes.json")) {
+    for row in rows("routes.json") {
         let request = row["request"].as_str().unwrap();
         if !request.contains("<q35>") {
             requests.insert(request.to_owned());
@@ -93,23 +86,25 @@ fn requests() -> Vec<String> {
     first.into_iter().chain(last).collect()
 }
 
+/// The routes that need no identity.
+const OPEN: [&str; 11] = [
+    "/",
+    "/v2",
+    "/v2/",
+    "/v2.1",
+    "/v2.1/",
+    "/v3",
+    "/v3/",
+    "/healthz",
+    "/readyz",
+    "/accelerator/",
+    "/accelerator/v2/",
+];
+
 /// Every route of the router, from `data/routes.json`, for every caller: `data/access.json` has the status of each.
 /// `HOTSLOT_RECORD=1` records the current ones; read the difference before you commit it.
 #[tokio::test]
 async fn every_route_admits_the_callers_that_the_data_file_says() {
-    const OPEN: [&str; 11] = [
-        "/",
-        "/v2",
-        "/v2/",
-        "/v2.1",
-        "/v2.1/",
-        "/v3",
-        "/v3/",
-        "/healthz",
-        "/readyz",
-        "/accelerator/",
-        "/accelerator/v2/",
-    ];
     let config = "[accelerators]\nchange = \"owner\"\n";
     let mut service = Hotslot::with(&host("small"), config).await;
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
@@ -152,15 +147,11 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
         row["request"] = request.into();
         found.push(row);
     }
-    let file = data("access.json");
-    if std::env::var_os("HOTSLOT_RECORD").is_some() {
-        let lines: Vec<_> = found.iter().map(ToString::to_string).collect();
-        fs::write(&file, format!("[\n{}\n]\n", lines.join(",\n"))).unwrap();
-    }
-    let wrong: Vec<_> =
-        found.iter().filter(|row| !rows(&file).contains(row)).map(ToString::to_string).collect();
+    record("access.json", &found);
+    let expected = rows("access.json");
+    let wrong: Vec<_> = found.iter().filter(|row| !expected.contains(row)).map(ToString::to_string).collect();
     assert!(
-        wrong.is_empty() && found.len() == rows(&file).len(),
+        wrong.is_empty() && found.len() == expected.len(),
         "not as in access.json:\n{}",
         wrong.join("\n")
     );
@@ -302,8 +293,9 @@ fn cli(arguments: &[&str], token: Option<&str>) -> Output {
     command.output().unwrap()
 }
 
-#[tokio::test]
-async fn tokens_give_rights_until_they_are_revoked() {
+/// A service with the tokens of an administrator, a reader, and a member of a project. Returns also the path of the file
+/// of the tokens and of the configuration.
+async fn with_tokens() -> (Hotslot, PathBuf, String, [String; 3]) {
     let mut service = Hotslot::on("small").await;
     let file = service.database().with_file_name("tokens");
     let config = service.database().with_file_name("hotslot.toml").display().to_string();
@@ -320,6 +312,12 @@ async fn tokens_give_rights_until_they_are_revoked() {
     let admin = make(&["ops", "--role", "admin"]);
     let reader = make(&["watch", "--role", "reader", "--expires", "90d"]);
     let member = make(&["app", "--role", "member", "--project", "p"]);
+    (service, file, config, [admin, reader, member])
+}
+
+#[tokio::test]
+async fn tokens_give_rights_until_they_are_revoked() {
+    let (service, file, config, [admin, reader, member]) = with_tokens().await;
     let url = service.url().to_owned();
     let send = async |name: &str, value: &str, method: Method, path: &str| {
         let api = Api::at(url.clone());
@@ -346,7 +344,32 @@ async fn tokens_give_rights_until_they_are_revoked() {
     send("x-auth-token", &member, Method::GET, "/accelerators").await.expect(200);
     send("x-auth-token", &member, Method::POST, &attachments(Q35).replace("/t/", "/p/")).await.expect(400);
 
-    // The command line sends the token of its environment, and has exit codes of their own for refusals.
+    // A revoked token is refused soon, and a file that others may read admits nobody from then on.
+    let done = cli(&["token", "revoke", "ops", "--config", &config], None);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let status = async |token: &str| send("x-auth-token", token, Method::GET, path).await.status;
+    service.until("the token is refused", async || status(&admin).await == 401).await;
+    assert_eq!(status(&reader).await, 200);
+    assert_eq!(service.get("/readyz").await.expect(200).body["identity"], "ok");
+    chmod(&file, 0o644);
+    service.until("no token is accepted", async || status(&reader).await == 503).await;
+    let ready = service.get("/readyz").await.expect(503).body;
+    assert_eq!(ready["status"], "not ready: identity");
+    assert!(
+        ready["identity"].as_str().unwrap().starts_with("the file of the tokens cannot be used;"),
+        "{ready}"
+    );
+    chmod(&file, 0o600);
+    service.until("it is accepted again", async || status(&reader).await == 200).await;
+    for secret in [&admin, &reader, &member] {
+        assert!(!service.log().contains(&secret[..]), "no token is in the log");
+    }
+}
+
+#[tokio::test]
+async fn the_command_line_sends_its_token_and_has_exit_codes_for_refusals() {
+    let (service, _, config, [admin, reader, _]) = with_tokens().await;
+    let url = service.url().to_owned();
     for (token, arguments, code) in [
         (None, &["pci", "list"][..], 7),
         (Some("hst_0"), &["pci", "list"], 7),
@@ -362,19 +385,4 @@ async fn tokens_give_rights_until_they_are_revoked() {
     assert!(listed.contains("ops") && listed.contains("watch") && !listed.contains("hst_"), "{listed}");
     let twice = cli(&["token", "create", "ops", "--role", "admin", "--config", &config], None);
     assert_eq!(twice.status.code(), Some(1), "{twice:?}");
-
-    // A revoked token is refused soon, and a file that others may read admits nobody.
-    let done = cli(&["token", "revoke", "ops", "--config", &config], None);
-    assert_eq!(done.status.code(), Some(0), "{done:?}");
-    let status = async |token: &str| send("x-auth-token", token, Method::GET, path).await.status;
-    service.until("the token is refused", async || status(&admin).await == 401).await;
-    assert_eq!(status(&reader).await, 200);
-    chmod(&file, 0o644);
-    fs::write(&file, fs::read_to_string(&file).unwrap() + "\n").unwrap();
-    service.until("no token is accepted", async || status(&reader).await == 503).await;
-    chmod(&file, 0o600);
-    service.until("it is accepted again", async || status(&reader).await == 200).await;
-    for secret in [&admin, &reader, &member] {
-        assert!(!service.log().contains(&secret[..]), "no token is in the log");
-    }
 }

@@ -99,6 +99,57 @@ fn texts(value: &Value) -> String {
     }
 }
 
+/// The headers of a caller with this name, some of them replaced.
+fn caller(name: &str, more: &[(&str, String)]) -> Vec<(String, String)> {
+    let usual = [("x-user-id", "u"), ("x-user-name", name), ("x-project-id", "t"), ("x-roles", "admin")];
+    let mut headers: Vec<_> = usual.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    for (key, value) in more {
+        headers.retain(|(name, _)| name != key);
+        headers.push(((*key).to_owned(), value.clone()));
+    }
+    headers
+}
+
+/// Sends a name with hidden characters in bodies and headers, where it is refused.
+async fn names_are_refused(service: &Hotslot, name: &str) {
+    for (path, body) in [
+        ("/accelerators", json!({ "name": name })),
+        ("/accelerators", json!({ "name": "a", "acc_specs": { "device_type": name } })),
+        ("/v2.1/os-pci-config/alias", json!({ "alias": { "name": name, "vendor_id": "8086" } })),
+        ("/v2.1/os-pci-config/whitelist", json!({ "whitelist": { "vendor_id": "8086", "rack": name } })),
+        (
+            "/accelerator/v2/device_profiles",
+            json!([{ "name": name, "groups": [{ "resources:CUSTOM_NIC": "1" }] }]),
+        ),
+        (
+            "/accelerator/v2/device_profiles",
+            json!([{ "name": "a", "description": name, "groups": [{ "resources:CUSTOM_NIC": "1" }] }]),
+        ),
+    ] {
+        let headers = caller("alice", &[]);
+        let answer = service.send_with(Method::POST, path, headers, Some(body.to_string())).await;
+        assert_eq!(answer.status, 400, "{body}: {}", answer.body);
+        expect_safe(path, &texts(&answer.body));
+    }
+    for (key, status) in [("x-user-id", 401), ("x-project-id", 401), ("idempotency-key", 400)] {
+        let headers = caller("alice", &[(key, name.to_owned())]);
+        let body = json!({ "name": "never" }).to_string();
+        let answer = service.send_with(Method::POST, "/accelerators", headers, Some(body)).await;
+        expect_safe(key, &texts(&answer.expect(status).body));
+    }
+}
+
+/// A person with hidden characters in the name attaches a device, and is refused to detach it without a role.
+async fn a_person_with_this_name_attaches(service: &Hotslot, name: &str) {
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
+    let headers = caller(name, &[("x-roles", format!("admin,{name}"))]);
+    let made = service.send_with(Method::POST, &attachments(I440FX), headers, Some(body)).await.expect(200);
+    let made = path(&made.body["pci_devices"][0]);
+    let headers = caller(name, &[("x-roles", name.to_owned())]);
+    service.send_with(Method::DELETE, &made, headers, None).await.expect(403);
+    service.send_with(Method::DELETE, &made, caller("alice", &[]), None).await.expect(200);
+}
+
 #[tokio::test]
 async fn text_of_a_caller_is_refused_at_the_door_or_escaped() {
     const HIDDEN: [&str; 4] = ["\u{9b}2J", "\u{202e}", "\u{200b}", "\u{2028}"];
@@ -106,66 +157,13 @@ async fn text_of_a_caller_is_refused_at_the_door_or_escaped() {
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
     service.kill();
     service.start_again().await;
-    let caller = |name: &str, more: &[(&str, String)]| {
-        let usual = [("x-user-id", "u"), ("x-user-name", name), ("x-project-id", "t"), ("x-roles", "admin")];
-        let mut headers: Vec<_> = usual.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-        for (key, value) in more {
-            headers.retain(|(name, _)| name != key);
-            headers.push(((*key).to_owned(), value.clone()));
-        }
-        headers
-    };
     for hidden in HIDDEN {
         let name = format!("a{hidden}b");
-        for (path, body) in [
-            ("/accelerators", json!({ "name": name })),
-            ("/accelerators", json!({ "name": "a", "acc_specs": { "device_type": name } })),
-            ("/v2.1/os-pci-config/alias", json!({ "alias": { "name": name, "vendor_id": "8086" } })),
-            ("/v2.1/os-pci-config/whitelist", json!({ "whitelist": { "vendor_id": "8086", "rack": name } })),
-            (
-                "/accelerator/v2/device_profiles",
-                json!([{ "name": name, "groups": [{ "resources:CUSTOM_NIC": "1" }] }]),
-            ),
-            (
-                "/accelerator/v2/device_profiles",
-                json!([{ "name": "a", "description": name, "groups": [{ "resources:CUSTOM_NIC": "1" }] }]),
-            ),
-        ] {
-            let answer =
-                service.send_with(Method::POST, path, caller("alice", &[]), Some(body.to_string())).await;
-            assert_eq!(answer.status, 400, "{body}: {}", answer.body);
-            expect_safe(path, &texts(&answer.body));
-        }
-        for (key, status) in [("x-user-id", 401), ("x-project-id", 401), ("idempotency-key", 400)] {
-            let headers = caller("alice", &[(key, name.clone())]);
-            let body = json!({ "name": "never" }).to_string();
-            let answer =
-                service.send_with(Method::POST, "/accelerators", headers, Some(body)).await.expect(status);
-            expect_safe(key, &texts(&answer.body));
-        }
+        names_are_refused(&service, &name).await;
         // Names of people may have such characters, for some languages need them. They are escaped.
-        let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
-        let headers = caller(&name, &[("x-roles", format!("admin,{name}"))]);
-        let made =
-            service.send_with(Method::POST, &attachments(I440FX), headers, Some(body)).await.expect(200);
-        let headers = caller(&name, &[("x-roles", name.clone())]);
-        service
-            .send_with(Method::DELETE, &path(&made.body["pci_devices"][0]), headers, None)
-            .await
-            .expect(403);
-        service
-            .send_with(Method::DELETE, &path(&made.body["pci_devices"][0]), caller("alice", &[]), None)
-            .await
-            .expect(200);
-        service
-            .send_with(
-                Method::GET,
-                &format!("/v2.1/{}/os-pci", "%C2%9B2J%E2%80%AE%0A2026-01-01"),
-                caller("alice", &[]),
-                None,
-            )
-            .await
-            .expect(200);
+        a_person_with_this_name_attaches(&service, &name).await;
+        let path = format!("/v2.1/{}/os-pci", "%C2%9B2J%E2%80%AE%0A2026-01-01");
+        service.send_with(Method::GET, &path, caller("alice", &[]), None).await.expect(200);
     }
     let refused = async || {
         let answer =

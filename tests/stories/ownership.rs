@@ -177,6 +177,27 @@ async fn lists_have_the_servers_and_attachments_of_the_callers_project_only() {
     }
 }
 
+#[tokio::test]
+async fn members_choose_no_vlan_no_mac_address_and_no_long_wait() {
+    let service = service().await;
+    // Neutron separates the networks of projects; a tenant does not choose a VLAN or another one's MAC address.
+    for (key, value) in [("vlan", json!(100)), ("mac_address", json!("52:54:00:00:00:99"))] {
+        for dry_run in [true, false] {
+            let mut body = wants("vf");
+            (body["pciAttachment"][key], body["dry_run"]) = (value.clone(), dry_run.into());
+            let refused =
+                send(&service, "member of a", Method::POST, &attachments(Q35), body).await.expect(403);
+            assert!(refused.message().contains("administrators and services"), "{}", refused.message());
+        }
+    }
+    let made =
+        send(&service, "member of a", Method::POST, &attachments(Q35), wants("vf")).await.expect(200).body;
+    let id = made["pci_devices"][0]["attachment_id"].as_str().unwrap();
+    let long = format!("{}/{id}?timeout=24h", attachments(Q35));
+    let refused = send(&service, "member of a", Method::DELETE, &long, Value::Null).await.expect(400);
+    assert!(refused.message().contains("at most 600s"), "{}", refused.message());
+}
+
 /// What a member gets is what the administrator gets, without hosts, addresses and reasons.
 #[tokio::test]
 async fn members_see_their_devices_without_the_host() {
@@ -198,19 +219,6 @@ async fn members_see_their_devices_without_the_host() {
     {
         assert_eq!(made[key].is_string(), seen, "{key}: {made}");
     }
-    // Neutron separates the networks of projects; a tenant does not choose a VLAN or another one's MAC address.
-    for (key, value) in [("vlan", json!(100)), ("mac_address", json!("52:54:00:00:00:99"))] {
-        for dry_run in [true, false] {
-            let mut body = wants("vf");
-            (body["pciAttachment"][key], body["dry_run"]) = (value.clone(), dry_run.into());
-            let refused =
-                send(&service, "member of a", Method::POST, &attachments(Q35), body).await.expect(403);
-            assert!(refused.message().contains("administrators and services"), "{}", refused.message());
-        }
-    }
-    let long = format!("{}/{id}?timeout=24h", attachments(Q35));
-    let refused = send(&service, "member of a", Method::DELETE, &long, Value::Null).await.expect(400);
-    assert!(refused.message().contains("at most 600s"), "{}", refused.message());
     let acc = json!({ "name": "mine" });
     let acc =
         send(&service, "member of a", Method::POST, "/accelerators", acc).await.expect(201).location.unwrap();
@@ -369,7 +377,11 @@ async fn a_member_reaches_nothing_of_another_project_by_other_ways() {
     ] {
         send(&service, "member of b", method, acc, body).await.expect(404);
     }
-    // By the key of another caller's request.
+}
+
+#[tokio::test]
+async fn the_idempotency_key_of_another_caller_gives_nothing() {
+    let service = service().await;
     let once = async |who: &str, id: &str| {
         let mut headers = headers(who);
         headers.push(("idempotency-key".to_owned(), "k1".to_owned()));
@@ -384,7 +396,7 @@ async fn a_member_reaches_nothing_of_another_project_by_other_ways() {
 }
 
 #[tokio::test]
-async fn the_owner_is_in_the_metadata_and_novas_is_not_overridden() {
+async fn the_owner_is_in_the_metadata_and_survives_a_lost_database() {
     let mut service = service().await;
     // It survives a lost database.
     service.kill();
@@ -424,8 +436,11 @@ async fn the_owner_is_in_the_metadata_and_novas_is_not_overridden() {
     service.sim("fault set-owner fail kind=timed-out at=after");
     set_owner(&service, SWITCH, Some("c")).await.expect(503);
     get(&service, "reader of c", &server(SWITCH)).await.expect(200);
+}
 
-    // Nova's metadata decides, and two owners are none.
+#[tokio::test]
+async fn novas_metadata_decides_and_two_owners_are_none() {
+    let service = service().await;
     let file = service.host_dir().join("domains/switch.xml");
     let definition = std::fs::read_to_string(&file).unwrap();
     let nova = "<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'><nova:owner>\

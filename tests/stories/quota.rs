@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use futures_util::future::join_all;
 use hotslot_driver::sim::generate::{Size, guest_uuid};
-use hotslot_tests::{Answer, Hotslot, attachments, binary, path, postgres};
+use hotslot_tests::{Answer, Hotslot, Q35, attachments, binary, host, path, postgres};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -110,6 +110,33 @@ async fn two_processes_together_give_no_more_than_the_quota() {
     let service = Hotslot::many(1, CONFIG, make).await.moved_to(&postgres::database().await).await;
     let other = service.beside().await;
     twenty_attaches_at_once(&[&service, &other]).await;
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_all_devices_of_a_group() {
+    let service = Hotslot::bare(
+        &host("small"),
+        "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
+         alias = ['{\"name\": \"pair\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n",
+        |_| (),
+    )
+    .await;
+    let owner = json!({ "pci_owner": { "project_id": "p" } });
+    service.put(&format!("/v2.1/servers/{Q35}/pci_owner"), owner).await.expect(200);
+    let body = |dry_run: bool| {
+        json!({ "pciAttachment": {
+            "pci_passthrough:alias": "pair:1", "whole_group": true, "dry_run": dry_run
+        } })
+    };
+    for (limit, result, status) in [(1, "fail", 403), (2, "pass", 200)] {
+        let limit = json!({ "quota_set": { "pci_attachments": limit } });
+        service.put("/v2.1/os-quota-sets/p", limit).await.expect(200);
+        let dry = service.post(&attachments(Q35), body(true)).await.expect(200).body["dry_run"].clone();
+        let checks = dry["checks"].as_array().unwrap();
+        let quota = checks.iter().find(|check| check["check"] == "quota").unwrap();
+        assert_eq!(quota["result"], result, "{dry:#}");
+        service.post(&attachments(Q35), body(false)).await.expect(status);
+    }
 }
 
 fn caller(described: &str) -> Vec<(String, String)> {

@@ -1,9 +1,10 @@
 //! `data/routes.json` names every route of the router, with a request, the status of its response, and the shape of the
 //! body: its keys and the types of their values. `HOTSLOT_RECORD=1` records the current responses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use hotslot_tests::recorded::{Names, is_recording, record, rows};
 use hotslot_tests::{Hotslot, I440FX, Q35, host};
 use reqwest::Method;
 use serde_json::{Map, Value};
@@ -88,35 +89,23 @@ fn routes() -> BTreeSet<String> {
 
 #[tokio::test]
 async fn every_route_answers_with_its_status_and_shape() {
-    let file = root("tests/data/routes.json");
-    let mut rows: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let mut rows = rows("routes.json");
     let named: BTreeSet<String> = rows.iter().map(|row| row["route"].as_str().unwrap().to_owned()).collect();
     assert_eq!(named, routes(), "tests/data/routes.json names every route of the router and no other");
 
     let service = Hotslot::with(&host("small"), CONFIG).await;
-    let mut names =
-        BTreeMap::from([("q35".to_owned(), Q35.to_owned()), ("i440fx".to_owned(), I440FX.to_owned())]);
-    let record = std::env::var_os("HOTSLOT_RECORD").is_some();
+    let mut names = Names::default();
     let mut wrong = Vec::new();
     for row in &mut rows {
-        let fill = |text: &str| {
-            names
-                .iter()
-                .fold(text.to_owned(), |text, (name, value)| text.replace(&format!("<{name}>"), value))
-        };
         let (method, path) = row["request"].as_str().unwrap().split_once(' ').unwrap();
-        let (method, path) = (Method::from_bytes(method.as_bytes()).unwrap(), fill(path));
+        let (method, path) = (Method::from_bytes(method.as_bytes()).unwrap(), names.fill(path));
         let kind = row["content_type"].as_str().unwrap_or("application/json").to_owned();
-        let body = row.get("body").map(|body| fill(&body.to_string()));
+        let body = row.get("body").map(|body| names.fill(&body.to_string()));
         let body = body.as_ref().map(|body| (kind.as_str(), body.clone()));
         let answer = service.send(method, &path, body).await;
-        for (name, pointer) in row["keep"].as_object().into_iter().flatten() {
-            let value = answer.body.pointer(pointer.as_str().unwrap());
-            let value = value.unwrap_or_else(|| panic!("{path}: {}", answer.body));
-            names.insert(name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-        }
+        names.keep(row, &answer.body);
         let (status, shape) = (Value::from(answer.status), shape(&answer.body));
-        if record {
+        if is_recording() {
             (row["status"], row["shape"]) = (status, shape);
         } else if (&row["status"], &row["shape"]) != (&status, &shape) {
             wrong.push(format!(
@@ -125,10 +114,7 @@ async fn every_route_answers_with_its_status_and_shape() {
             ));
         }
     }
-    if record {
-        let lines: Vec<_> = rows.iter().map(ToString::to_string).collect();
-        std::fs::write(&file, format!("[\n{}\n]\n", lines.join(",\n"))).unwrap();
-    }
+    record("routes.json", &rows);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

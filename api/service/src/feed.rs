@@ -4,15 +4,22 @@
 //! new, or was slower than the others, reads the table itself until it has caught up.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hotslot_model::event::{Event, EventFilter};
 use hotslot_store::Store;
 use tokio::sync::{Semaphore, broadcast};
+use tokio::time::sleep;
 
 use crate::events::wire;
 
 /// How many events are read from the table at a time.
 pub const PAGE: usize = 100;
+
+/// The pause after a page for each follower. To wake a follower and to write to its connection costs about as much of a
+/// processor; events that are committed meanwhile are in the next page. So many followers do not slow other requests, and
+/// a few get each event at once.
+const PAUSE: Duration = Duration::from_micros(100);
 
 /// How many pages are kept for the slowest follower. A follower that is slower reads the table.
 const PAGES: usize = 256;
@@ -86,8 +93,13 @@ pub(crate) async fn read(feed: &Feed, store: &Store) {
             };
             let Some(newest) = events.last().map(|event| event.id) else { break };
             read = newest;
+            let is_full = events.len() == PAGE;
             // An error means that no follower is left.
-            let _ = pages.send(Some(events.into_iter().map(PublishedEvent::from).collect()));
+            let followers = pages.send(Some(events.into_iter().map(PublishedEvent::from).collect()));
+            if !is_full {
+                let followers = u32::try_from(followers.unwrap_or_default()).unwrap_or(u32::MAX);
+                sleep(PAUSE.saturating_mul(followers)).await;
+            }
         }
         read = read.max(last);
     }

@@ -11,6 +11,7 @@ use hotslot_driver::libvirt::{Libvirt, Options};
 use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::sim::{self, Sim};
+use hotslot_model::assignment::Kind;
 use hotslot_model::device::Functions;
 use hotslot_model::id::ServerId;
 use hotslot_model::rules::{Conflicts, Foreign, Inventory};
@@ -51,6 +52,9 @@ pub struct Host {
     mdevs: RwLock<Arc<Vec<Mdev>>>,
     /// The devices of each domain that has any, as it was last read.
     held: RwLock<BTreeMap<ServerId, Held>>,
+    /// The kinds of the disagreements about each server that hotslot does not resolve by itself, as of the server's last
+    /// comparison.
+    unresolved: RwLock<BTreeMap<ServerId, Vec<Kind>>>,
     /// The rules of the last scan, with the entries that were left out; `None` when the next scan has to compare all
     /// devices. Locked during a scan.
     pub(crate) recorded_by: Mutex<Option<(Arc<Inventory>, Conflicts)>>,
@@ -122,6 +126,7 @@ impl Host {
             functions: RwLock::default(),
             mdevs: RwLock::default(),
             held: RwLock::default(),
+            unresolved: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
             rechecks: Mutex::new(Some(rechecks)),
@@ -265,6 +270,34 @@ impl Host {
         if has_fewer_mdevs {
             self.queue_mdev_check();
         }
+    }
+
+    /// Stores the kinds of the disagreements about a server that hotslot does not resolve by itself.
+    pub(crate) fn set_unresolved(&self, server: ServerId, kinds: Vec<Kind>) {
+        let mut all = self.unresolved.write().unwrap_or_else(PoisonError::into_inner);
+        match kinds.is_empty() {
+            true => drop(all.remove(&server)),
+            false => drop(all.insert(server, kinds)),
+        }
+    }
+
+    /// Forgets the disagreements about servers that are not compared any more.
+    pub(crate) fn keep_unresolved(&self, compared: &BTreeSet<ServerId>) {
+        let mut all = self.unresolved.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|server, _| compared.contains(server));
+    }
+
+    /// Returns the kinds of the disagreements about servers that hotslot does not resolve by itself.
+    pub(crate) fn unresolved(&self) -> Vec<Kind> {
+        let all = self.unresolved.read().unwrap_or_else(PoisonError::into_inner);
+        all.values().flatten().copied().collect()
+    }
+
+    /// Returns how many attaches and detaches run or wait, and the largest number.
+    pub(crate) fn queued(&self) -> (u32, u32) {
+        let (room, limit) = &self.queue;
+        let free = u32::try_from(room.available_permits()).unwrap_or(*limit);
+        (limit.saturating_sub(free), *limit)
     }
 
     pub(crate) fn set_synced(&self, synced: bool) {

@@ -22,7 +22,11 @@
 //! retention       removes old events and ended rows
 //! keystone        Keystone: whether a token is valid, and whose it is
 //! lifecycle       the end of the service
-//! config, flavor  hotslot.toml
+//! metrics         what is counted while the service works; measured: the calls to hypervisors
+//! monitor         Monitor: the metrics as Prometheus reads them
+//! config, flavor  hotslot.toml; problems: what is wrong with its rules
+//! settings        Settings: the configuration and the policy in force (current), read again while the service runs
+//! log             the levels of the log
 //! task            tasks that continue when the future that waits for them is dropped
 //! ```
 
@@ -30,6 +34,7 @@ pub mod accelerator;
 pub mod assignment;
 pub mod audit;
 pub mod config;
+pub mod current;
 pub mod cyborg;
 pub mod error;
 pub mod events;
@@ -45,12 +50,19 @@ pub mod inventory;
 pub mod keystone;
 pub mod lifecycle;
 pub mod locks;
+pub mod log;
+mod measured;
+pub mod metrics;
+pub mod monitor;
 mod peers;
+mod problems;
 pub mod quota;
 pub mod rate;
 pub mod records;
 mod retention;
 pub mod service;
+pub mod settings;
+pub mod stamp;
 pub mod start;
 pub mod task;
 pub mod tls;

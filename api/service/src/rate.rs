@@ -22,8 +22,8 @@ const BUCKETS: u64 = 10_000;
 /// After this time without a request a bucket is forgotten. It is full long before.
 const IDLE: Duration = Duration::from_secs(600);
 
-/// How many requests of one caller of a project may be under way at the same time. Some wait for a guest. It is less than
-/// half of the default `[api] queue` of a host, so that one caller does not take it from all others.
+/// How many requests of one project may be under way at the same time, whoever sends them. Some wait for a guest. It is
+/// less than half of the default `[api] queue` of a host, so that one project does not take it from all others.
 const AT_ONCE: usize = 48;
 
 /// A caller has sent too many requests.
@@ -41,7 +41,7 @@ pub enum TooMany {
         wait: Duration,
     },
     /// Too many of them are under way.
-    #[error("{AT_ONCE} requests of this caller are under way; try again when one of them is answered")]
+    #[error("{AT_ONCE} requests of this project are under way; try again when one of them is answered")]
     UnderWay,
 }
 
@@ -62,6 +62,8 @@ enum Whose {
     Caller(String, Option<String>),
     /// A local user, or an address.
     Origin(Origin),
+    /// A project, with all its users.
+    Project(String),
 }
 
 /// Whether nothing is limited for the other end of a connection: root, and hotslot's own user.
@@ -98,7 +100,7 @@ pub struct Rates {
     callers: Buckets,
     /// For failures to show who calls.
     failures: Buckets,
-    /// The requests that each caller may still begin.
+    /// The requests that each project may still begin; each caller, when it has no project.
     room: Cache<Whose, Arc<Semaphore>>,
 }
 
@@ -117,7 +119,7 @@ impl Rates {
         self.on(&self.callers, whose, Bucket::take).await
     }
 
-    /// Begins a request of a caller, which is under way until the permit is dropped. Administrators and services, which
+    /// Begins a request of a project, which is under way until the permit is dropped. Administrators and services, which
     /// send requests for many projects, are not limited.
     ///
     /// # Errors
@@ -125,8 +127,8 @@ impl Rates {
     pub async fn begin(&self, caller: &Caller) -> Result<Option<OwnedSemaphorePermit>, TooMany> {
         let is_limited =
             |whose: &Whose| self.rate.is_some() && !whose.is_exempt() && !caller.is_service_or_admin();
-        let whose = Whose::of(caller).filter(is_limited);
-        let Some(whose) = whose else { return Ok(None) };
+        let Some(whose) = Whose::of(caller).filter(is_limited) else { return Ok(None) };
+        let whose = caller.project.clone().map_or(whose, Whose::Project);
         let room = self.room.get_with(whose, async { Arc::new(Semaphore::new(AT_ONCE)) }).await;
         room.try_acquire_owned().map(Some).map_err(|_| TooMany::UnderWay)
     }
@@ -201,6 +203,21 @@ mod tests {
                 assert!(many.to_string().contains("1 a second"), "{many}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn the_users_of_a_project_share_the_requests_that_may_be_under_way() {
+        let rates = rates();
+        let mut held = Vec::new();
+        for number in 0..AT_ONCE {
+            let user = format!("user-{}", number % 5);
+            held.push(rates.begin(&caller(&user, Some("p"))).await.unwrap());
+        }
+        let refused = rates.begin(&caller("user-9", Some("p"))).await.unwrap_err();
+        assert!(refused.to_string().contains("48 requests of this project"), "{refused}");
+        rates.begin(&caller("user-0", Some("q"))).await.unwrap();
+        held.pop();
+        rates.begin(&caller("user-9", Some("p"))).await.unwrap();
     }
 
     #[tokio::test]

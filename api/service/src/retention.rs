@@ -18,9 +18,10 @@ const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// Removes old rows at intervals for as long as the service runs.
 pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
-    let keep = service.config.events.keep.0.min(service.config.records.keep_ended.0);
-    let round = (keep / 10).clamp(ROUND.0, ROUND.1);
     loop {
+        let config = service.config.get();
+        let keep = config.events.keep.0.min(config.records.keep_ended.0);
+        let round = (keep / 10).clamp(ROUND.0, ROUND.1);
         match prune(&service).await {
             Ok((0, 0)) => {}
             Ok((events, ended)) => {
@@ -36,10 +37,10 @@ pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
 async fn prune(service: &Service) -> Result<(u64, u64), Error> {
     // Only one process prunes at a time, because others would only wait for it.
     let Some(_one) = service.store.locks().try_lock("retention".into()).await? else { return Ok((0, 0)) };
-    let (store, most) = (&service.store, service.config.events.most.into());
+    let (store, most) = (&service.store, service.config.get().events.most.into());
     let before = |keep: Age| now().saturating_sub(i64::try_from(keep.0.as_millis()).unwrap_or(i64::MAX));
-    let of_events = before(service.config.events.keep);
-    let of_ended = before(service.config.records.keep_ended);
+    let of_events = before(service.config.get().events.keep);
+    let of_ended = before(service.config.get().records.keep_ended);
     let (mut events, mut ended) = (0, 0);
     loop {
         let mut removed = store.prune_events(of_events, most, BATCH).await?;

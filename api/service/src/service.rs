@@ -13,6 +13,7 @@ use crate::accelerator::Accelerators;
 use crate::assignment::Assignments;
 use crate::audit::Audit;
 use crate::config::Config;
+use crate::current::Current;
 use crate::cyborg::Cyborg;
 use crate::feed::Feed;
 use crate::hosts::Hosts;
@@ -20,21 +21,25 @@ use crate::idempotency::Idempotency;
 use crate::identity::Callers;
 use crate::inventory::Catalog;
 use crate::lifecycle::Lifecycle;
+use crate::monitor::Monitor;
 use crate::quota::Quotas;
 use crate::rate::Rates;
 use crate::records::Records;
+use crate::settings::Settings;
 use crate::webhook::Webhooks;
 
 /// The running service.
 pub struct Service {
     /// The configuration.
-    pub config: Arc<Config>,
+    pub config: Arc<Current<Config>>,
     /// Who calls.
     pub callers: Arc<Callers>,
     /// How often each caller may send a request.
     pub rates: Arc<Rates>,
     /// Who may do what.
-    pub policy: Arc<Policy>,
+    pub policy: Arc<Current<Policy>>,
+    /// How the configuration and the policy are read again.
+    pub settings: Arc<Settings>,
     /// The database; only the parts change it.
     pub(crate) store: Store,
     /// The records, to be read.
@@ -59,6 +64,8 @@ pub struct Service {
     pub feed: Arc<Feed>,
     /// The refused requests that are to be recorded.
     pub audit: Arc<Audit>,
+    /// The metrics for Prometheus.
+    pub monitor: Arc<Monitor>,
     /// The end of the service.
     pub lifecycle: Arc<Lifecycle>,
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::xml::hostdev::Templates;
 use hotslot_model::identity::Policy;
-use hotslot_model::rules::{Rule, Rules};
+use hotslot_model::rules::Rules;
 use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
 use crate::assignment::{Assignments, reconcile};
 use crate::audit::Audit;
 use crate::config::{Config, ConfigError};
+use crate::current::Current;
 use crate::cyborg::{Cyborg, settle};
 use crate::error::Error;
 use crate::feed::Feed;
@@ -22,12 +23,16 @@ use crate::idempotency::Idempotency;
 use crate::identity::{Callers, watch};
 use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
+use crate::measured::Measured;
+use crate::monitor::Monitor;
+pub use crate::problems::problems;
 use crate::quota::Quotas;
 use crate::rate::Rates;
 use crate::records::Records;
 use crate::service::Service;
+use crate::settings::Settings;
 use crate::webhook::{Webhook, Webhooks};
-use crate::{config, feed, flavor, host, peers, retention, webhook};
+use crate::{config, feed, host, monitor, peers, retention, webhook};
 
 /// The service cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -115,9 +120,10 @@ impl Service {
         let feed = Arc::new(Feed::new(config.api.followers.get()));
         let audit = Arc::new(Audit::new(store.clone()));
         let webhooks = Arc::new(Webhooks::new(webhooks, store.clone()));
-        let (config, hosts) = (Arc::new(config), Arc::new(hosts));
+        let hosts = Arc::new(hosts);
         let turns = Arc::new(KeyedMutex::new(store.locks()));
-        let time = config.api.idempotency_time.0;
+        let (time, rates) = (config.api.idempotency_time.0, Rates::new(&config.api));
+        let (config, policy) = (Arc::new(Current::new(config)), Arc::new(Current::new(policy)));
         let idempotency = Arc::new(Idempotency::new(store.clone(), time, Arc::clone(&turns)));
         let catalog = Arc::new(Catalog::new(Arc::clone(&config), store.clone(), Arc::clone(&hosts), rules));
         let assignments = Arc::new(Assignments {
@@ -146,10 +152,12 @@ impl Service {
             binding: InFlight::new("accelerator request", store.locks()),
         });
         let quotas = Arc::new(Quotas { store: store.clone(), catalog: Arc::clone(&catalog) });
+        let monitor = Monitor::new(&assignments, &webhooks, &feed);
         Self {
             callers: Arc::new(callers),
-            rates: Arc::new(Rates::new(&config.api)),
-            policy: Arc::new(policy),
+            rates: Arc::new(rates),
+            policy: Arc::clone(&policy),
+            settings: Arc::new(Settings { policy, catalog: Arc::clone(&catalog) }),
             records: Arc::new(Records::new(store.clone())),
             config,
             store,
@@ -163,11 +171,13 @@ impl Service {
             webhooks,
             feed,
             audit,
+            monitor: Arc::new(monitor),
             lifecycle: Arc::default(),
         }
     }
 
     fn start_tasks(self: &Arc<Self>) {
+        monitor::note_start();
         for webhook in self.webhooks.iter() {
             let context = webhook::Context { store: self.store.clone(), stopping: self.lifecycle.stopping() };
             tokio::spawn(Arc::clone(webhook).follow(context));
@@ -176,7 +186,7 @@ impl Service {
         self.go_on(async move { feed::read(&followed.feed, &followed.store).await });
         let recorded = Arc::clone(self);
         self.go_on(async move { recorded.audit.record_in_rounds().await });
-        if let Some(tokens) = self.config.identity.tokens.clone() {
+        if let Some(tokens) = self.config.get().identity.tokens.clone() {
             let store = self.store.clone();
             self.go_on(async move { watch::record_changes(&tokens, &store).await });
         }
@@ -209,7 +219,7 @@ async fn open_hosts(
 ) -> Result<Hosts, StartError> {
     let mut hosts = Vec::new();
     for configured in config.hypervisors() {
-        let mut hypervisor = open(&configured, &config.libvirt)?;
+        let mut hypervisor: Arc<dyn Hypervisor> = Arc::new(Measured(open(&configured, &config.libvirt)?));
         let row = store.hypervisor(&configured.name, &configured.uri).await;
         let row = row.map_err(|error| unusable(&config.database.url, error))?;
         if store.is_shared() {
@@ -229,15 +239,6 @@ async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook
         webhooks.push(Arc::new(Webhook::new(configured.clone())?));
     }
     Ok(webhooks)
-}
-
-/// Returns all errors in the rules, flavors and policy of a configuration, each with its place.
-pub fn problems(config: &Config) -> Vec<ConfigError> {
-    let rules = Rules::read(Rule::of_file(&config.pci), &config.pci);
-    let mut problems: Vec<_> = rules.problems().into_iter().map(ConfigError::from).collect();
-    problems.extend(flavor::problems(&config.flavor, &rules.inventory));
-    problems.extend(config.policy().err().into_iter().flatten());
-    problems
 }
 
 /// Converts an error at opening a database into a [`StartError`], with advice if there is some.

@@ -27,6 +27,7 @@ use crate::config::{self, ConfigError};
 use crate::error::Error;
 use crate::events::wire;
 use crate::hex::hex;
+use crate::metrics::{self, Timer, WEBHOOK_POSTS};
 use crate::tls;
 
 /// The pause after the first failed attempt, and the longest pause between two attempts.
@@ -334,8 +335,12 @@ impl Webhook {
         if !context.store.locks().has(turn).await? {
             return Err(Stop::Elsewhere);
         }
+        let took = Timer::begin(&WEBHOOK_POSTS);
         tokio::select! {
-            posted = self.post(event) => Ok(posted),
+            posted = self.post(event) => {
+                metrics::posted(&self.config.name, took, posted.is_ok());
+                Ok(posted)
+            }
             () = context.ending() => Err(Stop::Ending),
         }
     }

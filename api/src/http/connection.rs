@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use hotslot_model::identity::Origin;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -68,6 +69,12 @@ impl Connection {
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let now = self.now();
         (now.doing != Doing::Answering && now.blocked.is_none()).then_some(now.since)
+    }
+
+    /// Whether neither a request is received or answered, nor a write is blocked.
+    pub(super) fn is_idle(&self) -> bool {
+        let now = self.now();
+        now.doing == Doing::Idle && now.blocked.is_none()
     }
 
     pub(super) fn is_overdue(&self) -> bool {
@@ -142,6 +149,61 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
             None => written,
         };
         self.wrote(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A stream of which some bytes have been read already. They are read again first.
+pub(super) struct ReadAhead<S> {
+    pub(super) bytes: Bytes,
+    pub(super) stream: S,
+}
+
+impl<S> ReadAhead<S> {
+    /// Returns the stream with bytes before those that it has.
+    pub(super) fn after(self, bytes: Bytes) -> Self {
+        let bytes = if self.bytes.is_empty() { bytes } else { [bytes, self.bytes].concat().into() };
+        Self { bytes, ..self }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.bytes.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let length = self.bytes.len().min(buf.remaining());
+        buf.put_slice(&self.bytes.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

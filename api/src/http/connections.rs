@@ -5,36 +5,32 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
 use hotslot_model::identity::{Origin, Peer};
 use hotslot_service::config::Api;
+use hotslot_service::metrics::CONNECTIONS;
 use hotslot_service::rate::is_exempt;
-use hyper::body::{Frame, SizeHint};
-use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
-use super::certificate::ClientCertificate;
-use super::connection::{Connection, Doing, Watched};
+use super::connection::Connection;
+use super::requests::{Client, Requests, refuse};
 use super::tls::{self, Tls};
 
 /// How long an idle connection is protected from being closed to make room: a client that has just connected is about
 /// to send a request.
 const FRESH: Duration = Duration::from_millis(300);
+
+/// How many connections root and hotslot's own user have when all others are taken.
+const RESERVED: usize = 16;
 
 /// How many idle connections are closed at once when the process has no file descriptors left; other parts of the
 /// service need descriptors too.
@@ -43,7 +39,7 @@ const MAKE_ROOM: usize = 64;
 /// How often connections are checked for time-outs.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The pause before accepting is tried again, or before the connections are searched again for one to close.
+/// The pause before accepting is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// The minimum time between two warnings about connections in the log.
@@ -83,21 +79,20 @@ pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Fut
             () = &mut stop => break,
             accepted = open.next(&listener) => accepted,
         };
-        let (router, stopped) = (router.clone(), stopping.subscribe());
-        match accepted {
-            (Stream::Tcp(stream, peer), place) => {
-                let stream = place.watched(stream);
-                tokio::spawn(place.serve(stream, Client::at(Some(peer)), router, stopped));
+        let (stream, place) = accepted;
+        let connection = Arc::clone(&place.connection);
+        let requests = Requests { connection, router: router.clone(), stopping: stopping.subscribe() };
+        tokio::spawn(async move {
+            match stream {
+                Stream::Tcp(stream, peer) => requests.serve(stream, Client::at(Some(peer))).await,
+                Stream::Tls(stream, peer, acceptor) => requests.serve_tls(stream, peer, acceptor).await,
+                Stream::Unix(stream) => {
+                    let client = Client::at(by_kernel(&stream));
+                    requests.serve(stream, client).await;
+                }
             }
-            (Stream::Tls(stream, peer, acceptor), place) => {
-                tokio::spawn(place.serve_tls(stream, peer, acceptor, router, stopped));
-            }
-            (Stream::Unix(stream), place) => {
-                let client = Client::at(by_kernel(&stream));
-                let stream = place.watched(stream);
-                tokio::spawn(place.serve(stream, client, router, stopped));
-            }
-        }
+            drop(place);
+        });
     }
     drop(listener);
     stopping.send_replace(true);
@@ -119,20 +114,6 @@ impl Stream {
             Self::Unix(stream) => by_kernel(stream),
         };
         Some(peer?.origin()).filter(|origin| !is_exempt(*origin))
-    }
-}
-
-/// What is known about the other end of a connection; each of its requests has it among its extensions.
-struct Client {
-    /// `None` when the kernel does not tell.
-    peer: Option<Peer>,
-    /// The verified client certificate of a TLS connection.
-    certificate: Option<Arc<ClientCertificate>>,
-}
-
-impl Client {
-    fn at(peer: Option<Peer>) -> Self {
-        Self { peer, certificate: None }
     }
 }
 
@@ -203,7 +184,7 @@ impl Open {
             match listener.accept().await {
                 Ok(stream) => {
                     let origin = stream.origin();
-                    match self.room(origin).await {
+                    match self.room(origin) {
                         Some(place) => return (stream, place),
                         None => {
                             let whose = origin.map_or_else(String::new, |origin| format!(" of {origin}"));
@@ -238,59 +219,60 @@ impl Open {
         }
     }
 
-    /// Returns a place for another connection, closing the longest idle connection if necessary. Returns `None` when
-    /// all connections are busy.
-    async fn room(self: &Arc<Self>, origin: Option<Origin>) -> Option<Place> {
+    /// Returns a place for another connection, closing the longest idle connection if necessary. Returns `None` when no
+    /// connection can be closed. It never waits, because connections of others are to be accepted.
+    fn room(self: &Arc<Self>, origin: Option<Origin>) -> Option<Place> {
         loop {
-            let ended = self.ended.notified();
-            let wait = match self.place(origin) {
+            match self.place(origin) {
                 Ok(place) => return Some(place),
-                Err(whose) => self.close_idlest(1, whose)?,
-            };
-            tokio::select! {
-                () = ended => {}
-                () = sleep(wait) => {}
+                Err(whose) if self.close_idlest(1, whose) => {}
+                Err(_) => return None,
             }
         }
     }
 
     /// Opens a connection. One user or address has at most three quarters of all connections, so that it cannot take
-    /// them from everybody else.
+    /// them from everybody else; root and hotslot's own user have some more than all together. Connections that are
+    /// being closed to make room do not count.
     ///
     /// # Errors
     /// When there is no room: whose connections are too many, or `None` when all together are.
     fn place(self: &Arc<Self>, origin: Option<Origin>) -> Result<Place, Option<Origin>> {
         let mut connections = self.connections();
-        let of_it = || connections.1.values().filter(|one| one.origin == origin).count();
-        if origin.is_some() && of_it() >= self.most - self.most / 4 {
+        let counted = || connections.1.values().filter(|one| !one.unwanted.load(Ordering::Relaxed));
+        if origin.is_some()
+            && counted().filter(|one| one.origin == origin).count() >= self.most - self.most / 4
+        {
             return Err(origin);
         }
-        if connections.1.len() >= self.most {
+        let most = if origin.is_some() { self.most } else { self.most + RESERVED };
+        // Counting is only needed when there may be no room.
+        if connections.1.len() >= most && counted().count() >= most {
             return Err(None);
         }
         let connection = Arc::new(Connection::new(origin, self.header, self.idle));
         connections.0 += 1;
         let number = connections.0;
         connections.1.insert(number, Arc::clone(&connection));
+        CONNECTIONS.inc();
         self.begun.notify_one();
         Ok(Place { open: Arc::clone(self), number, connection })
     }
 
     /// Closes up to `count` of the longest idle connections, of all or of one user or address, except those idle for
-    /// less than [`FRESH`]. Returns the time after which the caller should try again, or `None` when no connection is
-    /// idle.
-    fn close_idlest(&self, count: usize, of: Option<Origin>) -> Option<Duration> {
+    /// less than [`FRESH`]. Returns whether there was one.
+    fn close_idlest(&self, count: usize, of: Option<Origin>) -> bool {
         let connections = self.connections();
         let those = connections.1.values().filter(|one| of.is_none() || one.origin == of);
+        let those = those.filter(|one| !one.unwanted.load(Ordering::Relaxed));
         let idle = those.filter_map(|one| Some((one.idle_since()?, one)));
-        let mut idle: Vec<_> = idle.collect();
+        let mut idle: Vec<_> = idle.filter(|(since, _)| since.elapsed() >= FRESH).collect();
         idle.sort_by_key(|(since, _)| *since);
-        let left = FRESH.saturating_sub(idle.first()?.0.elapsed());
-        for (_, one) in idle.iter().take(count).filter(|(since, _)| since.elapsed() >= FRESH) {
+        for (_, one) in idle.iter().take(count) {
             one.unwanted.store(true, Ordering::Relaxed);
             one.check.notify_one();
         }
-        Some(left.max(AGAIN))
+        !idle.is_empty()
     }
 
     /// Sends a 503 and closes the connection.
@@ -298,7 +280,7 @@ impl Open {
         async fn tell(stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
             let message = "all connections of this service are busy; try again later ([api] connections sets the \
                            limit)";
-            answer(stream, "503 Service Unavailable\r\nretry-after: 5", "serviceUnavailable", message).await
+            refuse(stream, "503 Service Unavailable\r\nretry-after: 5", "serviceUnavailable", message).await
         }
         let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
         tokio::spawn(async move {
@@ -337,26 +319,6 @@ impl Open {
     }
 }
 
-/// Sends the response to a client whose request is not read, and waits until the client closes the connection.
-async fn answer(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    status: &str,
-    fault: &str,
-    message: &str,
-) -> io::Result<()> {
-    let code = &status[..3];
-    let body = format!("{{\"{fault}\": {{\"code\": {code}, \"message\": \"{message}\"}}}}");
-    let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
-         x-content-type-options: nosniff\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await?;
-    // Closing a socket with unread data resets the connection, and the client may lose the response.
-    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
-}
-
 /// Registers a connection among the open ones; dropping it removes the connection.
 struct Place {
     open: Arc<Open>,
@@ -367,171 +329,15 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.open.connections().1.remove(&self.number);
+        CONNECTIONS.dec();
         self.open.ended.notify_waiters();
-    }
-}
-
-impl Place {
-    fn watched<S>(&self, stream: S) -> Watched<S> {
-        Watched { stream, connection: Arc::clone(&self.connection) }
-    }
-
-    /// Serves a connection after its TLS handshake.
-    async fn serve_tls(
-        self,
-        stream: TcpStream,
-        peer: Peer,
-        acceptor: TlsAcceptor,
-        router: Router,
-        mut stopping: watch::Receiver<bool>,
-    ) {
-        // It is in the heap, so that it takes no memory after the handshake.
-        let handshake = Box::pin(self.handshake(stream, acceptor, &mut stopping));
-        let stream = match handshake.await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(%error, ?peer, "a TLS handshake failed");
-                return;
-            }
-        };
-        let certificate = tls::client(stream.get_ref().1);
-        if let Some(certificate) = &certificate {
-            tracing::debug!(?peer, %certificate, "a client with a certificate has connected");
-        }
-        self.serve(stream, Client { peer: Some(peer), certificate }, router, stopping).await;
-    }
-
-    /// Makes the TLS handshake, which counts as the header of a request.
-    async fn handshake(
-        &self,
-        stream: TcpStream,
-        acceptor: TlsAcceptor,
-        stopping: &mut watch::Receiver<bool>,
-    ) -> io::Result<TlsStream<Watched<TcpStream>>> {
-        let connection = &self.connection;
-        connection.set(Doing::Asking);
-        let handshake = async {
-            if tls::is_plain_http(&stream).await {
-                let message = "this port uses TLS; write https:// in the address";
-                answer(stream, "400 Bad Request", "badRequest", message).await?;
-                return Err(io::Error::other("the client does not use TLS"));
-            }
-            acceptor.accept(self.watched(stream)).await
-        };
-        let mut handshake = pin!(handshake);
-        loop {
-            tokio::select! {
-                biased;
-                done = handshake.as_mut() => {
-                    connection.set(Doing::Idle);
-                    return done;
-                }
-                _ = stopping.wait_for(|stop| *stop) => return Err(io::Error::other("the service stops")),
-                () = connection.check.notified() => {}
-            }
-            if connection.is_overdue() || connection.unwanted.load(Ordering::Relaxed) {
-                return Err(ErrorKind::TimedOut.into());
-            }
-        }
-    }
-
-    /// Serves a connection. Its requests have the [`Peer`] and the [`ClientCertificate`], where they are known, among
-    /// their extensions.
-    async fn serve<S>(self, stream: S, client: Client, router: Router, mut stopping: watch::Receiver<bool>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let connection = &self.connection;
-        let routes = TowerToHyperService::new(router);
-        let answer = service_fn(|mut request: hyper::Request<_>| {
-            let working = Working::on(Arc::clone(connection));
-            let extensions = request.extensions_mut();
-            if let Some(peer) = client.peer {
-                extensions.insert(peer);
-            }
-            if let Some(certificate) = &client.certificate {
-                extensions.insert(Arc::clone(certificate));
-            }
-            let answer = routes.call(request);
-            async move {
-                Ok::<_, std::convert::Infallible>(
-                    answer.await?.map(|body| Answer { body, _working: working }),
-                )
-            }
-        });
-        let http =
-            http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), answer);
-        let mut http = pin!(http);
-        let mut stopped = false;
-        loop {
-            tokio::select! {
-                biased;
-                ended = http.as_mut() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "a connection ended");
-                    }
-                    return;
-                }
-                _ = stopping.wait_for(|stop| *stop), if !stopped => {
-                    stopped = true;
-                    http.as_mut().graceful_shutdown();
-                }
-                // The check below runs in this task, where no request can begin at the same time.
-                () = connection.check.notified() => {}
-            }
-            let unwanted = connection.unwanted.swap(false, Ordering::Relaxed);
-            if connection.is_overdue() || ((stopped || unwanted) && connection.idle_since().is_some()) {
-                return;
-            }
-        }
-    }
-}
-
-/// Marks a connection as answering a request, until the whole body of the response has been passed on.
-struct Working(Arc<Connection>);
-
-impl Working {
-    fn on(connection: Arc<Connection>) -> Self {
-        connection.set(Doing::Answering);
-        Self(connection)
-    }
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.set(Doing::Idle);
-    }
-}
-
-/// The body of a response.
-struct Answer {
-    body: Body,
-    _working: Working,
-}
-
-impl hyper::body::Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt as _;
+    use axum::body::Bytes;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixStream;
 
     use super::*;
@@ -540,17 +346,118 @@ mod tests {
     /// More bytes than the buffers of a connection hold.
     const LENGTH: usize = 16 << 20;
 
-    /// Returns a client that has requested a long response from a service with an idle time-out of one second.
-    async fn asked() -> (UnixStream, tempfile::TempDir) {
+    fn router() -> Router {
+        Router::new()
+            .route("/", axum::routing::get(async || Bytes::from(vec![0; LENGTH])))
+            .route("/short", axum::routing::get(async || "short"))
+            .route("/unread", axum::routing::post(async || "unread"))
+    }
+
+    const SHORT: &[u8] = b"GET /short HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+    /// Whoever keeps all its connections busy, or idle for a moment only, is refused more, and nobody else waits for that.
+    #[tokio::test]
+    async fn who_has_too_many_busy_connections_does_not_keep_others_waiting() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let api = Api { connections: 8.try_into().unwrap(), ..Api::default() };
+        tokio::spawn(
+            async move { serve(Listener::Tcp(listener), router(), &api, std::future::pending()).await },
+        );
+        let connect = async |from: &str| {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+            socket.connect(format!("127.0.0.1:{port}").parse().unwrap()).await.unwrap()
+        };
+        let mut busy = Vec::new();
+        for _ in 0..5 {
+            let mut client = connect("127.0.0.1").await;
+            client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+            busy.push(client);
+        }
+        let mut fresh = connect("127.0.0.1").await;
+        let fresh = tokio::spawn(async move {
+            let mut bytes = [0; 4096];
+            loop {
+                fresh.write_all(SHORT).await.unwrap();
+                assert_ne!(
+                    fresh.read(&mut bytes).await.unwrap(),
+                    0,
+                    "it is not closed, because it is never idle for long"
+                );
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        sleep(Duration::from_millis(200)).await;
+        let answer = async |from: &str| {
+            let mut client = connect(from).await;
+            let _ = client.write_all(SHORT).await;
+            let mut bytes = [0; 4096];
+            let length =
+                timeout(Duration::from_secs(5), client.read(&mut bytes)).await.unwrap().unwrap_or_default();
+            String::from_utf8_lossy(&bytes[..length]).into_owned()
+        };
+        for _ in 0..3 {
+            assert!(answer("127.0.0.1").await.starts_with("HTTP/1.1 503"));
+            assert!(answer("127.0.0.2").await.starts_with("HTTP/1.1 200"));
+        }
+        assert!(!fresh.is_finished());
+        fresh.abort();
+    }
+
+    /// Returns a client of a service with an idle time-out of one second.
+    async fn connected() -> (UnixStream, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
-        let router = Router::new().route("/", axum::routing::get(async || Bytes::from(vec![0; LENGTH])));
         let api = Api { idle_timeout: Seconds(Duration::from_secs(1)), ..Api::default() };
-        tokio::spawn(async move { serve(listener, router, &api, std::future::pending()).await });
-        let mut client = UnixStream::connect(&path).await.unwrap();
+        tokio::spawn(async move { serve(listener, router(), &api, std::future::pending()).await });
+        (UnixStream::connect(&path).await.unwrap(), dir)
+    }
+
+    /// Returns a client that has requested a long response.
+    async fn asked() -> (UnixStream, tempfile::TempDir) {
+        let (mut client, dir) = connected().await;
         client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
         (client, dir)
+    }
+
+    /// Sends the pieces with a pause after each, and returns how many responses arrive.
+    async fn responses(pieces: &[&[u8]]) -> usize {
+        let (mut client, _dir) = connected().await;
+        for piece in pieces {
+            // The service closes the connection when it does not read the rest of a request.
+            let _ = client.write_all(piece).await;
+            sleep(Duration::from_millis(20)).await;
+        }
+        let mut all = Vec::new();
+        // An idle connection is closed after a second.
+        let _ = client.read_to_end(&mut all).await;
+        String::from_utf8_lossy(&all).matches("HTTP/1.1 200 OK").count()
+    }
+
+    #[tokio::test]
+    async fn requests_that_arrive_together_or_in_pieces_are_all_answered() {
+        let three = SHORT.repeat(3);
+        assert_eq!(responses(&[&three]).await, 3);
+        assert_eq!(responses(&[SHORT, SHORT, SHORT]).await, 3);
+        for cut in [1, 2, SHORT.len() - 1, SHORT.len() + 1, 2 * SHORT.len() - 1, 2 * SHORT.len() + 20] {
+            let (first, second) = three.split_at(cut);
+            assert_eq!(responses(&[first, second]).await, 3, "cut at {cut}");
+        }
+        // More requests than hyper answers before it lets other tasks run, and more than its buffer holds.
+        for many in [100, 1000] {
+            assert_eq!(responses(&[&SHORT.repeat(many)]).await, many);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_unread_body_of_a_request_is_not_taken_for_the_next_request() {
+        let header =
+            format!("POST /unread HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", SHORT.len());
+        assert!(responses(&[header.as_bytes(), SHORT]).await < 2);
+        let chunked = b"POST /unread HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert!(responses(&[chunked, SHORT]).await < 2);
     }
 
     #[tokio::test]

@@ -45,10 +45,7 @@ pub(super) async fn ready(
         }
         hypervisors.insert(host.name.clone(), state.into());
     }
-    let identity = match callers.keystone() {
-        Some(keystone) => Some(keystone.check().await),
-        None => None,
-    };
+    let identity = callers.check().await;
     if identity.as_ref().is_some_and(Result::is_err) {
         missing.push("identity");
     }
@@ -63,8 +60,8 @@ pub(super) async fn ready(
     if let Some(identity) = identity {
         answer["identity"] = match identity {
             Ok(()) => "ok".into(),
-            Err(reason) if details => format!("Keystone cannot be asked about tokens: {reason}").into(),
-            Err(_) => "Keystone cannot be asked about tokens; the log of the service has the reason".into(),
+            Err((what, reason)) if details => format!("{what}: {reason}").into(),
+            Err((what, _)) => format!("{what}; the log of the service has the reason").into(),
         };
     }
     if details {

@@ -22,6 +22,7 @@ mod hypervisors;
 mod idempotency;
 mod identity;
 mod limits;
+mod metrics;
 mod origin;
 mod pci;
 mod pci_config;
@@ -29,7 +30,9 @@ mod pci_owner;
 mod permit;
 mod policy;
 mod quotas;
+mod requests;
 mod servers;
+mod service;
 mod state;
 mod tls;
 mod topology;
@@ -48,6 +51,7 @@ pub use connections::{Listener, serve};
 use hotslot_service::audit::Audit;
 use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
+use hotslot_service::metrics::{REQUESTS, Timer, answered};
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
 pub use policy::routes_of;
@@ -90,6 +94,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v3/", get(versions::v3))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::show))
         .merge(operators)
         .merge(accelerators::routes())
         .nest("/v1", accelerators::routes())
@@ -111,6 +116,9 @@ fn unversioned() -> Router<App> {
     Router::new()
         .route("/drift", get(drift::list).post(drift::repair))
         .route("/events", get(events::list))
+        .route("/service", get(service::show))
+        .route("/service/reload", post(service::reload))
+        .route("/service/log-level", get(service::log_level).put(service::set_log_level))
         .route("/webhooks", get(webhooks::list))
         .route("/webhooks/{name}/redeliver", post(webhooks::redeliver))
 }
@@ -170,6 +178,7 @@ async fn with_request_id(
     request: Request,
     next: Next,
 ) -> Response {
+    let timer = Timer::begin(&REQUESTS);
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -187,6 +196,7 @@ async fn with_request_id(
         let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
         done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
     };
+    answered(method.as_str(), response.status().as_u16(), timer);
     span.in_scope(|| audit::record(&audit, (&method, &path), unidentified, &response));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -16,10 +16,12 @@ use hotslot_service::idempotency::Idempotency;
 use hotslot_service::identity::Callers;
 use hotslot_service::inventory::Catalog;
 use hotslot_service::lifecycle::Lifecycle;
+use hotslot_service::monitor::Monitor;
 use hotslot_service::quota::Quotas;
 use hotslot_service::rate::Rates;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+use hotslot_service::settings::Settings;
 use hotslot_service::webhook::Webhooks;
 
 /// The service, as the router has it.
@@ -38,10 +40,8 @@ macro_rules! parts {
 }
 
 parts! {
-    config: Config,
     callers: Callers,
     rates: Rates,
-    policy: Policy,
     records: Records,
     hosts: Hosts,
     catalog: Catalog,
@@ -54,6 +54,24 @@ parts! {
     feed: Feed,
     audit: Audit,
     lifecycle: Lifecycle,
+    monitor: Monitor,
+    settings: Settings,
+}
+
+/// Lets handlers take what is in force when they begin.
+macro_rules! in_force {
+    ($($field:ident: $Value:ty),* $(,)?) => {
+        $(impl FromRef<App> for Arc<$Value> {
+            fn from_ref(app: &App) -> Self {
+                app.0.$field.get()
+            }
+        })*
+    };
+}
+
+in_force! {
+    config: Config,
+    policy: Policy,
 }
 
 /// The parts that know the devices of the hosts.

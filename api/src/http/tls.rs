@@ -1,8 +1,5 @@
 //! TLS of the API: which certificate the service shows, and which client certificates it accepts.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +8,7 @@ use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::middleware;
 use hotslot_service::config;
+use hotslot_service::stamp::Stamp;
 use hotslot_service::tls;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -38,15 +36,6 @@ struct Loaded {
     /// The state of the files when they were last read, with or without success.
     files: Vec<Option<Stamp>>,
     looked: Instant,
-}
-
-/// What differs after a file was written or replaced.
-#[derive(Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 impl Tls {
@@ -93,13 +82,7 @@ impl Tls {
 fn stamps(config: &config::Tls) -> Vec<Option<Stamp>> {
     let key = config.key.path().ok();
     let files = [Some(&config.certificate), key.as_ref(), config.client_ca.as_ref()];
-    let stamp = |file: &Path| {
-        let found = fs::metadata(file).ok()?;
-        let modified = (found.mtime(), found.mtime_nsec());
-        let changed = (found.ctime(), found.ctime_nsec());
-        Some(Stamp { inode: found.ino(), size: found.size(), modified, changed })
-    };
-    files.into_iter().flatten().map(|file| stamp(file)).collect()
+    files.into_iter().flatten().map(|file| Stamp::of(file).ok()).collect()
 }
 
 /// Reads the files, and returns the settings of a TLS server, and what is wrong with the files nevertheless.

@@ -14,6 +14,7 @@ use crate::columns::{RowReader, bad_column};
 use crate::error::{Error, changed, not_found};
 use crate::pool::Store;
 use crate::sql::{Row, query};
+use crate::writer::Transaction;
 
 fn accelerator(row: &Row) -> Result<Accelerator, Error> {
     let columns = RowReader { table: "accelerators", id: row.try_get("uuid")?, row };
@@ -157,18 +158,7 @@ impl Store {
             .fetch_one(&mut draft.tx)
             .await?;
         let number: i64 = last.try_get("last")?;
-        for (key, value) in [("name", name.to_owned()), ("uuid", id.to_string())] {
-            let in_use = match key {
-                "name" => query("SELECT uuid FROM accelerators WHERE name = $1"),
-                _ => query("SELECT uuid FROM accelerators WHERE uuid = $1"),
-            };
-            if let Some(row) = in_use.bind(&value).fetch_optional(&mut draft.tx).await? {
-                let other: String = row.try_get("uuid")?;
-                return Err(Error::AlreadyExists(format!(
-                    "accelerator {other} already has the {key} `{value}`; choose another {key}"
-                )));
-            }
-        }
+        expect_unused(&mut draft.tx, name, id, project).await?;
         let row = query(
             "INSERT INTO accelerators (accelerator_id, uuid, name, device_type, acc_type, acc_capability, remotable,
                  generation, device_id, project_id, created_at)
@@ -277,4 +267,34 @@ impl Store {
         draft.commit().await?;
         Ok(was_there)
     }
+}
+
+/// Checks that no accelerator has this name or id.
+///
+/// # Errors
+/// [`Error::AlreadyExists`]. A project does not learn the id of another one's accelerator.
+async fn expect_unused(
+    tx: &mut Transaction,
+    name: &str,
+    id: AcceleratorId,
+    project: Option<&str>,
+) -> Result<(), Error> {
+    for (key, value) in [("name", name.to_owned()), ("uuid", id.to_string())] {
+        let in_use = match key {
+            "name" => query("SELECT uuid, project_id FROM accelerators WHERE name = $1"),
+            _ => query("SELECT uuid, project_id FROM accelerators WHERE uuid = $1"),
+        };
+        if let Some(row) = in_use.bind(&value).fetch_optional(&mut *tx).await? {
+            let (other, owner): (String, Option<String>) = (row.try_get("uuid")?, row.try_get("project_id")?);
+            let other = if project.is_none() || owner.as_deref() == project {
+                format!("accelerator {other}")
+            } else {
+                "another accelerator".to_owned()
+            };
+            return Err(Error::AlreadyExists(format!(
+                "{other} already has the {key} `{value}`; choose another {key}"
+            )));
+        }
+    }
+    Ok(())
 }

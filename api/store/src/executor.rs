@@ -3,6 +3,7 @@
 use sqlx::postgres::PgRow;
 
 use crate::error::Error;
+use crate::metrics::Call;
 use crate::sql::{Query, Row, soon};
 use crate::writer::{Pool, Transaction};
 
@@ -37,7 +38,11 @@ impl<'a> From<&'a mut Transaction> for Executor<'a> {
 impl Query {
     /// Runs the statement and returns the number of rows written.
     pub(super) async fn execute(self, on: impl Into<Executor<'_>>) -> sqlx::Result<u64> {
-        Ok(match on.into() {
+        Call::begin("write").ended(self.execute_uncounted(on.into()).await)
+    }
+
+    async fn execute_uncounted(self, on: Executor<'_>) -> sqlx::Result<u64> {
+        Ok(match on {
             Executor::Pool(Pool::Sqlite(pool)) => pool.run(self).await?.0,
             Executor::Pool(Pool::Postgres(pool)) => {
                 soon(self.postgres().execute(pool)).await?.rows_affected()
@@ -66,8 +71,12 @@ impl Query {
 
     /// Runs the statement and returns all rows.
     pub(super) async fn fetch_all(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Vec<Row>> {
+        Call::begin("read").ended(self.fetch_all_uncounted(on.into()).await)
+    }
+
+    async fn fetch_all_uncounted(self, on: Executor<'_>) -> sqlx::Result<Vec<Row>> {
         let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
-        Ok(match on.into() {
+        Ok(match on {
             Executor::Pool(Pool::Sqlite(pool)) => pool.run(self).await?.1,
             Executor::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres().fetch_all(pool)).await?),
             Executor::Transaction(tx) => tx.run(self).await?.1,

@@ -22,6 +22,7 @@ use crate::cache::DeviceCache;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::locks::Locks;
+use crate::password;
 use crate::sql::query;
 use crate::url::is_postgres;
 use crate::writer::{Kept, Pool, Transaction, Writer, Written};
@@ -84,7 +85,7 @@ impl Store {
     pub async fn open(url: &str, lock: Option<File>) -> Result<Self, Error> {
         let migrations = sqlx::migrate!("./migrations");
         let (write, read, locks) = if is_postgres(url) {
-            let options = PgConnectOptions::from_str(url)?.application_name("hotslot");
+            let options = password::keep(PgConnectOptions::from_str(url)?).await?.application_name("hotslot");
             let options = options.options([("idle_in_transaction_session_timeout", STALLED)]);
             let pool = PgPoolOptions::new()
                 .max_connections(POSTGRES_CONNECTIONS)

@@ -20,6 +20,7 @@ use sqlx::{AssertSqlSafe, Either, Executor as _, Postgres, Sqlite, SqliteConnect
 use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
 
 use crate::error::Error;
+use crate::metrics::Call;
 use crate::sql::{Query, Row, soon};
 
 /// A pool of connections.
@@ -139,6 +140,7 @@ impl Writer {
         }
         self.ahead.clear();
         let members = std::mem::take(&mut self.members);
+        let call = Call::begin("commit");
         let committed = match self.open.take() {
             Some(Open::Sqlite(mut connection)) => {
                 match sqlx::raw_sql("COMMIT").execute(&mut *connection).await {
@@ -155,7 +157,7 @@ impl Writer {
             Some(Open::Postgres(transaction)) => soon(transaction.commit()).await,
             None => Err(sqlx::Error::WorkerCrashed),
         };
-        match committed {
+        match call.ended(committed) {
             Ok(()) => Ok(members),
             Err(error) => {
                 self.is_behind = true;
@@ -236,6 +238,10 @@ struct Done {
 impl Transaction {
     /// Begins a transaction for whoever has the turn to write.
     pub(super) async fn begin(writer: OwnedMutexGuard<Writer>) -> sqlx::Result<Self> {
+        Call::begin("begin").ended(Self::begin_uncounted(writer).await)
+    }
+
+    async fn begin_uncounted(writer: OwnedMutexGuard<Writer>) -> sqlx::Result<Self> {
         let mut tx = Self { writer: Some(writer), later: Vec::new(), begun: false, failed: false };
         let writer = tx.writer()?;
         // On SQLite, it begins with its first statement.
@@ -323,7 +329,10 @@ impl Transaction {
     /// Returns [`Error::Stale`] when one that has to write a row did not, or the error of the database. The caller must
     /// then drop the transaction.
     pub(super) async fn flush(&mut self) -> Result<Option<Row>, Error> {
-        let (done, is_stale) = self.send().await?;
+        if self.later.is_empty() && !self.failed {
+            return Ok(None);
+        }
+        let (done, is_stale) = Call::begin("write").ended(self.send().await)?;
         if is_stale { Err(Error::Stale) } else { Ok(done.rows.into_iter().next().map(|(_, row)| row)) }
     }
 

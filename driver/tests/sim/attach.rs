@@ -24,12 +24,14 @@ async fn a_device_is_added_to_both_documents_with_separate_addresses() {
     assert_eq!(added, [event("ua-live"), event("ua-both")]);
 }
 
-/// The documents equal those that `virsh attach-device --live` of libvirt 11.3 made for four guests.
-#[tokio::test]
-async fn documents_are_printed_as_by_libvirt() {
+/// A device with its `<address>` in the guest, and its alias.
+type Attached = ((&'static str, String), &'static str);
+
+/// The captured guests, and what was attached to each.
+fn captured_attachments() -> Vec<(&'static str, Vec<Attached>)> {
     let placed = |device, guest| (device, at(guest));
     let auto = |device| (device, String::new());
-    let attachments = [
+    vec![
         (
             "q35",
             vec![
@@ -65,8 +67,13 @@ async fn documents_are_printed_as_by_libvirt() {
                 (placed(E1000E, "01:00.0"), "ua-e1000e"),
             ],
         ),
-    ];
-    for (name, attachments) in attachments {
+    ]
+}
+
+/// The documents equal those that `virsh attach-device --live` of libvirt 11.3 made for four guests.
+#[tokio::test]
+async fn documents_are_printed_as_by_libvirt() {
+    for (name, attachments) in captured_attachments() {
         // virsh prints a line break after the document.
         let captured = |when: &str| {
             let file = data(&format!("tests/data/libvirt-11.3/domain/{name}-{when}.xml"));

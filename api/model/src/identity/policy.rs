@@ -130,6 +130,11 @@ pub const RULES: &[Rule] = &[
     read("hotslot:drift:list", "list where records and hosts disagree"),
     change("hotslot:drift:repair", "repair where records and hosts disagree"),
     read("hotslot:event:list", "list and follow events"),
+    read("hotslot:service:show", "show the versions of the service"),
+    change("hotslot:service:reload", "have the service read its configuration again"),
+    read("hotslot:log_level:show", "show the levels of the log"),
+    change("hotslot:log_level:update", "set the levels of the log"),
+    read("hotslot:metrics:show", "read the metrics of the service"),
     read("hotslot:webhook:list", "list webhooks"),
     change("hotslot:webhook:redeliver", "send a webhook its dead letters again"),
     // Cyborg's first API

@@ -28,7 +28,7 @@ impl Accelerators {
         project: Option<&str>,
     ) -> Result<View, Error> {
         let id = id.unwrap_or_else(|| AcceleratorId(Uuid::new_v4()));
-        if self.config.accelerators.discovered {
+        if self.config.get().accelerators.discovered {
             let devices = self.discoverable();
             let shows = |device: &&Arc<Device>| {
                 let shown = self.discovered_name(device);
@@ -64,7 +64,7 @@ impl Accelerators {
     pub async fn accelerators(&self) -> Result<Vec<View>, Error> {
         let held = self.store.assignments().await?;
         let mut views = self.views(self.store.accelerators().await?, held).await?;
-        if self.config.accelerators.discovered {
+        if self.config.get().accelerators.discovered {
             let names: HashSet<_> = views.iter().map(|view| view.row.name.clone()).collect();
             let on_record: HashSet<_> = views.iter().map(|view| view.row.id.0).collect();
             for device in self.discoverable().iter().filter(|device| !on_record.contains(&device.uuid)) {
@@ -98,7 +98,8 @@ impl Accelerators {
             return self.view(row).await;
         }
         let device = self.discoverable().into_iter().find(|device| device.uuid == id.0);
-        let device = device.filter(|_| self.config.accelerators.discovered).ok_or_else(|| not_found(id))?;
+        let device =
+            device.filter(|_| self.config.get().accelerators.discovered).ok_or_else(|| not_found(id))?;
         let name = self.discovered_name(&device);
         let in_use = self.store.has_accelerator_called(&name).await?;
         Ok(discovered(&device, name, in_use))

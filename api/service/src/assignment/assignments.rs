@@ -11,6 +11,7 @@ use hotslot_store::Store;
 
 use super::choosing::Choosing;
 use crate::config::Config;
+use crate::current::Current;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
 use crate::inventory::Catalog;
@@ -18,7 +19,7 @@ use crate::locks::{InFlight, KeyedMutex};
 
 /// Assigns devices to servers and to their hosts, and releases them.
 pub struct Assignments {
-    pub(crate) config: Arc<Config>,
+    pub(crate) config: Arc<Current<Config>>,
     pub(crate) store: Store,
     pub(crate) hosts: Arc<Hosts>,
     pub(crate) catalog: Arc<Catalog>,
@@ -39,8 +40,8 @@ impl Assignments {
     /// Returns the configured limits of unplugging a device.
     pub fn detach_limits(&self) -> DetachLimits {
         DetachLimits {
-            attempts: self.config.detach.attempts,
-            timeout: self.config.detach.timeout.0,
+            attempts: self.config.get().detach.attempts,
+            timeout: self.config.get().detach.timeout.0,
             total: None,
         }
     }

@@ -21,11 +21,15 @@ use super::request::{AttachRequest, NetworkRequest, scope};
 use super::select::{Chosen, Exclusions};
 use crate::error::Error;
 use crate::host::Host;
+use crate::metrics;
 use crate::quota::owner_of;
 use crate::{locks, task};
 
 /// How often a request chooses devices again after another request claimed one first.
 pub(crate) const RACES: usize = 16;
+
+/// The kind of the assignments of this file.
+const KIND: AssignmentKind = AssignmentKind::Attachment;
 
 /// One attachment that is to be plugged, with its device.
 struct Step {
@@ -57,7 +61,11 @@ impl Assignments {
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         let service = Arc::clone(self);
-        task::join(actor::spawn_as_current(async move { service.attach_now(request).await })).await
+        let work = async move {
+            let operation = metrics::Operation::attach(KIND);
+            operation.ended(service.attach_now(request).await)
+        };
+        task::join(actor::spawn_as_current(work)).await
     }
 
     async fn attach_now(
@@ -77,10 +85,11 @@ impl Assignments {
         let _room = host.admit()?;
         let is_current = is_quiet && early.is_some() && host.is_synced();
         host.ready().await?;
-        let _turn = match early {
-            Some(early) => early,
-            None => self.turns.of(turn()).await?,
-        };
+        let wait = metrics::Step::begin(KIND, "wait");
+        let _turn = wait.ended(match early {
+            Some(early) => Ok(early),
+            None => self.turns.of(turn()).await,
+        })?;
         expect_nothing_out(&host, request.server)?;
         let view = if is_current {
             view
@@ -100,7 +109,8 @@ impl Assignments {
             // The lock prevents that a group is rebound to its host drivers between its reservation and its unbinding.
             let groups = if takes_groups { Some(self.lock_groups(&host).await?) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice, chosen).await?;
-            let unbound = self.take_groups(&host, scope, &steps).await;
+            let unbinding = metrics::Step::begin(KIND, "unbind-group");
+            let unbound = unbinding.ended(self.take_groups(&host, scope, &steps).await);
             drop(groups);
             let plugged = match unbound {
                 Ok(()) => self.plug_all(&host, &view, scope, steps).await,
@@ -151,7 +161,7 @@ impl Assignments {
             // Others choose other devices until these are claimed.
             let (chosen, _choice) = match chosen.take() {
                 Some(chosen) => chosen,
-                None => self.select(host, view, request, choice).await?,
+                None => self.choose_devices(host, view, request, choice).await?,
             };
             let wanted: Vec<NewAttachment> = chosen
                 .iter()
@@ -168,7 +178,8 @@ impl Assignments {
                 holder: request.holder,
                 project: owner.as_deref(),
             };
-            if let Some(rows) = self.store.reserve(reservation, &wanted).await? {
+            let reserving = metrics::Step::begin(KIND, "reserve");
+            if let Some(rows) = reserving.ended(self.store.reserve(reservation, &wanted).await)? {
                 let step =
                     |(attachment, Chosen { alias: _, device, found })| Step { attachment, device, found };
                 return Ok((rows.into_iter().zip(chosen).map(step).collect(), in_flight));
@@ -206,11 +217,26 @@ impl Assignments {
         if request.whole_group || !may_take_groups(host, request) {
             return Ok((request.whole_group, None));
         }
-        let (chosen, kept) = self.select(host, view, request, choice).await?;
+        let (chosen, kept) = self.choose_devices(host, view, request, choice).await?;
         match chosen.iter().any(|one| goes_with_others(one, &chosen)) {
             true => Ok((true, None)),
             false => Ok((false, Some((chosen, kept)))),
         }
+    }
+
+    /// Chooses devices for a request.
+    ///
+    /// # Errors
+    /// As [`select`](Self::select).
+    async fn choose_devices(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        choice: &mut Exclusions,
+    ) -> Result<(Vec<Chosen>, Option<Choice>), Error> {
+        let choosing = metrics::Step::begin(KIND, "choose");
+        choosing.ended(self.select(host, view, request, choice).await)
     }
 
     async fn plug_all(
@@ -237,7 +263,10 @@ impl Assignments {
             }
             let spec = hostdev_spec(&step.attachment, &step.device);
             let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
-            match hotplug::try_plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
+            let plugging = metrics::Step::begin(KIND, "plug");
+            let domain = view.info.uuid;
+            let plugged = hotplug::try_plug(hypervisor, &self.templates, domain, &spec, scope, limits).await;
+            match plugging.ended(plugged) {
                 Ok(presence) => present.push(presence),
                 Err(PlugFailure { error, untouched }) => {
                     let leftover = if untouched { Leftover::Nothing } else { Leftover::Gone };
@@ -247,7 +276,8 @@ impl Assignments {
             }
         }
         let seen = steps.iter().zip(&present).map(|(step, presence)| (step.key(), plugged(presence)));
-        let settled = self.settle_all(&seen.collect::<Vec<_>>()).await;
+        let recording = metrics::Step::begin(KIND, "record");
+        let settled = recording.ended(self.settle_all(&seen.collect::<Vec<_>>()).await);
         let first = steps.first().map_or(DeviceId(0), |step| step.device.id);
         let rows = settled.map_err(|error| Failure::of(first, error))?;
         let mut answer = Vec::new();

@@ -10,7 +10,7 @@ use hotslot_model::assignment::drift::{
     Comparison, aliases, of_binding, of_devices, of_mdev, of_stray_mdev, of_unfinished_binding,
 };
 use hotslot_model::assignment::{
-    Action, Assignment, AssignmentKey, AssignmentKind, Binding, Finding, Kind, Mdev, Source, State,
+    Action, Assignment, AssignmentKey, AssignmentKind, Binding, Finding, Kind, Mdev, Source, State, Trigger,
 };
 use hotslot_model::device::Device;
 use hotslot_model::id::{AttachmentId, DeviceId, EventId, ServerId};
@@ -18,6 +18,15 @@ use hotslot_model::id::{AttachmentId, DeviceId, EventId, ServerId};
 use super::assignments::Assignments;
 use crate::error::Error;
 use crate::host::Host;
+
+/// Returns the kinds of those findings that hotslot does not act on until somebody requests a repair.
+pub(super) fn unresolved(findings: &[Finding]) -> impl Iterator<Item = Kind> {
+    let waits = |finding: &&Finding| match finding.action.trigger() {
+        None | Some(Trigger::Repair) => true,
+        Some(Trigger::Event | Trigger::Arrival | Trigger::Round) => false,
+    };
+    findings.iter().filter(waits).map(|finding| finding.kind)
+}
 
 impl Assignments {
     /// Reads a server and compares it with its records. Returns the disagreements and, when this host has only records
@@ -120,6 +129,31 @@ impl Assignments {
         }
         let parents = self.store.mdevs().await?.iter().map(|made| made.parent).collect();
         Ok((replaced, parents))
+    }
+
+    /// Returns the kinds of the disagreements between a host and the open assignments that hotslot does not resolve by
+    /// itself: those about its servers as of their last comparisons, and those about its devices as of now. It asks
+    /// neither the host nor the database.
+    pub(crate) fn unresolved(&self, host: &Host, open: &[Assignment]) -> Vec<Kind> {
+        let attachments = open.iter().filter_map(|row| match row {
+            Assignment::Attachment(row) => Some(row.clone()),
+            Assignment::Binding(_) | Assignment::Mdev(_) => None,
+        });
+        let attachments: Vec<_> = attachments.collect();
+        let mut devices = self.store.devices_of(host.row.id);
+        // The attachments were read a moment ago. What changed meanwhile is no disagreement.
+        let is_known = |device: &Device| match device.request {
+            Some(request) => open.iter().any(|row| row.request() == request),
+            None => open.iter().all(|row| row.device() != device.id),
+        };
+        devices.retain(|device| device.gone_at.is_some() || is_known(device));
+        let found = match host.is_synced() {
+            true => of_devices(&attachments, &devices, &host.functions(), &host.foreign()),
+            false => Vec::new(),
+        };
+        let mut kinds = host.unresolved();
+        kinds.extend(unresolved(&found));
+        kinds
     }
 
     fn device_at(&self, host: &Host, address: PciAddress) -> Option<Arc<Device>> {

@@ -19,6 +19,7 @@ use super::policy::GuestDevice;
 use super::request::Attempt;
 use crate::error::Error;
 use crate::host::Host;
+use crate::metrics;
 
 /// The outcome of one attempt to release a device.
 #[derive(Debug)]
@@ -51,6 +52,18 @@ pub(crate) enum ReleaseOutcome {
         /// Whether the device is assigned as before, unless it may still be released.
         as_before: bool,
     },
+}
+
+impl ReleaseOutcome {
+    /// The word of the outcome in the metrics.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Gone { .. } => "done",
+            Self::Refused { .. } => "refused",
+            Self::Pending { .. } | Self::LeftOnHost { .. } => "pending",
+            Self::Failed { .. } => "failed",
+        }
+    }
 }
 
 impl From<Result<Unplugged, hypervisor::Error>> for ReleaseOutcome {
@@ -231,6 +244,22 @@ impl Assignments {
         row: &Assignment,
         attempt: Attempt,
     ) -> Result<Release, Error> {
+        let operation = metrics::Operation::detach(row.kind());
+        let outcome = self.release_prepared(host, row, attempt).await;
+        if let Ok(Release::Stays(_)) = &outcome {
+            operation.ended_as("pending");
+            return outcome;
+        }
+        operation.ended(outcome)
+    }
+
+    /// Prepares the guest, and does the rest of [`release`](Self::release).
+    async fn release_prepared(
+        &self,
+        host: &Host,
+        row: &Assignment,
+        attempt: Attempt,
+    ) -> Result<Release, Error> {
         // The overdue calls of other processes are known from their last commits.
         self.store.refresh().await?;
         let mut note = String::new();
@@ -287,6 +316,7 @@ impl Assignments {
         }
         let total = attempt.until.map(|until| until.saturating_duration_since(Instant::now()));
         let limits = DetachLimits { total, ..self.detach_limits() };
+        let releasing = metrics::Step::begin(row.kind(), "release");
         let (name, outcome) = match row {
             Assignment::Attachment(row) => {
                 (address.to_string(), self.unplug(host, row, &device, limits).await)
@@ -297,6 +327,7 @@ impl Assignments {
             ),
             Assignment::Mdev(row) => (key.to_string(), self.remove_mdev(host, row, address, limits).await),
         };
+        releasing.ended_as(outcome.word());
         let (seen, result) = settled_as(host, row, &name, outcome, note);
         // An event may have reported meanwhile that the device is gone.
         match self.settle(key, seen).await? {
@@ -341,7 +372,8 @@ impl Assignments {
             let reason = if untouched { format!("not tried: {reason}") } else { reason };
             undone.push((step.key(), leftover, reason));
         }
-        let left = match self.undo_all(host, &undone).await {
+        let undoing = metrics::Step::begin(culprit.key().kind, "undo");
+        let left = match undoing.ended(self.undo_all(host, &undone).await) {
             Ok(left) => left,
             Err(error) => return Failure::of(device, error),
         };

@@ -24,6 +24,7 @@ use super::engine::{self, Failed, Leftover, Release, ReleaseOutcome, Step as _};
 use super::request::Attempt;
 use crate::error::Error;
 use crate::host::Host;
+use crate::metrics;
 
 /// The recorded reason for the release of a binding whose attach was interrupted.
 const CUT_OFF: &str = "the attach was interrupted";
@@ -62,6 +63,11 @@ impl Assignments {
     /// # Errors
     /// [`Error::Conflict`] when too few can be bound; [`Error::Full`]; errors of the hypervisor and of the database.
     pub(crate) async fn bind(&self, host: &Host, request: &HostUseRequest) -> Result<(), Error> {
+        let operation = metrics::Operation::attach(AssignmentKind::Binding);
+        operation.ended(self.bind_now(host, request).await)
+    }
+
+    async fn bind_now(&self, host: &Host, request: &HostUseRequest) -> Result<(), Error> {
         let _room = host.admit()?;
         host.ready().await?;
         let _turn = self.lock_groups(host).await?;
@@ -126,7 +132,7 @@ impl Assignments {
     }
 
     pub(super) fn binding_policy(&self) -> Policy {
-        Policy { require_reset: self.config.attach.require_reset, whole_groups: false }
+        Policy { require_reset: self.config.get().attach.require_reset, whole_groups: false }
     }
 
     /// Releases bindings on one host. When one cannot be released, the others are released nevertheless.

@@ -30,6 +30,7 @@ use super::engine::{self, Failed, Leftover, ReleaseOutcome, Step as _};
 use super::request;
 use crate::error::Error;
 use crate::host::Host;
+use crate::metrics;
 use crate::quota::owner_of;
 use crate::{locks, task};
 
@@ -78,8 +79,11 @@ impl Assignments {
         parts: MdevRequest,
     ) -> Result<(), Error> {
         let service = Arc::clone(self);
-        task::join(actor::spawn_as_current(async move { service.attach_parts_now(server, &parts).await }))
-            .await
+        let work = async move {
+            let operation = metrics::Operation::attach(AssignmentKind::Mdev);
+            operation.ended(service.attach_parts_now(server, &parts).await)
+        };
+        task::join(actor::spawn_as_current(work)).await
     }
 
     async fn attach_parts_now(self: &Arc<Self>, server: ServerId, parts: &MdevRequest) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::Presence;
-use hotslot_model::assignment::{Assignment, InnerAddress};
+use hotslot_model::assignment::{Assignment, AssignmentKind, InnerAddress};
 use hotslot_model::device::Device;
 use hotslot_model::hot_unplug::{HOT_UNPLUG, HotUnplug};
 use hotslot_model::id::{AttachmentId, DeviceId, ServerId};
@@ -13,16 +13,18 @@ use crate::error::Error;
 use crate::host::Host;
 
 /// The detach policy of a device.
-pub(super) struct Policy<'a> {
+pub(super) struct Policy {
     pub(super) hot_unplug: HotUnplug,
     /// Where `hot_unplug` is configured, for messages.
     pub(super) place: String,
-    pub(super) class: Option<&'a DetachClass>,
+    pub(super) class: Option<DetachClass>,
 }
 
 /// A device in a guest that is to be detached.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GuestDevice {
+    /// The kind of the assignment.
+    pub(crate) kind: AssignmentKind,
     /// The id of the assignment, from which the alias in the domain is made.
     pub(crate) id: AttachmentId,
     /// The server.
@@ -40,15 +42,16 @@ impl GuestDevice {
     pub(crate) fn of(row: &Assignment) -> Option<Self> {
         let server = row.server()?;
         let (id, device, inner, forced) = (row.id(), row.device(), row.inner(), row.forced());
-        Some(Self { id, server, device, inner, forced })
+        Some(Self { kind: row.kind(), id, server, device, inner, forced })
     }
 }
 
 impl Assignments {
     /// Returns the policy of a device: its own `hot_unplug` tag, else that of its class, else the default of
     /// `[detach]`.
-    pub(super) fn policy(&self, host: &Host, device: &Device) -> Policy<'_> {
-        let detach = &self.config.detach;
+    pub(super) fn policy(&self, host: &Host, device: &Device) -> Policy {
+        let config = self.config.get();
+        let detach = &config.detach;
         let functions = host.functions();
         let class = functions.get(&device.facts.address).and_then(|function| function.class);
         let class =
@@ -60,7 +63,7 @@ impl Assignments {
             .map(|tag| (tag, "its device_spec".to_owned()))
             .or(of_class)
             .unwrap_or_else(|| (detach.hot_unplug, "[detach]".to_owned()));
-        Policy { hot_unplug, place, class }
+        Policy { hot_unplug, place, class: class.cloned() }
     }
 
     /// Checks that the policy permits to detach a device from its guest while that is running.

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::assignments::Assignments;
 use super::policy::{GuestDevice, is_live};
 use crate::host::Host;
+use crate::metrics;
 
 /// The placeholder in a command for the PCI address that the device has in the guest.
 const ADDRESS: &str = "{address}";
@@ -33,7 +34,7 @@ impl Assignments {
     ) -> Result<(), NotQuiesced> {
         let Some(device) = self.store.device(plugged.device) else { return Ok(()) };
         let policy = self.policy(host, &device);
-        let command = policy.class.map_or(&[][..], |class| &class.quiesce);
+        let command = policy.class.as_ref().map_or(&[][..], |class| &class.quiesce);
         let demanded = policy.hot_unplug == HotUnplug::Quiesce && !plugged.forced;
         // If the host does not answer now, the detach call fails as well, so its error is ignored here.
         if command.is_empty() && !demanded || !is_live(host, plugged).await.unwrap_or(false) {
@@ -54,10 +55,11 @@ impl Assignments {
         }
         let inner = inner.unwrap_or_default();
         let command: Vec<_> = command.iter().map(|word| word.replace(ADDRESS, &inner)).collect();
-        let timeout = self.config.detach.timeout.0;
+        let timeout = self.config.get().detach.timeout.0;
         let limit =
             until.map_or(timeout, |until| timeout.min(until.saturating_duration_since(Instant::now())));
+        let quiescing = metrics::Step::begin(plugged.kind, "quiesce");
         let run = guest::run(host.hypervisor.as_ref(), plugged.server.0, &command, limit).await;
-        run.map_err(|error| not_quiesced(error.to_string()))
+        quiescing.ended(run).map_err(|error| not_quiesced(error.to_string()))
     }
 }

@@ -18,9 +18,10 @@ use hotslot_model::assignment::{Assignment, Trigger};
 use hotslot_model::id::ServerId;
 use hotslot_store::actor::{self, system};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::assignments::Assignments;
+use super::drift::unresolved;
 use crate::error::Error;
 use crate::host::{Host, Recheck};
 use crate::task;
@@ -193,15 +194,15 @@ impl Pending {
 pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
     let Some(mut rechecks) = host.rechecks.lock().await.take() else { return };
-    let interval = service.config.reconcile.interval.0;
+    let interval = || service.config.get().reconcile.interval.0;
     let mut todo = Pending { everything: true, missed: true, ..Pending::default() };
     let mut later = Later::default();
     let mut retry = RETRY.0;
-    let mut next_round = Instant::now() + interval;
+    let mut next_round = Instant::now() + interval();
     loop {
         let unreachable = host.hypervisor.connection().is_err();
         if todo.everything {
-            next_round = Instant::now() + interval;
+            next_round = Instant::now() + interval();
         }
         // An unreachable host is compared in full when its connection is back, so only restarts are kept.
         todo = if unreachable {
@@ -256,8 +257,6 @@ pub(crate) async fn rebind_in_background(service: Arc<Assignments>, host: Arc<Ho
             asked.await;
             retry = RETRY.0;
         }
-        // Serve the detaches of a short time together: each may need a transaction.
-        sleep(GATHER).await;
         // Before the first full comparison the devices of the guests are unknown. The end of that comparison requests
         // this work again.
         if !host.is_synced() {
@@ -299,6 +298,7 @@ impl Assignments {
         if todo.everything {
             match self.servers_of(host).await {
                 Ok(servers) => {
+                    host.keep_unresolved(&servers);
                     todo.servers = servers.into_iter().map(|server| (server, Trigger::Round)).collect();
                 }
                 Err(error) => {
@@ -437,6 +437,7 @@ impl Assignments {
         trigger: Trigger,
     ) -> Result<(), Error> {
         let (findings, elsewhere) = self.compare(host, server).await?;
+        host.set_unresolved(server, unresolved(&findings).collect());
         // Do not wait for the tasks that ask guests: a guest may take long to answer.
         drop(self.apply(host, findings, trigger).await?);
         // A server that moved to another host may have its devices there.

@@ -222,7 +222,7 @@ impl Assignments {
         let context = || format!("plugging {address} into server {}", row.server);
         let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
         let facts = self.catalog.availability(host).await?.facts(found, &device);
-        let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: false };
+        let policy = Policy { require_reset: self.config.get().attach.require_reset, whole_groups: false };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &[facts], policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         match verdict.refusal() {

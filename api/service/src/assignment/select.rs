@@ -7,9 +7,7 @@ use std::sync::Arc;
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
 use hotslot_driver::hypervisor::{DomainView, ErrorKind, Scope};
-use hotslot_driver::net::MacAddress;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::Network;
 use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
 use hotslot_model::quota::of_aliases;
@@ -19,7 +17,7 @@ use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Surroundings, Un
 use super::assignments::Assignments;
 use super::choosing::Choice;
 use super::ports;
-use super::request::{self, AttachRequest, NetworkRequest};
+use super::request::{self, AttachRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
@@ -367,7 +365,7 @@ impl Assignments {
             }
         }
         // Devices of one IOMMU group that are attached together are unbound from their host drivers together.
-        let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: true };
+        let policy = Policy { require_reset: self.config.get().attach.require_reset, whole_groups: true };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         evaluation.refused = verdict.refusal().map(|refusal| {
@@ -407,16 +405,11 @@ impl Assignments {
                 Some(in_use) => check("mac-address", CheckResult::Fail, in_use),
             });
         }
-        if let Some(project) = owner_of(&view) {
-            let aliases = request.aliases.iter();
-            let aliases = aliases.flat_map(|part| std::iter::repeat_n(part.name.as_str(), part.count));
-            checks.push(match self.store.would_exceed(&project, &of_aliases(aliases)).await? {
-                None => check("quota", CheckResult::Pass, format!("project {project} exceeds no quota")),
-                Some(exceeded) => check("quota", CheckResult::Fail, exceeded.to_string()),
-            });
-        }
         let (mut evaluation, snapshot) =
             self.evaluate_twice(&host, &view, request, snapshot, &mut Exclusions::default()).await?;
+        if let Some(project) = owner_of(&view) {
+            checks.push(self.quota_check(&project, request, &evaluation).await?);
+        }
         checks.push(match &evaluation.refused {
             Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
             Some(Refused::One(..) | Refused::Together(_)) | None => {
@@ -441,6 +434,25 @@ impl Assignments {
         checks.extend(evaluation.checks);
         let devices = evaluation.chosen.into_iter().filter(|_| enough);
         Ok(DryRun { devices: devices.map(|chosen| (chosen.alias, chosen.device)).collect(), checks })
+    }
+
+    /// Checks the quotas of a project for the devices that would be taken; a whole group counts with all its devices.
+    async fn quota_check(
+        &self,
+        project: &str,
+        request: &AttachRequest,
+        evaluation: &Evaluation,
+    ) -> Result<Check, Error> {
+        let aliases: Vec<&str> = if evaluation.chosen.is_empty() {
+            let parts = request.aliases.iter();
+            parts.flat_map(|part| std::iter::repeat_n(part.name.as_str(), part.count)).collect()
+        } else {
+            evaluation.chosen.iter().map(|chosen| chosen.alias.as_str()).collect()
+        };
+        Ok(match self.store.would_exceed(project, &of_aliases(aliases)).await? {
+            None => check("quota", CheckResult::Pass, format!("project {project} exceeds no quota")),
+            Some(exceeded) => check("quota", CheckResult::Fail, exceeded.to_string()),
+        })
     }
 
     /// Checks that all aliases of a request exist.
@@ -507,31 +519,6 @@ fn wanted<'a>(
 fn named(request: &AttachRequest, parts: Vec<Vec<Arc<Device>>>) -> Selection {
     let parts = request.aliases.iter().zip(parts);
     parts.flat_map(|(part, devices)| devices.into_iter().map(|device| (part.name.clone(), device))).collect()
-}
-
-impl AttachRequest {
-    /// Returns the tags that the network settings require of each device.
-    fn tags(&self) -> BTreeMap<String, String> {
-        let mut tags = BTreeMap::new();
-        if let Some(network) = &self.network {
-            tags.extend(network.physical_network.clone().map(|name| ("physical_network".to_owned(), name)));
-            tags.extend(network.trusted.map(|trusted| ("trusted".to_owned(), trusted.to_string())));
-        }
-        tags
-    }
-}
-
-impl NetworkRequest {
-    /// Returns the network settings to record. Without a requested MAC address, a random one is generated with
-    /// Neutron's prefix.
-    pub(super) fn settled(&self) -> Network {
-        Network {
-            mac: self.mac.unwrap_or_else(MacAddress::random),
-            vlan: self.vlan,
-            physical_network: self.physical_network.clone(),
-            trusted: self.trusted,
-        }
-    }
 }
 
 /// Reads a device from the host. The inner error says why this device cannot be attached: it is gone, it changed, or it

@@ -17,6 +17,7 @@ use super::assignments::Assignments;
 use crate::config::Verify;
 use crate::error::Error;
 use crate::host::Host;
+use crate::metrics;
 
 /// The pauses before each query of the guest after an attach. A guest needs one to three seconds to notice a new
 /// device.
@@ -73,7 +74,7 @@ impl Assignments {
     }
 
     fn verify_after(self: &Arc<Self>, host: &Arc<Host>, row: &Assignment, pauses: &'static [Duration]) {
-        if row.state() != State::Attached || self.config.attach.verify == Verify::Off {
+        if row.state() != State::Attached || self.config.get().attach.verify == Verify::Off {
             return;
         }
         let (service, host, key) = (Arc::clone(self), Arc::clone(host), row.key());
@@ -81,7 +82,14 @@ impl Assignments {
             let Ok(Some(_busy)) = service.verifying.try_enter(key.id).await else { return };
             for &pause in pauses {
                 tokio::time::sleep(pause).await;
-                match service.verify(&host, key).await {
+                let verifying = metrics::Step::begin(key.kind, "verify");
+                let verified = service.verify(&host, key).await;
+                verifying.ended_as(match &verified {
+                    Ok(true) => "done",
+                    Ok(false) => "pending",
+                    Err(_) => "failed",
+                });
+                match verified {
                     Ok(true) => return,
                     Ok(false) => {}
                     // The agent is missing or must not read files. That may change later; until then the address stays
@@ -132,7 +140,7 @@ impl Assignments {
         let hostdev = live.hostdev(alias).and_then(|hostdev| hostdev.guest);
         let Some(place) = hostdev.or_else(|| live.mdev(alias)?.guest) else { return Ok(None) };
         let topology = Topology::of(&live);
-        let seen = match self.config.attach.verify {
+        let seen = match self.config.get().attach.verify {
             Verify::Off => None,
             Verify::Monitor => guest::ask_monitor(hypervisor, server.0, &alias.to_string()).await?,
             Verify::Agent if !live.agent_connected => {

@@ -6,11 +6,13 @@ mod access;
 mod api;
 mod identity;
 mod keystone;
+mod log;
 mod policy_file;
 mod quota;
 mod read;
 mod secret_file;
 mod secrets;
+mod source;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -28,11 +30,13 @@ use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
 pub use keystone::{Credential, Keystone, expect_private, is_of_this_machine, keystone_url};
+pub use log::{Levels, Log, LogFormat};
 pub use policy_file::PolicyFile;
 pub use quota::Quota;
 pub use read::ConfigError;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
+pub use source::{Reloaded, Source};
 pub use value::{Age, Seconds, Secret, is_plain_name};
 
 /// The whole configuration.
@@ -69,6 +73,14 @@ pub struct Config {
     pub flavor: Vec<Flavor>,
     /// The hosts. An empty list means the local `qemu:///system`.
     pub hypervisor: Vec<Hypervisor>,
+    /// How the log is written.
+    pub log: Log,
+    /// The file; `None` for a configuration that was not read from a file.
+    #[serde(skip)]
+    pub source: Option<Source>,
+    /// The keys that the file has with values for the next start.
+    #[serde(skip)]
+    pub outdated: Vec<String>,
 }
 
 /// `[database]`

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{Config, Hypervisor, access, is_plain_name};
+use super::{Config, Hypervisor, Source, access, is_plain_name};
 use crate::webhook;
 
 /// A configuration that cannot be used.
@@ -57,13 +57,15 @@ impl Config {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
-        Self::parse(&text).map_err(|error| match error {
+        let source = Some(Source::of(path, &text));
+        let config = Self::parse(&text).map_err(|error| match error {
             ConfigError::Syntax { line, reason, .. } => ConfigError::Syntax { path: name, line, reason },
             ConfigError::Value { key, reason } => {
                 ConfigError::Value { key: format!("{name}: {key}"), reason }
             }
             other @ ConfigError::Read { .. } => other,
-        })
+        })?;
+        Ok(Self { source, ..config })
     }
 
     /// Reads and checks the text of a configuration file.

@@ -83,6 +83,23 @@ impl Callers {
         self.keystone.as_ref()
     }
 
+    /// Checks that tokens can be validated; `None` when there are no tokens.
+    ///
+    /// # Errors
+    /// What cannot be used, and why.
+    pub async fn check(&self) -> Option<Result<(), (&'static str, String)>> {
+        if let Some(Err(reason)) = self.tokens.as_ref().map(Tokens::check) {
+            return Some(Err(("the file of the tokens cannot be used", reason)));
+        }
+        match &self.keystone {
+            Some(keystone) => {
+                let about = |reason| ("Keystone cannot be asked about tokens", reason);
+                Some(keystone.check().await.map_err(about))
+            }
+            None => self.tokens.as_ref().map(|_| Ok(())),
+        }
+    }
+
     /// Whether Keystone has to be asked about a token: it is not one of hotslot's own, and no answer about it is known.
     pub fn asks_keystone(&self, token: &str) -> bool {
         let is_own = self.tokens.is_some() && tokens::is_own(token);

@@ -24,6 +24,7 @@ use subtle::{Choice, ConstantTimeEq as _};
 use super::unidentified::Unidentified;
 use crate::config::{is_plain_name, known_role};
 use crate::hex::hex;
+use crate::stamp::Stamp;
 
 /// The beginning of every token, by which programs that search for leaked secrets find it.
 const PREFIX: &str = "hst_";
@@ -113,24 +114,8 @@ pub enum TokensError {
     Wrong(String),
 }
 
-/// The facts by which one version of a file differs from another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    inode: u64,
-    modified: (i64, i64),
-    size: u64,
-}
-
-impl Stamp {
-    pub(super) fn of(path: &Path) -> io::Result<Self> {
-        let found = fs::metadata(path)?;
-        let modified = (found.mtime(), found.mtime_nsec());
-        Ok(Self { inode: found.ino(), modified, size: found.size() })
-    }
-}
-
 /// Reads and checks a file of tokens. A missing file has none.
-pub(super) fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
+pub(crate) fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
     let failed = |source| TokensError::Io { path: path.display().to_string(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -183,45 +168,66 @@ impl Tokens {
         Self { path, read: Mutex::new(None) }
     }
 
-    /// Returns the caller of a token. The file is read again when it has changed, which is checked once a second.
-    pub(super) fn caller(&self, token: &str) -> Result<Caller, Unidentified> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut before = read.take();
-        if before.as_ref().is_none_or(|before| before.checked.elapsed() >= CHECK) {
-            let stamp = Stamp::of(&self.path).ok();
-            before = match before {
-                Some(before) if before.stamp == stamp && before.tokens.is_ok() => {
-                    Some(Read { checked: Instant::now(), ..before })
-                }
-                Some(_) | None => {
-                    let tokens = load(&self.path).map_err(|error| error.to_string());
-                    if let Err(reason) = &tokens {
-                        tracing::error!("no token is accepted: {reason}");
-                    }
-                    Some(Read { checked: Instant::now(), stamp, tokens })
-                }
-            };
-        }
-        let now = read.insert(before.ok_or_else(unusable)?);
-        let tokens = now.tokens.as_ref().map_err(|_| unusable())?;
-        let hash = hex(Sha256::digest(token.as_bytes()));
-        // All hashes are compared, so that the time does not tell which one is like this.
-        let mut found = None;
-        for known in tokens {
-            let same: Choice = known.hash.as_bytes().ct_eq(hash.as_bytes());
-            if bool::from(same) {
-                found = Some(known);
-            }
-        }
-        let unknown = |reason: &str| Unidentified::Unknown(reason.to_owned());
-        let found = found.ok_or_else(|| unknown("the token is not valid, or has been revoked"))?;
-        if found.has_expired() {
-            return Err(unknown("the token has expired; `hotslot token create` makes a new one"));
-        }
-        let user = User { id: found.name.clone(), name: found.name.clone() };
-        let via = Via::Token(found.name.clone());
-        Ok(Caller::with_roles(Some(user), found.roles.clone(), found.project.clone(), via))
+    /// Checks that the file can be used.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.with(CHECK, |tokens| tokens.map(drop).map_err(ToOwned::to_owned))
     }
+
+    /// Returns the caller of a token. A token that was just made is known at once.
+    pub(super) fn caller(&self, token: &str) -> Result<Caller, Unidentified> {
+        let find = |age| self.with(age, |tokens| caller(tokens.map_err(|_| unusable())?, token));
+        match find(CHECK) {
+            Err(Unidentified::Unknown(_)) => find(Duration::ZERO),
+            found => found,
+        }
+    }
+
+    /// Uses the tokens, or the reason for which there are none. The file is read again when it has changed, which is
+    /// checked when the last check is older than `age`.
+    fn with<T>(&self, age: Duration, act: impl FnOnce(Result<&[Token], &str>) -> T) -> T {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = || Stamp::of(&self.path).ok();
+        let now = match read.take() {
+            Some(before) if before.checked.elapsed() < age => before,
+            Some(before) if before.tokens.is_ok() && before.stamp == stamp() => {
+                Read { checked: Instant::now(), ..before }
+            }
+            Some(_) | None => {
+                let stamp = stamp();
+                let tokens = load(&self.path).map_err(|error| error.to_string());
+                if let Err(reason) = &tokens {
+                    tracing::error!("no token is accepted: {reason}");
+                }
+                Read { checked: Instant::now(), stamp, tokens }
+            }
+        };
+        let now = read.insert(now);
+        act(now.tokens.as_deref().map_err(String::as_str))
+    }
+}
+
+/// Returns the caller of a token.
+fn caller(tokens: &[Token], token: &str) -> Result<Caller, Unidentified> {
+    let hash = hex(Sha256::digest(token.as_bytes()));
+    // All hashes are compared, so that the time does not tell which one is like this.
+    let mut found = None;
+    for known in tokens {
+        let same: Choice = known.hash.as_bytes().ct_eq(hash.as_bytes());
+        if bool::from(same) {
+            found = Some(known);
+        }
+    }
+    let unknown = |reason: &str| Unidentified::Unknown(reason.to_owned());
+    let found = found.ok_or_else(|| unknown("the token is not valid, or has been revoked"))?;
+    if found.has_expired() {
+        return Err(unknown("the token has expired; `hotslot token create` makes a new one"));
+    }
+    let user = User { id: found.name.clone(), name: found.name.clone() };
+    let via = Via::Token(found.name.clone());
+    Ok(Caller::with_roles(Some(user), found.roles.clone(), found.project.clone(), via))
 }
 
 fn unusable() -> Unidentified {

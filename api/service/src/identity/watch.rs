@@ -13,9 +13,10 @@ use hotslot_store::Store;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::tokens::{CHECK, Stamp, Token, load};
+use super::tokens::{CHECK, Token, load};
 use crate::error::Error;
 use crate::hex::hex;
+use crate::stamp::Stamp;
 
 /// How many tokens an event shows.
 const SHOWN: usize = 100;

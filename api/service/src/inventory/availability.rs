@@ -72,7 +72,7 @@ impl Catalog {
         host: &Host,
         functions: Arc<Functions>,
     ) -> Result<Availability, Error> {
-        let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
+        let (sysroot, config) = (host.hypervisor.sysroot().map(PathBuf::from), self.config.get());
         let guards = if let Some(root) = sysroot.clone() {
             let functions = Arc::clone(&functions);
             tokio::task::spawn_blocking(move || local::guards(functions.by_address(), Some(&root)))
@@ -81,14 +81,14 @@ impl Catalog {
         } else if host.hypervisor.is_remote() {
             let inventory = self.inventory();
             let named = functions.keys().copied().filter(|address| {
-                inventory.names_address(*address) || self.config.pci.is_unguarded(&host.name, *address)
+                inventory.names_address(*address) || config.pci.is_unguarded(&host.name, *address)
             });
             local::guards_of_remote(functions.by_address(), &named.collect())
         } else {
             // A simulated host without files has no guards except for bridges, which are never assignable.
             BTreeMap::new()
         };
-        let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
+        let unguarded = guards.keys().copied().filter(|at| config.pci.is_unguarded(&host.name, *at));
         let (foreign, mdevs) = (host.foreign(), host.mdevs());
         let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
         let overdue = host.hypervisor.overdue().into_iter().rev();

@@ -8,21 +8,22 @@ use hotslot_store::Store;
 use tokio::sync::Mutex;
 
 use crate::config::Config;
+use crate::current::Current;
 use crate::error::Error;
 use crate::hosts::Hosts;
 
 /// The rules in force, and the device table that follows them and the hosts.
 pub struct Catalog {
-    pub(crate) config: Arc<Config>,
+    pub(crate) config: Arc<Current<Config>>,
     pub(crate) store: Store,
     pub(crate) hosts: Arc<Hosts>,
     rules: RwLock<Arc<Rules>>,
     /// Serializes changes of the rules.
-    pub(super) changing: Mutex<()>,
+    pub(crate) changing: Mutex<()>,
 }
 
 impl Catalog {
-    pub(crate) fn new(config: Arc<Config>, store: Store, hosts: Arc<Hosts>, rules: Rules) -> Self {
+    pub(crate) fn new(config: Arc<Current<Config>>, store: Store, hosts: Arc<Hosts>, rules: Rules) -> Self {
         Self { config, store, hosts, rules: RwLock::new(Arc::new(rules)), changing: Mutex::default() }
     }
 

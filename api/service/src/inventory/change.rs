@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hotslot_model::device::{Functions, parent};
 use hotslot_model::rules::{Inventory, Rule, RuleKind, Rules, Source};
 use hotslot_store::{Store, actor, now};
+use tokio::sync::MutexGuard;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -70,7 +71,7 @@ impl Catalog {
         let before = self.rules();
         let mut entries = before.entries().to_vec();
         let rule = changed(&change, &mut entries)?;
-        let after = Rules::read(entries, &self.config.pci);
+        let after = Rules::read(entries, &self.config.get().pci);
         self.check_change(&before, &after, &rule)?;
         let withdrawn = self.withdrawn_devices(&before, &after, &rule);
         if !withdrawn.is_empty() && !force {
@@ -156,7 +157,7 @@ impl Catalog {
             entries.sort_by_key(|entry| entry.kind);
             entries
         };
-        let fresh = read_rules(&self.config, &self.store).await?;
+        let fresh = read_rules(&self.config.get(), &self.store).await?;
         if in_order(&fresh) == in_order(&self.rules()) {
             return Ok(false);
         }
@@ -192,6 +193,15 @@ impl Catalog {
             }
         }
         withdrawn
+    }
+
+    /// Puts rules in force that were read from a changed configuration file while [`changing`](Self::changing) was locked.
+    pub(crate) async fn put_in_force(self: &Arc<Self>, rules: Rules, _turn: MutexGuard<'_, ()>) {
+        if rules.entries() != self.rules().entries() {
+            self.set_rules(rules);
+        }
+        // Keys besides the entries, such as `unguarded`, matter to devices too.
+        self.discover_everywhere().await;
     }
 
     /// Reads the devices of every reachable host again. An unreachable host is read with the new rules when it is back.
@@ -272,7 +282,7 @@ fn changeable(entries: &[Rule], kind: RuleKind, id: Uuid) -> Result<usize, Error
     match &entries[index].source {
         Source::Api { .. } => Ok(index),
         Source::File { place } => Err(Error::Conflict(format!(
-            "entry {id} of {kind} is in the configuration file, at {place}; change it there and restart hotslot"
+            "entry {id} of {kind} is in the configuration file, at {place}; change it there, and run `hotslot config reload`"
         ))),
     }
 }

@@ -1,0 +1,186 @@
+//! What this process counts for Prometheus while it works. [`Monitor`](crate::monitor::Monitor) shows it, together with
+//! what the hosts and the records say at that time.
+//!
+//! The values of labels are from small fixed sets, or names of the configuration. No label names a device, a server, a
+//! project or a caller: their number has no limit, and Prometheus keeps a series for each.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use hotslot_driver::hypervisor::{self, ErrorKind};
+use hotslot_model::assignment::AssignmentKind;
+pub use hotslot_store::metrics::DATABASE_CALLS;
+use hotslot_store::metrics::{Durations, durations};
+use prometheus_client::metrics::gauge::Gauge;
+
+use crate::error::Error;
+
+/// Attaches and detaches, by `operation`, `kind` (of the assignment) and `result`.
+pub static OPERATIONS: LazyLock<Durations<3>> = LazyLock::new(durations);
+
+/// The steps of attaches and detaches, by `kind` (of the assignment), `step` and `result`.
+pub static STEPS: LazyLock<Durations<3>> = LazyLock::new(durations);
+
+/// Calls to hypervisors, by `call` and `result`.
+pub static HYPERVISOR_CALLS: LazyLock<Durations<2>> = LazyLock::new(durations);
+
+/// Attempts to post an event, by `webhook` and `result`.
+pub static WEBHOOK_POSTS: LazyLock<Durations<2>> = LazyLock::new(durations);
+
+/// Requests, by `method` and `code`. A request that follows events counts when its answer begins.
+pub static REQUESTS: LazyLock<Durations<2>> = LazyLock::new(durations);
+
+/// The open connections of clients.
+pub static CONNECTIONS: LazyLock<Gauge> = LazyLock::new(Gauge::default);
+
+/// The word for an outcome without an error.
+const DONE: &str = "done";
+
+/// A duration that is being measured.
+#[must_use]
+pub struct Timer<const LABELS: usize> {
+    of: &'static Durations<LABELS>,
+    begun: Instant,
+}
+
+impl<const LABELS: usize> Timer<LABELS> {
+    /// Begins to measure.
+    pub fn begin(of: &'static Durations<LABELS>) -> Self {
+        Self { of, begun: Instant::now() }
+    }
+
+    /// Ends the measurement. `labels` are the names and the values of the labels.
+    pub fn end(self, labels: [(&'static str, Cow<'static, str>); LABELS]) {
+        self.of.get_or_create(&labels).observe(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+/// An attach or a detach that has begun.
+#[must_use]
+pub(crate) struct Operation {
+    name: &'static str,
+    kind: AssignmentKind,
+    timer: Timer<3>,
+}
+
+impl Operation {
+    pub(crate) fn attach(kind: AssignmentKind) -> Self {
+        Self { name: "attach", kind, timer: Timer::begin(&OPERATIONS) }
+    }
+
+    pub(crate) fn detach(kind: AssignmentKind) -> Self {
+        Self { name: "detach", kind, timer: Timer::begin(&OPERATIONS) }
+    }
+
+    /// Counts the operation with its result, and returns the result.
+    pub(crate) fn ended<T>(self, result: Result<T, Error>) -> Result<T, Error> {
+        let word = result.as_ref().err().map_or(DONE, outcome);
+        self.ended_as(word);
+        result
+    }
+
+    /// Counts the operation. `result` is `done`, `pending` (the device stays in the guest for now), or a word of
+    /// [`outcome`].
+    pub(crate) fn ended_as(self, result: &'static str) {
+        self.timer.end([
+            ("operation", self.name.into()),
+            ("kind", word(self.kind).into()),
+            ("result", result.into()),
+        ]);
+    }
+}
+
+/// A step of an attach or a detach that has begun.
+#[must_use]
+pub(crate) struct Step(AssignmentKind, &'static str, Timer<3>);
+
+impl Step {
+    pub(crate) fn begin(kind: AssignmentKind, step: &'static str) -> Self {
+        Self(kind, step, Timer::begin(&STEPS))
+    }
+
+    /// Counts the step with its result, and returns the result.
+    pub(crate) fn ended<T, E>(self, result: Result<T, E>) -> Result<T, E> {
+        self.ended_as(if result.is_ok() { DONE } else { "failed" });
+        result
+    }
+
+    /// Counts the step. `result` is `done`, `pending`, `refused` or `failed`.
+    pub(crate) fn ended_as(self, result: &'static str) {
+        let Self(kind, step, timer) = self;
+        timer.end([("kind", word(kind).into()), ("step", step.into()), ("result", result.into())]);
+    }
+}
+
+/// Calls a hypervisor, and counts the call.
+pub(crate) async fn call<T>(
+    name: &'static str,
+    call: impl Future<Output = Result<T, hypervisor::Error>>,
+) -> Result<T, hypervisor::Error> {
+    let timer = Timer::begin(&HYPERVISOR_CALLS);
+    let answer = call.await;
+    let result = match answer.as_ref().err().map(|error| error.kind) {
+        None => DONE,
+        Some(ErrorKind::Away) => "away",
+        Some(ErrorKind::TimedOut) => "timed-out",
+        Some(ErrorKind::AgentAway) => "agent-away",
+        Some(_) => "refused",
+    };
+    timer.end([("call", name.into()), ("result", result.into())]);
+    answer
+}
+
+/// The word for a kind of assignment.
+pub(crate) fn word(kind: AssignmentKind) -> &'static str {
+    match kind {
+        AssignmentKind::Attachment => "attachment",
+        AssignmentKind::Binding => "binding",
+        AssignmentKind::Mdev => "mdev",
+    }
+}
+
+/// Counts an attempt to post an event.
+pub(crate) fn posted(webhook: &str, took: Timer<2>, succeeded: bool) {
+    let result = if succeeded { DONE } else { "failed" };
+    took.end([("webhook", webhook.to_owned().into()), ("result", result.into())]);
+}
+
+/// Counts a request with the status code of its answer. A method that is none of HTTP's usual ones counts as `other`.
+pub fn answered(method: &str, code: u16, took: Timer<2>) {
+    let usual = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+    let method = usual.into_iter().find(|usual| *usual == method).unwrap_or("other");
+    took.end([("method", method.into()), ("code", code.to_string().into())]);
+}
+
+/// The longest time since `began` in seconds, by the clock of the records, in milliseconds since 1970. It is never
+/// negative, also after the clock was set back.
+pub(crate) fn age(began: i64) -> f64 {
+    let milliseconds = hotslot_store::now().saturating_sub(began).max(0);
+    Duration::from_millis(milliseconds.unsigned_abs()).as_secs_f64()
+}
+
+/// The word for an error: `refused` when the request or the state of things is the reason, `unavailable` when another try
+/// may succeed later, and `failed` otherwise.
+fn outcome(error: &Error) -> &'static str {
+    match error {
+        Error::Invalid(_)
+        | Error::UnknownAlias { .. }
+        | Error::TooFewFree { .. }
+        | Error::NeedsService
+        | Error::NeedsAdmin
+        | Error::OverQuota(_)
+        | Error::NotTheirs
+        | Error::NoServer(_)
+        | Error::NoAttachment(_)
+        | Error::NoAccelerator(_)
+        | Error::NotFound(_)
+        | Error::Gone(_)
+        | Error::Conflict(_)
+        | Error::Busy(_)
+        | Error::AlreadyExists(_)
+        | Error::Stale => "refused",
+        Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => "unavailable",
+        Error::Hypervisor { .. } | Error::Store(_) | Error::Internal(_) => "failed",
+    }
+}

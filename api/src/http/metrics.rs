@@ -1,0 +1,21 @@
+//! `GET /metrics`: the metrics of the service, for Prometheus.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use hotslot_service::error::Error;
+use hotslot_service::monitor::Monitor;
+
+use super::error::Fault;
+
+/// The type of the text format of OpenMetrics.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers with all metrics.
+pub(super) async fn show(State(monitor): State<Arc<Monitor>>) -> Result<impl IntoResponse, Fault> {
+    let text = monitor.text().await;
+    let text = text.map_err(|error| Error::Internal(format!("the metrics cannot be written: {error}")))?;
+    Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], text))
+}

@@ -1,0 +1,108 @@
+//! `hotslot status`: the state of the service on one screen, with an exit code for monitoring.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::Cli;
+use crate::exit::Exit;
+use crate::output::{self, Format, at};
+use crate::remedy::by_commands;
+
+/// The text in `--help`.
+pub(crate) const HELP: &str = "\
+The exit code is 0 when all is well; 1 when the service is not ready, a call to a hypervisor is stuck, a guest keeps a
+device whose detach was requested, or a webhook did not accept events; and 5 when the service does not answer.";
+
+/// A line of the screen.
+struct Line {
+    what: String,
+    state: String,
+    /// Whether somebody has to do something about it.
+    bad: bool,
+}
+
+impl Line {
+    fn of(what: impl Into<String>, state: impl Into<String>, bad: bool) -> Self {
+        Self { what: what.into(), state: state.into(), bad }
+    }
+}
+
+/// Prints the state of the service.
+pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
+    let ready = cli.client.probe("readyz").await?;
+    let service = cli.client.item(&["service"], "service").await?;
+    let hosts = cli.client.items(&["os-hypervisors", "detail"], "hypervisors").await?;
+    let attachments = cli.client.items(&["os-pci_attachments"], "pciAttachment").await?;
+    let webhooks = cli.client.get(&["webhooks"]).await?["webhooks"].take();
+    let mut lines = vec![
+        Line::of(
+            "service",
+            format!("hotslot {}, {}", at(&service, "/version"), at(&ready, "/status")),
+            ready["status"] != "ready",
+        ),
+        Line::of("database", at(&ready, "/database"), ready["database"] != "ok"),
+    ];
+    lines.extend(hosts.iter().flat_map(of_host));
+    lines.extend(of_attachments(&attachments));
+    lines.extend(webhooks.as_array().into_iter().flatten().map(of_webhook));
+    let waiting = service["needs_restart"].as_array().map_or(0, Vec::len);
+    if waiting > 0 {
+        lines.push(Line::of("configuration", format!("{waiting} changed keys need a restart"), false));
+    }
+    let warnings = ready["warnings"].as_array().into_iter().flatten();
+    lines.extend(warnings.map(|warning| Line::of("warning", at(warning, ""), false)));
+    let bad = lines.iter().any(|line| line.bad);
+    match cli.format {
+        Format::Json => {
+            let lines =
+                lines.iter().map(|line| json!({ "what": line.what, "state": line.state, "bad": line.bad }));
+            output::json(&lines.collect())?;
+        }
+        Format::Table => {
+            let mark = |line: &Line| if line.bad { "!" } else { " " }.to_owned();
+            let rows = lines.iter().map(|line| vec![mark(line), line.what.clone(), line.state.clone()]);
+            output::print(&output::aligned(&rows.collect::<Vec<_>>()))?;
+        }
+    }
+    Ok(if bad { Exit::Failed } else { Exit::Done })
+}
+
+/// The lines of a host: its connection, and its stuck calls.
+fn of_host(host: &Value) -> Vec<Line> {
+    let name = format!("host {}", at(host, "/hypervisor_hostname"));
+    let up = host["state"] == "up";
+    let state = if up { "connected".to_owned() } else { format!("down: {}", at(host, "/state_reason")) };
+    let stuck = host["stuck_calls"].as_array().into_iter().flatten();
+    let stuck = stuck.map(|call| {
+        Line::of(
+            name.clone(),
+            format!("stuck for {} s: {}", at(call, "/seconds"), at(call, "/operation")),
+            true,
+        )
+    });
+    let stuck: Vec<_> = stuck.collect();
+    std::iter::once(Line::of(name, state, !up)).chain(stuck).collect()
+}
+
+/// A line with how many attachments are in each state, and one for each that its guest keeps.
+fn of_attachments(rows: &[Value]) -> Vec<Line> {
+    let mut counts = BTreeMap::<String, u32>::new();
+    for row in rows {
+        *counts.entry(at(row, "/status")).or_default() += 1;
+    }
+    let counts: Vec<_> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
+    let kept = rows.iter().filter(|row| row["status"] == "detaching" && !row["status_reason"].is_null());
+    let kept = kept.map(|row| {
+        let what = format!("attachment {}", at(row, "/attachment_id"));
+        Line::of(what, format!("detaching: {}", by_commands(&at(row, "/status_reason"))), true)
+    });
+    std::iter::once(Line::of("attachments", counts, false)).chain(kept).collect()
+}
+
+fn of_webhook(webhook: &Value) -> Line {
+    let dead = webhook["dead_letter_count"].as_i64().unwrap_or_default();
+    let state = format!("{} events behind, {dead} dead letters", at(webhook, "/behind"));
+    Line::of(format!("webhook {}", at(webhook, "/name")), state, dead > 0)
+}

@@ -1,0 +1,42 @@
+//! `hotslot version`: the versions of this program, of the service, and of the hypervisors of its hosts.
+
+use serde_json::{Value, json};
+
+use crate::Cli;
+use crate::exit::{Exit, Failure};
+use crate::host::{hypervisor, libvirt};
+use crate::output::{self, Format, at};
+
+/// Prints the versions. When no service answers, those of this program.
+pub(crate) async fn run(cli: anyhow::Result<Cli>, format: Format) -> anyhow::Result<Exit> {
+    let answer = match cli {
+        Ok(cli) => of_service(&cli).await.map_err(|failure| failure.to_string()),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    let own = json!({ "version": env!("CARGO_PKG_VERSION"), "schema": hotslot_store::schema() });
+    if format == Format::Json {
+        let problem = answer.as_ref().err();
+        let (service, hosts) = answer.clone().unwrap_or_default();
+        output::json(&json!({ "program": own, "service": service, "hosts": hosts, "problem": problem }))?;
+        return Ok(Exit::Done);
+    }
+    let named = |of: &Value| format!("hotslot {}, schema {}", at(of, "/version"), at(of, "/schema"));
+    let mut rows = vec![vec!["program".to_owned(), named(&own)]];
+    match answer {
+        Ok((service, hosts)) => {
+            rows.push(vec!["service".to_owned(), named(&service)]);
+            for host in &hosts {
+                let name = format!("host {}", at(host, "/hypervisor_hostname"));
+                rows.push(vec![name, format!("libvirt {}, {}", libvirt(host), hypervisor(host))]);
+            }
+        }
+        Err(problem) => rows.push(vec!["service".to_owned(), problem]),
+    }
+    output::print(&output::aligned(&rows))?;
+    Ok(Exit::Done)
+}
+
+async fn of_service(cli: &Cli) -> Result<(Value, Vec<Value>), Failure> {
+    let service = cli.client.item(&["service"], "service").await?;
+    Ok((service, cli.client.items(&["os-hypervisors", "detail"], "hypervisors").await?))
+}

@@ -1,0 +1,322 @@
+#!/usr/bin/python
+"""The module hotslot.pci.pci_attachment."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: pci_attachment
+short_description: Attach PCI devices to a server, or detach them
+description:
+  - Makes a server have a number of PCI devices that an alias names, through the service hotslot. The server may be
+    running.
+  - The service chooses the devices. Either all devices that are missing are attached, or none.
+options:
+  state:
+    description: Whether the server has the devices.
+    choices: [present, absent]
+    default: present
+    type: str
+  server:
+    description: The name or id of the server.
+    required: true
+    type: str
+  alias:
+    description:
+      - The alias by which the devices are requested.
+      - With O(state=absent), all devices that were requested by this alias are detached.
+    type: str
+  count:
+    description: The number of devices that the server has at least with O(state=present).
+    default: 1
+    type: int
+  attachment:
+    description: The id of the attachment to end, for O(state=absent) in place of O(alias).
+    type: str
+  persistent:
+    description: Whether the definition of the server gets the devices too, so that it has them after a power cycle.
+    default: true
+    type: bool
+  whole_group:
+    description: Whether each device is attached with all others of its IOMMU group.
+    default: false
+    type: bool
+  numa_policy:
+    description: The NUMA policy, in place of that of the alias.
+    choices: [required, preferred, legacy, socket]
+    type: str
+  mac_address:
+    description:
+      - The MAC address of the VF of a NIC. O(count) must be 1.
+      - A device of the alias with another address does not count.
+    type: str
+  vlan:
+    description: The VLAN tag of the VF of a NIC, 0 to 4095.
+    type: int
+  physical_network:
+    description: The physical_network that the VF of a NIC must have.
+    type: str
+  trusted:
+    description: Whether the VF of a NIC must be trusted.
+    default: false
+    type: bool
+  wait:
+    description: Whether to wait with O(state=absent) until the guest has released the devices.
+    default: true
+    type: bool
+  timeout:
+    description:
+      - How long the guest is asked to release a device, in seconds. By default it is what the service is configured to.
+    type: int
+  force:
+    description:
+      - Whether to override a policy against detaching. A running guest keeps a device until it releases it.
+    default: false
+    type: bool
+  socket:
+    description:
+      - The path of the unix socket of a service on the machine that runs the module, usually
+        C(/run/hotslot/api.sock). It needs no C(clouds.yaml) and no token.
+    type: path
+  cloud:
+    description:
+      - The name of the cloud in C(clouds.yaml). Without it, O(auth) or the variables C(OS_*) are used.
+    type: str
+  auth:
+    description:
+      - The settings of O(auth_type). With them, neither C(clouds.yaml) nor the variables C(OS_*) are read.
+      - With C(auth_type=admin_token) they are C(endpoint), the address of the service, and C(token), a token that
+        C(hotslot token create) has made.
+    type: dict
+  auth_type:
+    description: The name of the authentication plugin.
+    type: str
+  region_name:
+    description: The region of the service in the catalog.
+    type: str
+  interface:
+    description: The interface of the service in the catalog.
+    choices: [public, internal, admin]
+    type: str
+  validate_certs:
+    description: Whether certificates are verified.
+    type: bool
+  ca_cert:
+    description: The PEM file of the authority that signed the certificates.
+    type: path
+attributes:
+  check_mode:
+    description: The service checks the attach, and attaches nothing.
+    support: full
+requirements:
+  - python-hotslotclient
+author:
+  - the hotslot developers
+"""
+
+EXAMPLES = r"""
+- name: web1 has two VFs
+  hotslot.pci.pci_attachment:
+    cloud: mycloud
+    server: web1
+    alias: vf
+    count: 2
+
+- name: web1 has no VFs
+  hotslot.pci.pci_attachment:
+    cloud: mycloud
+    server: web1
+    alias: vf
+    state: absent
+
+- name: vm1 has a GPU, through the service on its own host
+  hotslot.pci.pci_attachment:
+    socket: /run/hotslot/api.sock
+    server: vm1
+    alias: gpu
+
+- name: db1 has a disk, by a token of hotslot
+  hotslot.pci.pci_attachment:
+    auth_type: admin_token
+    auth:
+      endpoint: https://node1.example.org:9774
+      token: "{{ hotslot_token }}"
+    ca_cert: /etc/hotslot/ca.pem
+    server: db1
+    alias: nvme
+"""
+
+RETURN = r"""
+attachments:
+  description:
+    - The devices of the alias that the server has, or those that were detached.
+    - In check mode with O(state=present), those that it has already.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: The id of the attachment.
+      type: str
+    inner_address:
+      description: The address that the guest sees, such as C(0000:06:00.0).
+      type: str
+    inner_address_source:
+      description: V(computed) from the topology of the guest, or V(verified) by the guest.
+      type: str
+    address:
+      description: The address in the host. None for callers who may not see hosts.
+      type: str
+    status:
+      description: The status of the attachment.
+      type: str
+would_attach:
+  description: The devices that an attach would take, each with its vendor_id and product_id.
+  returned: in check mode, when devices are missing
+  type: list
+  elements: dict
+checks:
+  description: The checks of the attach, each with its result, message and cure.
+  returned: in check mode, when devices are missing
+  type: list
+  elements: dict
+"""
+
+from typing import Any  # noqa: E402
+
+from ansible.module_utils.basic import (  # type: ignore[import-untyped]  # noqa: E402
+    AnsibleModule,
+    missing_required_lib,
+)
+
+try:
+    from hotslotclient import sdk
+    from keystoneauth1.exceptions import ClientException
+    from openstack import exceptions
+except ImportError as error:
+    MISSING: ImportError | None = error
+else:
+    MISSING = None
+
+#: The options of the connection: our names, and those of openstack.connect.
+CONNECTION = {
+    "socket": "socket", "cloud": "cloud", "auth": "auth", "auth_type": "auth_type", "region_name": "region_name",
+    "interface": "interface", "validate_certs": "verify", "ca_cert": "cacert",
+}
+#: The options of an attach that are sent to the service when they are given.
+DEVICE = ("whole_group", "numa_policy", "mac_address", "vlan", "physical_network", "trusted")
+
+
+def connected(params: dict[str, Any]) -> sdk.Proxy:
+    """Returns the service of the cloud that the options name."""
+    options = {name: params[ours] for ours, name in CONNECTION.items() if params[ours] is not None}
+    if "auth" in options:
+        # The first cloud of clouds.yaml would be added to it.
+        options |= {"load_yaml_config": False, "load_envvars": False}
+    try:
+        return sdk.connect(**options).pci
+    except TypeError as error:
+        raise exceptions.ConfigException(f"auth does not fit auth_type: {error}") from error
+
+
+def shown(attachment: Any) -> dict[str, Any]:
+    """Returns an attachment as a result of the module."""
+    row: dict[str, Any] = attachment.to_dict(computed=False, original_names=False)
+    return row
+
+
+def present(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any]:
+    """Attaches the devices that are missing."""
+    params = module.params
+    mac = params["mac_address"]
+    held = [
+        one for one in pci.attachments(server, alias=params["alias"])
+        if one.status in ("attaching", "attached") and not one.holder
+        and (mac is None or (one.mac_address or "").lower() == mac.lower())
+    ]
+    missing = params["count"] - len(held)
+    if missing <= 0:
+        return {"changed": False, "attachments": [shown(one) for one in held]}
+    options = {name: params[name] for name in DEVICE if params[name] not in (None, False)}
+    options["persistent"] = params["persistent"]
+    wanted = f"{params['alias']}:{missing}"
+    if module.check_mode:
+        verdict = pci.try_attach(server, wanted, **options)
+        if not verdict["would_attach"]:
+            failed = [check for check in verdict["checks"] if check["result"] == "fail"]
+            reasons = "; ".join(f"{check['check']}: {check['message'] or 'failed'}" for check in failed)
+            module.fail_json(msg=f"nothing would be attached: {reasons}", checks=verdict["checks"])
+        return {
+            "changed": True, "attachments": [shown(one) for one in held],
+            "would_attach": verdict["pci_devices"], "checks": verdict["checks"],
+        }
+    held += pci.attach(server, wanted, **options)
+    return {"changed": True, "attachments": [shown(one) for one in held]}
+
+
+def absent(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any]:
+    """Detaches the devices."""
+    params = module.params
+    held = [
+        one for one in pci.attachments(server)
+        if (one.id == params["attachment"] if params["attachment"] else one.alias == params["alias"] and not one.holder)
+    ]
+    for one in [] if module.check_mode else held:
+        pci.detach(server, one.id, wait=params["wait"], timeout=params["timeout"], force=params["force"])
+    return {"changed": bool(held), "attachments": [shown(one) for one in held]}
+
+
+def main() -> None:
+    """Runs the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"choices": ["present", "absent"], "default": "present"},
+            "server": {"required": True},
+            "alias": {},
+            "count": {"type": "int", "default": 1},
+            "attachment": {},
+            "persistent": {"type": "bool", "default": True},
+            "whole_group": {"type": "bool", "default": False},
+            "numa_policy": {"choices": ["required", "preferred", "legacy", "socket"]},
+            "mac_address": {},
+            "vlan": {"type": "int"},
+            "physical_network": {},
+            "trusted": {"type": "bool", "default": False},
+            "wait": {"type": "bool", "default": True},
+            "timeout": {"type": "int"},
+            "force": {"type": "bool", "default": False},
+            "socket": {"type": "path"},
+            "cloud": {},
+            "auth": {"type": "dict", "no_log": True},
+            "auth_type": {},
+            "region_name": {},
+            "interface": {"choices": ["public", "internal", "admin"]},
+            "validate_certs": {"type": "bool"},
+            "ca_cert": {"type": "path"},
+        },
+        required_by={"auth": ["auth_type"]},
+        required_if=[("state", "present", ["alias"]), ("state", "absent", ["alias", "attachment"], True)],
+        mutually_exclusive=[("alias", "attachment"), ("socket", "cloud", "auth")],
+        supports_check_mode=True,
+    )
+    if MISSING:
+        module.fail_json(msg=missing_required_lib("python-hotslotclient"), exception=str(MISSING))
+    if module.params["count"] < 1:
+        module.fail_json(msg="count must be at least 1; use state=absent to detach the devices")
+    if module.params["mac_address"] and module.params["count"] != 1:
+        module.fail_json(msg="mac_address applies to one device, so count must be 1")
+    try:
+        pci = connected(module.params)
+        server = pci.find_server(module.params["server"])
+        act = present if module.params["state"] == "present" else absent
+        result = act(module, pci, server)
+    except exceptions.HttpException as error:
+        module.fail_json(msg=error.details or str(error), status=error.status_code, request_id=error.request_id)
+    except (exceptions.SDKException, ClientException) as error:
+        module.fail_json(msg=str(error))
+    else:
+        module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
