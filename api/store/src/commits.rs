@@ -7,8 +7,9 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 use crate::executor::Executor;
+use crate::failure::again;
 use crate::pool::Store;
-use crate::writer::{Member, Transaction, Writer, Written, again};
+use crate::writer::{Member, Transaction, Writer, Written};
 
 /// The time limit for reading the database after a failed commit. Other writers wait meanwhile.
 const IN_DOUBT: Duration = Duration::from_secs(1);

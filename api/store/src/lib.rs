@@ -24,6 +24,7 @@ mod ended;
 pub mod error;
 mod events;
 mod executor;
+mod failure;
 mod hypervisors;
 mod idempotency;
 mod locks;

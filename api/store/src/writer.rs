@@ -20,6 +20,7 @@ use sqlx::{AssertSqlSafe, Either, Executor as _, Postgres, Sqlite, SqliteConnect
 use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
 
 use crate::error::Error;
+use crate::failure::again;
 use crate::metrics::Call;
 use crate::sql::{Query, Row, soon};
 
@@ -208,11 +209,6 @@ impl Writer {
     pub(super) fn release(&mut self) {
         self.idle = None;
     }
-}
-
-/// Returns an error for another caller whom the same failure concerns.
-pub(super) fn again(error: &sqlx::Error) -> sqlx::Error {
-    sqlx::Error::Io(std::io::Error::other(error.to_string()))
 }
 
 /// A transaction that writes. Dropping it rolls it back.
