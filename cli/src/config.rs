@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Subcommand;
-use hotslot_service::config::Config;
+use hotslot_service::config::{Config, schema};
 use serde_json::{Value, json};
 
 use crate::Cli;
@@ -18,6 +18,7 @@ pub(crate) const HELP: &str = r#"Examples:
   hotslot config check /etc/hotslot/hotslot.toml
   hotslot config show
   hotslot config reload
+  hotslot config schema > hotslot.schema.json
   hotslot config whitelist list
   hotslot config whitelist add '{"vendor_id": "8086", "product_id": "10ca"}'
   hotslot config alias add '{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}'
@@ -39,6 +40,8 @@ pub(crate) enum ConfigCommand {
     /// Have the service read its configuration file, policy, certificates and tokens again. A file with mistakes is refused,
     /// and the previous configuration stays in force.
     Reload,
+    /// Print the JSON schema of the configuration file, by which editors complete keys and check values.
+    Schema,
     /// Which devices are assignable (device_spec).
     #[command(subcommand)]
     Whitelist(Entries),
@@ -94,6 +97,10 @@ impl ConfigCommand {
             Self::Check { file } => check::run(&file, cli.format),
             Self::Show { file } => show(file.as_deref()),
             Self::Reload => reload(cli).await,
+            Self::Schema => {
+                output::json(&schema())?;
+                Ok(Exit::Done)
+            }
             Self::Whitelist(entries) => entries.run(cli, "whitelist").await,
             Self::Alias(entries) => entries.run(cli, "alias").await,
             Self::ExtraInfo(entries) => entries.run(cli, "extra_info").await,

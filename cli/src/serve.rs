@@ -73,12 +73,13 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let mut server = tokio::spawn(async move { http::serve(listener, router, &serving, asked).await });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    notify::ready(&service, &bound.url());
+    let url = bound.url();
+    notify::ready(&service, &url);
     tokio::select! {
         ended = &mut server => ended?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = reload_on(&mut hangup, &service, &bound.url()) => {}
+        () = reload_on(&mut hangup, &service, &url) => {}
     }
     tracing::info!("stopping");
     notify::stopping();

@@ -158,8 +158,11 @@ impl Api {
             |name: &str| response.headers().get(name).map(|value| value.to_str().expect("a text").to_owned());
         let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
         let headers = response.headers().clone();
-        let is_text =
-            header("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text"));
+        let is_text = header("content-type").is_some_and(|kind| {
+            ["application/openmetrics-text", "text/plain", "text/html"]
+                .iter()
+                .any(|text| kind.starts_with(text))
+        });
         let text = response.text().await?;
         let body = if text.is_empty() {
             Value::Null

@@ -388,19 +388,35 @@ fn a_configuration_is_checked_without_a_service() {
     );
     let bad = "[detach]\nattempts = 0\n[pci]\nalias = ['{}', '[', '{\"name\": \"a1\"}']";
     let output = check(bad, "").expect(1);
-    let places: Vec<_> = output.out.lines().map(|line| line.split(": ").next().expect("a place")).collect();
+    let (name, dir) = ("hotslot.toml", dir.path().display().to_string());
+    let places: Vec<_> =
+        output.out.lines().map(|line| line.splitn(3, ": ").take(2).collect::<Vec<_>>()).collect();
+    let at = |line: usize| format!("{dir}/{name}:{line}");
     assert_eq!(
         places,
-        ["[detach] attempts", "[pci] alias[0]", "[pci] alias[1]", "[pci] alias[2]"],
+        [
+            [at(2).as_str(), "[detach] attempts"],
+            [at(4).as_str(), "[pci] alias[0]"],
+            [at(4).as_str(), "[pci] alias[1]"],
+            [at(4).as_str(), "[pci] alias[2]"],
+        ],
         "{output:?}"
     );
     let json = check(bad, "-o json").expect(1).json();
     assert_eq!(json[0]["place"], "[detach] attempts");
+    assert_eq!(json[0]["line"], 2);
     assert_eq!(json[0]["reason"], "a guest must be asked at least once");
     assert_eq!(check("", "-o json").expect(0).json(), Value::Array(Vec::new()));
     assert!(check("[pci]\nalias = 3", "").expect(1).out.contains("hotslot.toml:2: "));
     let missing = hotslot("http://127.0.0.1:1", "config check /nonexistent.toml").expect(1);
     assert!(missing.out.starts_with("/nonexistent.toml: cannot be read: "), "{missing:?}");
+}
+
+#[test]
+fn the_schema_of_the_configuration_is_printed() {
+    let schema = hotslot("http://127.0.0.1:1", "config schema").expect(0).json();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert!(schema["properties"]["api"].is_object() && schema["additionalProperties"] == false, "{schema}");
 }
 
 #[tokio::test]

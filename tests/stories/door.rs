@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hotslot_tests::recorded::{record, rows};
-use hotslot_tests::{Api, Hotslot, I440FX, Q35, SWITCH, attachments, binary, host};
+use hotslot_tests::{Api, Hotslot, I440FX, Q35, SWITCH, attachments, binary, description, host};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -87,7 +87,9 @@ fn requests() -> Vec<String> {
 }
 
 /// The routes that need no identity.
-const OPEN: [&str; 11] = [
+const OPEN: [&str; 13] = [
+    "/openapi.json",
+    "/docs",
     "/",
     "/v2",
     "/v2/",
@@ -116,7 +118,7 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
         service.send_with(Method::POST, "/accelerators", admin, Some(body.to_string())).await.expect(201);
     }
     let names = owned_servers(&service).await;
-    let mut found = Vec::new();
+    let (mut found, mut undescribed) = (Vec::new(), Vec::new());
     for request in requests() {
         let filled = names.iter().fold(request.clone(), |text, (name, id)| text.replace(name, id));
         let (method, path) = filled.split_once(' ').unwrap();
@@ -126,6 +128,7 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
         let mut by_status: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (who, described) in CALLERS {
             let body = (method != "GET").then(|| "{}".to_owned());
+            let method_name = method;
             let method: Method = method.parse().unwrap();
             let answer = service.send_with(method, &path, headers(described), body).await;
             let expected = match who {
@@ -140,6 +143,8 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
                 None if open => assert!(answer.status == 200, "{request}: {who}"),
                 None => {}
             }
+            let described = description::problems(method_name, &path, answer.status, &answer.body);
+            undescribed.extend(described.into_iter().map(|problem| format!("{who}: {problem}")));
             assert_ne!(answer.status, 500, "{request}: {who}: {}", answer.body);
             by_status.entry(answer.status.to_string()).or_default().push(who);
         }
@@ -147,6 +152,7 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
         row["request"] = request.into();
         found.push(row);
     }
+    assert!(undescribed.is_empty(), "not as in docs/openapi.json:\n{}", undescribed.join("\n"));
     record("access.json", &found);
     let expected = rows("access.json");
     let wrong: Vec<_> = found.iter().filter(|row| !expected.contains(row)).map(ToString::to_string).collect();

@@ -2,6 +2,7 @@
 
 use std::str::FromStr as _;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
 
 use crate::string_enum;
@@ -21,6 +22,21 @@ string_enum! {
 impl<'de> Deserialize<'de> for HotUnplug {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::from_str(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for HotUnplug {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "HotUnplug".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "enum": Self::ALL,
+            "description": "Whether a running guest is asked to release a device: yes, only after the quiesce command has \
+                            succeeded (quiesce), or no (refuse).",
+        })
     }
 }
 

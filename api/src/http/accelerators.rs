@@ -4,7 +4,8 @@
 mod list;
 mod wire;
 
-use axum::Router;
+use std::collections::BTreeMap;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{OriginalUri, State};
@@ -19,13 +20,15 @@ use hotslot_model::id::{AcceleratorId, ServerId};
 use hotslot_model::identity::{Caller, Role};
 use hotslot_service::error::Error;
 use hotslot_store::error::not_found;
-use list::list;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use wire::{is_theirs, one};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use wire::{Accelerator, is_theirs, one};
 
-use super::attachments::detach_request;
+use super::attachments::{DetachQuery, detach_request};
 use super::body::{Pairs, Path, base, id, read};
 use super::error::Fault;
 use super::state::{AcceleratorParts, App};
@@ -38,23 +41,28 @@ const ATTACH: &str =
 /// The maximum length of a name in characters, as in Cyborg's database.
 const NAME: usize = 255;
 
-/// Returns the routes, under `/accelerators` and `/accelerator`.
-pub(super) fn routes() -> Router<App> {
-    let of = |noun: &str| {
-        Router::new()
-            .route(&format!("/{noun}"), get(list).post(create))
-            .route(
-                &format!("/{noun}/{{accelerator_id}}"),
-                get(show).post(create_as).put(update).delete(detach),
-            )
-            .route(&format!("/{noun}/{{accelerator_id}}/acc_spec"), put(put_spec))
-            .route(&format!("/{noun}/{{accelerator_id}}/acc_specs"), put(put_spec))
-    };
-    of("accelerators").merge(of("accelerator"))
+/// Returns the routes, under `/accelerators`.
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::default()
+        .routes(routes!(list::list, create))
+        .routes(routes!(show, create_as, update, detach))
+        .routes(routes!(put_spec))
 }
 
-#[derive(Deserialize)]
+/// Returns the routes under other names: `/accelerator`, and `acc_spec` for `acc_specs`.
+pub(super) fn aliases() -> OpenApiRouter<App> {
+    OpenApiRouter::default()
+        .route("/accelerator", get(list::list).post(create))
+        .route("/accelerator/{accelerator_id}", get(show).post(create_as).put(update).delete(detach))
+        .route("/accelerator/{accelerator_id}/acc_specs", put(put_spec))
+        .route("/accelerator/{accelerator_id}/acc_spec", put(put_spec))
+        .route("/accelerators/{accelerator_id}/acc_spec", put(put_spec))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct AcceleratorPath {
+    /// The id of the accelerator.
     accelerator_id: String,
 }
 
@@ -65,6 +73,9 @@ impl AcceleratorPath {
     }
 }
 
+/// Shows an accelerator.
+#[utoipa::path(get, path = "/accelerators/{accelerator_id}", tag = "Accelerators", params(AcceleratorPath),
+    responses((status = 200, description = "The accelerator. `ETag` has the generation of its spec.", body = Accelerator)))]
 async fn show(
     State(parts): State<AcceleratorParts>,
     identity: Caller,
@@ -79,10 +90,15 @@ async fn show(
     Ok(one(&parts, &identity, view, &uri, &headers).await)
 }
 
-#[derive(Deserialize)]
+/// A new accelerator.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewAccelerator)]
 struct CreateBody {
+    /// The name, 1 to 255 characters.
+    #[schema(min_length = 1, max_length = 255)]
     name: String,
+    /// The id; that of a device makes an accelerator that stands for this device, which only administrators may do.
     uuid: Option<String>,
 }
 
@@ -163,6 +179,12 @@ async fn make(
     Ok((StatusCode::CREATED, [(header::LOCATION, place)]).into_response())
 }
 
+/// Creates an accelerator. `Location` of the answer has its URL.
+#[utoipa::path(post, path = "/accelerators", tag = "Accelerators",
+    request_body(content = CreateBody, example = json!({
+        "name": "first-accelerators", "uuid": "00000000-0000-4000-8000-000000000001"
+    })),
+    responses((status = 201, description = "The accelerator is created. The answer has no body.")))]
 async fn create(
     State(parts): State<AcceleratorParts>,
     identity: Caller,
@@ -173,6 +195,10 @@ async fn create(
     make(&parts, &identity, None, &uri, &headers, body).await
 }
 
+/// Creates an accelerator with the id of the path. `Location` of the answer has its URL.
+#[utoipa::path(post, path = "/accelerators/{accelerator_id}", tag = "Accelerators", params(AcceleratorPath),
+    request_body(content = CreateBody, example = json!({ "name": "again" })),
+    responses((status = 201, description = "The accelerator is created. The answer has no body.")))]
 async fn create_as(
     State(parts): State<AcceleratorParts>,
     identity: Caller,
@@ -220,6 +246,22 @@ async fn replace(
     Ok(one(parts, identity, view, uri, headers).await)
 }
 
+/// A new spec.
+#[derive(ToSchema)]
+#[schema(as = AcceleratorSpecChange)]
+#[allow(dead_code, reason = "the description of the API is made from it; `AccSpec::read` reads the spec")]
+struct SpecBody {
+    /// The spec: `remote` (0 or 1), `num` (how many devices, 0 to 256), `device_type`, `acc_capability`, and other keys.
+    acc_specs: BTreeMap<String, Value>,
+}
+
+/// Replaces the spec of an accelerator. `If-Match` may have the `ETag` of the spec that is to be replaced.
+#[utoipa::path(put, path = "/accelerators/{accelerator_id}/acc_specs", tag = "Accelerators",
+    params(AcceleratorPath),
+    request_body(content = SpecBody, example = json!({
+        "acc_specs": { "remote": 0, "num": 1, "device_type": "NIC" }
+    })),
+    responses((status = 200, description = "The accelerator.", body = Accelerator)))]
 async fn put_spec(
     State(parts): State<AcceleratorParts>,
     identity: Caller,
@@ -237,16 +279,37 @@ async fn put_spec(
     }
 }
 
-#[derive(Deserialize)]
+/// To what an accelerator is to be attached: a server, or a host, which uses the devices itself.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = AcceleratorAttach)]
 struct AttachBody {
+    /// The name of the accelerator, which it must have.
     name: Option<String>,
+    /// The id of the accelerator, which it must have.
     uuid: Option<String>,
+    /// The server.
     instance_uuid: Option<String>,
+    /// The same as `instance_uuid`.
     server_id: Option<String>,
+    /// The name of the host. Without server and host, the host of the device is meant.
     host: Option<String>,
+    /// The same as `host`.
     hostname: Option<String>,
+    /// The driver to which the host binds the devices; by default the one that it has for them.
     driver: Option<String>,
+}
+
+/// A change of an accelerator: a new spec, or an attach.
+#[derive(ToSchema)]
+#[schema(as = AcceleratorChange)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "the description of the API is made from it; `update` reads the body")]
+enum UpdateBody {
+    /// A new spec.
+    Spec(SpecBody),
+    /// An attach.
+    Attach(AttachBody),
 }
 
 impl AttachBody {
@@ -298,6 +361,11 @@ fn one_of<'a>(
 }
 
 /// Replaces the spec when the body has `acc_specs`; otherwise attaches the accelerator.
+#[utoipa::path(put, path = "/accelerators/{accelerator_id}", tag = "Accelerators", params(AcceleratorPath),
+    request_body(content = UpdateBody),
+    responses(
+        (status = 200, description = "The accelerator.", body = Accelerator),
+    ))]
 async fn update(
     State(parts): State<AcceleratorParts>,
     identity: Caller,
@@ -330,6 +398,19 @@ async fn update(
     Ok(one(&parts, &identity, view, &uri, &headers).await)
 }
 
+/// The query of a detach.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `detach` reads the key")]
+struct PurgeQuery {
+    /// Whether to remove the accelerator after the detach, which only administrators may do. Only `true` is allowed.
+    purge: Option<bool>,
+}
+
+/// Detaches an accelerator from its server or host.
+#[utoipa::path(delete, path = "/accelerators/{accelerator_id}", tag = "Accelerators",
+    params(AcceleratorPath, DetachQuery, PurgeQuery),
+    responses((status = 204, description = "The accelerator holds no device.")))]
 async fn detach(
     State(parts): State<AcceleratorParts>,
     identity: Caller,

@@ -3,6 +3,9 @@
 //! The bodies follow the wiki page "Nova/pci hotplug". hotslot adds further keys to the seven of that page, such as the
 //! state of an attachment.
 
+mod request;
+mod wire;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,237 +15,33 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use hotslot_driver::hotplug::CheckResult;
-use hotslot_driver::net::VlanTag;
-use hotslot_model::assignment::{Attachment, InnerSource, State as AttachmentState};
-use hotslot_model::device::Device;
-use hotslot_model::id::{AttachmentId, RequestId, ServerId};
+use hotslot_model::assignment::Attachment;
+use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_model::idempotency::IdempotencyKey;
-use hotslot_model::rules;
-use hotslot_model::rules::AliasRequests;
 use hotslot_service::assignment::Assignments;
-use hotslot_service::assignment::{AttachRequest, DetachRequest, DryRun, NetworkRequest};
-use hotslot_service::config::Flavor;
+use hotslot_service::assignment::{AttachRequest, DetachRequest, NetworkRequest};
 use hotslot_service::error::Error;
-use hotslot_service::flavor;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::task;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use self::request::{CreateBody, EXAMPLE};
+use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, described, shown, with_device};
 
 use super::Version;
-use super::body::{Page, Pairs, Path, id, read, time};
+use super::body::{Page, PageParams, Pairs, Path, id, read};
 use super::error::Fault;
 use super::permit::Permit;
 use super::servers::ServerPath;
 use super::state::{AttachParts, DeviceParts};
 
-const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
-
-/// The maximum length of the name of a physical network, in characters.
-const PHYSICAL_NETWORK: usize = 255;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateBody {
-    #[serde(rename = "pciAttachment")]
-    attachment: CreateAttachment,
-    /// `dry_run` is accepted here and in `pciAttachment`.
-    #[serde(default)]
-    dry_run: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateAttachment {
-    #[serde(rename = "pci_passthrough:alias")]
-    alias: Option<String>,
-    /// The id or name of a flavor whose extra specs name the aliases; an alternative to `alias`.
-    flavor: Option<String>,
-    /// Whether the device is also added to the persistent definition, so that it survives a power cycle.
-    #[serde(default = "yes")]
-    persistent: bool,
-    /// Whether to report only what an attach would do.
-    #[serde(default)]
-    dry_run: bool,
-    /// Whether each part of the request takes whole IOMMU groups.
-    #[serde(default)]
-    whole_group: bool,
-    /// Overrides the NUMA policies of the aliases.
-    numa_policy: Option<String>,
-    /// This key and the following ones apply to a VF of a NIC, which is then attached as `<interface type='hostdev'>`.
-    mac_address: Option<String>,
-    vlan: Option<u32>,
-    physical_network: Option<String>,
-    trusted: Option<bool>,
-}
-
-impl CreateAttachment {
-    fn request(
-        self,
-        flavors: &[Flavor],
-        server: ServerId,
-        key: Option<IdempotencyKey>,
-    ) -> Result<AttachRequest, Error> {
-        let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
-        let (alias, own_policy) = match (self.alias, self.flavor) {
-            (Some(alias), None) => (alias, None),
-            (None, Some(name)) => {
-                let flavor = flavor::called(flavors, &name).ok_or_else(|| {
-                    bad("flavor", &format!("there is no flavor `{name}`; GET flavors lists them"))
-                })?;
-                let alias = flavor.extra_specs.get(flavor::PCI_ALIAS).ok_or_else(|| {
-                    bad("flavor", &format!("`{name}` has no extra spec {}", flavor::PCI_ALIAS))
-                })?;
-                (alias.clone(), flavor.extra_specs.get(flavor::NUMA_POLICY).cloned())
-            }
-            (None, None) | (Some(_), Some(_)) => {
-                return Err(Error::Invalid(format!(
-                    "bad body: give either pci_passthrough:alias or flavor; send {EXAMPLE}"
-                )));
-            }
-        };
-        let aliases: AliasRequests = alias.parse().map_err(|error| bad("pci_passthrough:alias", &error))?;
-        let mac = self.mac_address.as_deref().map(str::parse).transpose();
-        let network = NetworkRequest {
-            mac: mac.map_err(|error| bad("mac_address", &error))?,
-            vlan: self.vlan.map(VlanTag::new).transpose().map_err(|error| bad("vlan", &error))?,
-            physical_network: self.physical_network,
-            trusted: self.trusted,
-        };
-        if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(rules::NULL)) {
-            return Err(bad("physical_network", &"`null` is not a valid name; omit the key"));
-        }
-        if network.physical_network.as_ref().is_some_and(|name| name.chars().count() > PHYSICAL_NETWORK) {
-            return Err(bad(
-                "physical_network",
-                &format_args!("a name has at most {PHYSICAL_NETWORK} characters"),
-            ));
-        }
-        let count: usize = aliases.0.iter().map(|part| part.count).sum();
-        if network.mac.is_some() && count != 1 {
-            return Err(bad("mac_address", &format!("it applies to one device, and {count} are requested")));
-        }
-        let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
-        Ok(AttachRequest {
-            server,
-            aliases: aliases.0,
-            own: Vec::new(),
-            persistent: self.persistent,
-            whole_group: self.whole_group,
-            numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
-            network: (network != NetworkRequest::default()).then_some(network),
-            key,
-            holder: None,
-            owner: None,
-        })
-    }
-}
-
-fn yes() -> bool {
-    true
-}
-
-/// An attachment as JSON: the seven keys of the wiki page "Nova/pci hotplug", and then the keys that hotslot adds.
-#[derive(Serialize)]
-struct Wire {
-    attachment_id: AttachmentId,
-    #[serde(rename = "serverId")]
-    server_id: ServerId,
-    dev_id: Option<String>,
-    address: Option<String>,
-    inner_address: Option<String>,
-    vendor_id: String,
-    product_id: String,
-
-    inner_address_source: Option<InnerSource>,
-    status: AttachmentState,
-    status_reason: Option<String>,
-    alias: Option<String>,
-    persistent: bool,
-    forced: bool,
-    request_id: RequestId,
-    holder: Option<String>,
-    whole_group: bool,
-    mac_address: Option<String>,
-    vlan: Option<u16>,
-    physical_network: Option<String>,
-    trusted: Option<bool>,
-    host: Option<String>,
-    created_at: String,
-    updated_at: Option<String>,
-    attached_at: Option<String>,
-    ended_at: Option<String>,
-}
-
-fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
-    let network = attachment.network;
-    Wire {
-        request_id: attachment.request,
-        holder: attachment.holder.map(|holder| holder.to_string()),
-        whole_group: attachment.whole_group,
-        mac_address: network.as_ref().map(|network| network.mac.to_string()),
-        vlan: network.as_ref().and_then(|network| network.vlan).map(VlanTag::get),
-        trusted: network.as_ref().and_then(|network| network.trusted),
-        physical_network: network.and_then(|network| network.physical_network),
-        attachment_id: attachment.id,
-        server_id: attachment.server,
-        dev_id: Some(device.facts.dev_id()),
-        address: Some(device.facts.address.to_string()),
-        inner_address: attachment.inner.map(|inner| inner.address.to_string()),
-        vendor_id: device.facts.vendor_id.to_string(),
-        product_id: device.facts.product_id.to_string(),
-        inner_address_source: attachment.inner.map(|inner| inner.source),
-        status: attachment.state,
-        status_reason: attachment.reason,
-        alias: Some(attachment.alias).filter(|alias| !alias.is_empty()),
-        persistent: attachment.persistent,
-        // An attach that was given up is also removed by force, but no caller requested that, so it is not shown.
-        forced: attachment.forced && attachment.attached_at.is_some(),
-        host: hosts.host(attachment.hypervisor).map(|host| host.name.clone()),
-        created_at: time(attachment.created_at),
-        updated_at: attachment.updated_at.map(time),
-        attached_at: attachment.attached_at.map(time),
-        ended_at: attachment.ended_at.map(time),
-    }
-}
-
-impl Wire {
-    /// Returns the attachment for callers who may not see the host: without its name, its addresses, the holder, which may
-    /// be of another project, and the reason of the state, which may name any of these.
-    fn without_host(self) -> Self {
-        let status_reason = self.status_reason.map(|_| {
-            match self.status {
-                AttachmentState::Attaching => "the device is being attached",
-                AttachmentState::Attached => "an earlier detach failed; detach again",
-                AttachmentState::Detaching => "the guest has not released the device yet",
-                AttachmentState::Detached => "the guest does not have the device any more",
-                AttachmentState::Failed => "the attach failed",
-            }
-            .to_owned()
-        });
-        let holder = self.holder.and_then(|holder| holder.split(':').next().map(str::to_owned));
-        Self { dev_id: None, address: None, host: None, holder, status_reason, ..self }
-    }
-}
-
-async fn with_device(parts: &DeviceParts, permit: &Permit, attachment: Attachment) -> Result<Wire, Error> {
-    let device = parts.records.known_device(attachment.device).await?;
-    let device = device.ok_or_else(|| {
-        Error::Internal(format!("the device of attachment {} has no record", attachment.id))
-    })?;
-    Ok(shown(&parts.hosts, permit, attachment, &device))
-}
-
-/// Returns what the caller may see of an attachment.
-fn shown(hosts: &Hosts, permit: &Permit, attachment: Attachment, device: &Device) -> Wire {
-    let all = wire(hosts, attachment, device);
-    if permit.sees_hosts() { all } else { all.without_host() }
-}
-
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct AttachmentPath {
+    /// The id of the server: the UUID of its domain.
     server_id: String,
+    /// The id of the attachment.
     attachment_id: String,
 }
 
@@ -252,6 +51,14 @@ impl AttachmentPath {
     }
 }
 
+/// Attaches devices to a server: all of them, or none.
+///
+/// With an `Idempotency-Key`, a request that is sent again is executed once.
+#[utoipa::path(post, path = "/servers/{server_id}/os-pci_attachments", tag = "Attachments", params(ServerPath),
+    request_body(content = CreateBody, example = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } })),
+    responses(
+        (status = 200, description = "The attachments, or what an attach would do.", body = Created),
+    ))]
 pub(super) async fn create(
     State(AttachParts { assignments, hosts, config }): State<AttachParts>,
     permit: Permit,
@@ -259,7 +66,7 @@ pub(super) async fn create(
     key: Option<Extension<IdempotencyKey>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<Created>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
     let request = body.attachment.request(&config.flavor, path.id()?, key.map(|Extension(key)| key))?;
@@ -273,47 +80,12 @@ pub(super) async fn create(
     }
     if dry_run {
         let run = assignments.dry_run(&request).await?;
-        return Ok(Json(json!({ "dry_run": described(&run, permit.sees_hosts()) })));
+        return Ok(Json(Created::DryRun { dry_run: described(&run, permit.sees_hosts()) }));
     }
     let attached = assignments.attach(request).await?;
     let devices =
         attached.into_iter().map(|(attachment, device)| shown(&hosts, &permit, attachment, &device));
-    let devices: Vec<_> = devices.collect();
-    Ok(Json(json!({ "pci_devices": devices })))
-}
-
-/// Describes a dry run. A caller who may not see the host gets neither addresses nor the checks of single devices, because
-/// these tell which devices there are and who has them.
-fn described(run: &DryRun, sees_host: bool) -> Value {
-    let shown = |text: String| sees_host.then_some(text);
-    let devices = run.devices.iter().map(|(alias, device)| {
-        json!({
-            "dev_id": shown(device.facts.dev_id()),
-            "address": shown(device.facts.address.to_string()),
-            "vendor_id": device.facts.vendor_id,
-            "product_id": device.facts.product_id,
-            "alias": alias,
-        })
-    });
-    let checks = run.checks.iter().filter(|check| sees_host || check.device.is_none()).map(|check| {
-        let result = match check.result {
-            CheckResult::Pass => "pass",
-            CheckResult::Fail => "fail",
-            CheckResult::Unknown => "unknown",
-        };
-        json!({
-            "check": check.name,
-            "device": check.device,
-            "result": result,
-            "message": sees_host.then_some(&check.message),
-            "cure": check.cure.as_ref().filter(|_| sees_host),
-        })
-    });
-    json!({
-        "would_attach": run.would_attach(),
-        "pci_devices": devices.collect::<Vec<_>>(),
-        "checks": checks.collect::<Vec<_>>(),
-    })
+    Ok(Json(Created::Attached { pci_devices: devices.collect() }))
 }
 
 /// The maximum number of ended attachments that are listed.
@@ -335,6 +107,19 @@ fn boolean(key: &str, word: &str) -> Result<bool, Error> {
     word.parse().map_err(|_| Error::Invalid(format!("invalid {key} {word}: expected true or false")))
 }
 
+/// The filter of a list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `wants_ended` reads the key")]
+struct EndedQuery {
+    /// Whether to list the last 1000 attachments that have ended instead of those that have not.
+    ended: Option<bool>,
+}
+
+/// Lists the attachments of a server.
+#[utoipa::path(get, path = "/servers/{server_id}/os-pci_attachments", tag = "Attachments",
+    params(ServerPath, PageParams, EndedQuery),
+    responses((status = 200, description = "A page of the list.", body = PciAttachmentList)))]
 pub(super) async fn list(
     State(parts): State<DeviceParts>,
     permit: Permit,
@@ -342,7 +127,7 @@ pub(super) async fn list(
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<PciAttachmentList>, Fault> {
     let server = path.id()?;
     let (page, rest) = Page::read(pairs)?;
     let ended = wants_ended(rest)?;
@@ -362,13 +147,15 @@ pub(super) async fn list(
 }
 
 /// Lists the attachments of all servers that the caller may use. An extension of hotslot.
+#[utoipa::path(get, path = "/os-pci_attachments", tag = "Attachments", params(PageParams, EndedQuery),
+    responses((status = 200, description = "A page of the list.", body = PciAttachmentList)))]
 pub(super) async fn list_all(
     State(parts): State<DeviceParts>,
     permit: Permit,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<PciAttachmentList>, Fault> {
     let (page, rest) = Page::read(pairs)?;
     let ended = wants_ended(rest)?;
     if !ended && permit.covers_all() {
@@ -396,36 +183,48 @@ async fn listed(
     rows: Vec<Attachment>,
     uri: &OriginalUri,
     headers: &HeaderMap,
-) -> Result<Json<Value>, Fault> {
-    let (rows, next) = page.cut(rows, uri, headers, |row| row.id.to_string());
+) -> Result<Json<PciAttachmentList>, Fault> {
+    let (rows, links) = page.cut(rows, uri, headers, |row| row.id.to_string());
     let mut attachments = Vec::new();
     for row in rows {
         attachments.push(with_device(parts, permit, row).await?);
     }
-    let mut body = json!({ "pciAttachment": attachments });
-    if let Some(next) = next {
-        body["pciAttachment_links"] = next;
-    }
-    Ok(Json(body))
+    Ok(Json(PciAttachmentList { attachments, links }))
 }
 
+/// Shows an attachment of a server that has not ended.
+#[utoipa::path(get, path = "/servers/{server_id}/os-pci_attachments/{attachment_id}", tag = "Attachments",
+    params(AttachmentPath),
+    responses((status = 200, description = "The attachment.", body = PciAttachmentAnswer)))]
 pub(super) async fn show(
     State(assignments): State<Arc<Assignments>>,
     State(parts): State<DeviceParts>,
     permit: Permit,
     Path(path): Path<AttachmentPath>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<PciAttachmentAnswer>, Fault> {
     let (server, id) = path.ids()?;
     permit.check(&parts.hosts, server).await?;
     let attachment = assignments.attachment_of(server, id).await?;
     if attachment.state.is_final() {
         return Err(Error::NoAttachment(id).into());
     }
-    Ok(Json(json!({ "pciAttachment": with_device(&parts, &permit, attachment).await? })))
+    Ok(Json(PciAttachmentAnswer { attachment: with_device(&parts, &permit, attachment).await? }))
 }
 
 /// The longest time for which a project's caller may wait for a detach.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// The query of a detach.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `detach_request` reads the keys")]
+pub(super) struct DetachQuery {
+    /// How long to wait for the guest, above 0 and at most a day: `30s`, `500ms`, `2m` or `1h`; a number without a unit is in
+    /// seconds. Callers with a role in a project may wait 600 seconds at most.
+    timeout: Option<String>,
+    /// Whether to detach a device that must not be taken from a running guest.
+    force: Option<bool>,
+}
 
 /// Parses `?timeout=30s&force=true`.
 pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error> {
@@ -463,6 +262,12 @@ fn duration(text: &str) -> Result<Duration, Error> {
 }
 
 /// Detaches a device. v2 returns 200 when the device is gone; v2.1 and v3 return 202 at once, and the detach continues.
+#[utoipa::path(delete, path = "/servers/{server_id}/os-pci_attachments/{attachment_id}", tag = "Attachments",
+    params(AttachmentPath, DetachQuery),
+    responses(
+        (status = 200, description = "The device is gone from the guest. Only under `/v2`."),
+        (status = 202, description = "The detach has begun. Only under `/v2.1` and `/v3`."),
+    ))]
 pub(super) async fn delete(
     State(assignments): State<Arc<Assignments>>,
     State(hosts): State<Arc<Hosts>>,

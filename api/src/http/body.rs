@@ -10,8 +10,10 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use hotslot_model::time::Millis;
 use hotslot_service::error::Error;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::{Fault, no_route};
 use super::limits;
@@ -138,6 +140,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Pairs {
     }
 }
 
+/// A link to an item, or to the next page of a list.
+#[derive(Clone, Serialize, ToSchema)]
+pub(super) struct Link {
+    /// What the link leads to: `self` with the version prefix of the request, `bookmark` without one, or `next` for the
+    /// next page.
+    pub(super) rel: &'static str,
+    /// The URL, which begins with the scheme and host of the request.
+    pub(super) href: String,
+}
+
+/// The keys by which a list is paged.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `Page` reads the keys")]
+pub(super) struct PageParams {
+    /// The number of items of a page. 0 and numbers above 1000 mean 1000.
+    #[param(maximum = 18446744073709551615, example = 100)]
+    limit: Option<u64>,
+    /// The id of the last item of the previous page, as the link `next` has it.
+    marker: Option<String>,
+}
+
 /// The maximum and default number of items of a page, as the default of Nova's `[api] max_limit`.
 const MAX_LIMIT: usize = 1000;
 
@@ -215,7 +239,7 @@ impl Page {
         OriginalUri(uri): &OriginalUri,
         headers: &HeaderMap,
         marker: impl Fn(&T) -> String,
-    ) -> (Vec<T>, Option<serde_json::Value>) {
+    ) -> (Vec<T>, Option<Vec<Link>>) {
         let more = items.len() > self.limit;
         items.truncate(self.limit);
         let Some(last) = items.last().filter(|_| more) else { return (items, None) };
@@ -224,7 +248,7 @@ impl Page {
         let query: String = kept.map(|pair| format!("{pair}&")).collect();
         let (base, marker) = (base(headers), escaped(&marker(last)));
         let href = format!("{base}{}?{query}limit={}&{}={marker}", uri.path(), self.limit, self.key);
-        (items, Some(serde_json::json!([{ "rel": "next", "href": href }])))
+        (items, Some(vec![Link { rel: "next", href }]))
     }
 }
 
@@ -258,13 +282,13 @@ pub(super) fn links(
     OriginalUri(uri): &OriginalUri,
     collection: &str,
     id: &str,
-) -> serde_json::Value {
+) -> Vec<Link> {
     let (base, collection, id) = (base(headers), format!("/{collection}"), escaped(id));
     let prefix = uri.path().split_once(&collection).map_or("", |(prefix, _)| prefix);
-    serde_json::json!([
-        { "rel": "self", "href": format!("{base}{prefix}{collection}/{id}") },
-        { "rel": "bookmark", "href": format!("{base}{collection}/{id}") },
-    ])
+    vec![
+        Link { rel: "self", href: format!("{base}{prefix}{collection}/{id}") },
+        Link { rel: "bookmark", href: format!("{base}{collection}/{id}") },
+    ]
 }
 
 /// Percent-encodes a string for use in a path or a query.

@@ -21,12 +21,16 @@ use hotslot_service::events::wire;
 use hotslot_service::feed::{Feed, PAGE, PublishedEvent};
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::Instant;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
-use super::body::{Page, Pairs};
+use super::body::{Link, Page, Pairs};
 use super::error::Fault;
+use super::schema;
 
 /// The maximum time between two messages to a follower.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -122,6 +126,114 @@ async fn device(records: &Records, text: &str) -> Result<DeviceId, Error> {
     })
 }
 
+/// The query of the events.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `Wanted` reads the keys")]
+struct EventQuery {
+    /// The number of events of a page. 0 and numbers above 1000 mean 1000.
+    limit: Option<u64>,
+    /// The id of the last event that the client has read; 0, which is the default, for all recorded events.
+    #[param(minimum = 0)]
+    since: Option<i64>,
+    /// Begins with so many of the newest events, when `since` is not given.
+    last: Option<u16>,
+    /// Whether to follow the events as a stream. `Accept: text/event-stream` requests it too.
+    follow: Option<bool>,
+    /// Only events of the host with this name.
+    host: Option<String>,
+    /// Only events of this server.
+    server: Option<Uuid>,
+    /// Only events of the device with this address, id or UUID.
+    device: Option<String>,
+    /// Only events of this assignment.
+    attachment: Option<Uuid>,
+    /// Only events of this kind, or of all kinds of a noun, such as `device`.
+    kind: Option<String>,
+    /// Only events on behalf of the user with this name.
+    user: Option<String>,
+    /// Only events on behalf of the user with this id.
+    user_id: Option<String>,
+    /// Only events on behalf of callers with a role in this project.
+    project: Option<String>,
+}
+
+/// An event: a change of a record.
+#[derive(ToSchema)]
+#[schema(as = Event)]
+#[allow(
+    dead_code,
+    reason = "the description of the API is made from it; `wire` of the service writes it, for webhooks too"
+)]
+struct Described {
+    /// The id. Ids increase by one in the order of the changes.
+    #[schema(minimum = 1)]
+    id: i64,
+    /// When the event was written, with milliseconds.
+    #[schema(value_type = Option<schema::Time>)]
+    time: Option<String>,
+    /// On whose behalf: `request` and its id, or the task of the service.
+    who: String,
+    /// The name of the user.
+    user: Option<String>,
+    /// The id of the user.
+    user_id: Option<String>,
+    /// The project in which the user acted.
+    project: Option<String>,
+    /// The roles that the user had.
+    roles: Vec<String>,
+    /// How the caller was identified, and the connection.
+    via: Option<String>,
+    /// The id of the request that another service made on behalf of its caller.
+    global_request_id: Option<String>,
+    /// What changed.
+    #[schema(value_type = schema::EventKindName)]
+    kind: String,
+    /// The name of the host.
+    host: Option<String>,
+    /// The server.
+    server_id: Option<Uuid>,
+    /// The number of the device.
+    device_id: Option<i64>,
+    /// The address of the device at that time.
+    #[schema(value_type = Option<schema::PciAddress>)]
+    address: Option<String>,
+    /// The assignment.
+    attachment_id: Option<Uuid>,
+    /// The rule.
+    rule_id: Option<Uuid>,
+    /// The record of another kind, such as an accelerator.
+    resource_id: Option<Uuid>,
+    /// The value before: any JSON value, by the kind; null for none.
+    from: Option<Value>,
+    /// The value after: any JSON value, by the kind; null for none.
+    to: Option<Value>,
+    /// The reason, when one is known.
+    reason: Option<String>,
+}
+
+/// A page of the events.
+#[derive(Serialize, ToSchema)]
+pub(super) struct EventList {
+    /// The events, in the order of their ids.
+    #[schema(value_type = Vec<Described>)]
+    events: Vec<Value>,
+    /// The link to the next page; missing on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Link>)]
+    events_links: Option<Vec<Link>>,
+}
+
+/// Lists recorded events as a page, or follows them as a stream. An extension of hotslot.
+///
+/// A client that remembers the last id that it read misses no event and reads none twice. Each message of the stream has
+/// the id and the kind of an event, and the event as its data. A client that connects again sends `Last-Event-ID`.
+#[utoipa::path(get, path = "/events", tag = "Events", params(EventQuery),
+    responses(
+        (status = 200, description = "A page of the events, or the stream.",
+            content((EventList = "application/json"), (String = "text/event-stream"))),
+        (status = 410, description = "Events after `since` are no longer kept."),
+    ))]
 pub(super) async fn list(
     State(records): State<Arc<Records>>,
     State(feed): State<Arc<Feed>>,
@@ -142,11 +254,8 @@ pub(super) async fn list(
     }
     let events = records.events(since, &filter, page.limit + 1).await?;
     let (events, links) = page.cut(events, &uri, &headers, |event: &Event| event.id.to_string());
-    let mut body = json!({ "events": events.iter().map(wire).collect::<Vec<_>>() });
-    if let Some(links) = links {
-        body["events_links"] = links;
-    }
-    Ok(Json(body).into_response())
+    let list = EventList { events: events.iter().map(wire).collect(), events_links: links };
+    Ok(Json(list).into_response())
 }
 
 /// A client that follows the events. It receives committed events from the [`feed`](hotslot_service::feed), and reads

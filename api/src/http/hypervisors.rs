@@ -7,22 +7,199 @@ use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use futures_util::future::join_all;
-use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
-use hotslot_model::device::Device;
+use hotslot_driver::pci::PciId;
+use hotslot_model::id::HypervisorId;
 use hotslot_model::rules;
-use hotslot_model::rules::{Foreign, Stat};
+use hotslot_model::rules::Stat;
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::records::Records;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
-use super::body::{Page, Pairs, Path};
+use super::body::{Link, Page, PageParams, Pairs, Path};
 use super::error::Fault;
+use super::schema;
 
-fn brief(host: &Host) -> Value {
+/// A host in the brief list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HypervisorBrief {
+    /// The UUID of the host.
+    id: Uuid,
+    /// The name in the configuration.
+    hypervisor_hostname: String,
+    /// `up`, or `down` when libvirt cannot be reached.
+    state: &'static str,
+    /// Why the host is down, or which calls have not returned; null when all is well.
+    state_reason: Option<String>,
+    /// The calls of libvirt that were given up at their time limit and have not returned, the oldest first.
+    stuck_calls: Vec<StuckCall>,
+    /// Always `enabled`.
+    status: &'static str,
+    /// Whether the host is a simulated one.
+    simulated: bool,
+    /// The servers of the host, when `with_servers=true` requests them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<HypervisorServer>)]
+    servers: Option<Vec<HypervisorServer>>,
+}
+
+/// A call of libvirt that has not returned.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StuckCall {
+    /// What the call does.
+    operation: String,
+    /// The time since it began, in seconds.
+    seconds: u64,
+}
+
+/// A server of a host.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HypervisorServer {
+    /// The name of the domain.
+    name: String,
+    /// The UUID of the domain.
+    uuid: Uuid,
+}
+
+/// A host with Nova's keys of microversion 2.88 and of those before. Values that hotslot does not know are 0 or null.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Hypervisor)]
+pub(super) struct HypervisorDetail {
+    /// What the brief list has, and the servers of the host.
+    #[serde(flatten)]
+    brief: HypervisorBrief,
+    /// The number of the host, as `os-pci` shows it.
+    #[schema(value_type = i64, minimum = 1)]
+    compute_node_id: HypervisorId,
+    /// libvirt's URI of the host.
+    uri: String,
+    /// libvirt's name of the hypervisor, such as `QEMU`; null while the host is unreachable.
+    hypervisor_type: Option<String>,
+    /// The hypervisor's version: major × 1,000,000 + minor × 1,000 + release.
+    hypervisor_version: Option<u64>,
+    /// libvirt's version in the same form.
+    libvirt_version: Option<u64>,
+    /// The host name that the host itself has.
+    hostname: Option<String>,
+    /// Always null.
+    host_ip: Option<String>,
+    /// The host as a service of Nova.
+    service: HypervisorService,
+    /// Always null.
+    uptime: Option<String>,
+    /// The number of servers that are not shut off.
+    running_vms: usize,
+    /// A JSON document inside a string, as Nova's clients expect it. Always `{}`.
+    cpu_info: &'static str,
+    /// The numbers of free devices, by kind.
+    pci_stats: Vec<PciStat>,
+    /// The same as `pci_stats`.
+    #[serde(rename = "os-pci:pci_stats")]
+    os_pci_stats: Vec<PciStat>,
+    /// What hotslot does not know.
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+/// Keys of Nova that hotslot knows no values of.
+#[derive(Default, Serialize, ToSchema)]
+#[schema(as = HypervisorUnknown)]
+struct Unknown {
+    /// Always 0.
+    current_workload: u8,
+    /// Always 0.
+    disk_available_least: u8,
+    /// Always 0.
+    free_disk_gb: u8,
+    /// Always 0.
+    free_ram_mb: u8,
+    /// Always 0.
+    local_gb: u8,
+    /// Always 0.
+    local_gb_used: u8,
+    /// Always 0.
+    memory_mb: u8,
+    /// Always 0.
+    memory_mb_used: u8,
+    /// Always 0.
+    vcpus: u8,
+    /// Always 0.
+    vcpus_used: u8,
+}
+
+/// A host as a service of Nova.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HypervisorService {
+    /// The UUID of the host.
+    id: Uuid,
+    /// The name of the host.
+    host: String,
+    /// Always null.
+    disabled_reason: Option<String>,
+}
+
+/// The number of free devices of a kind. The tags are shown twice: as keys of their own, as in Nova, and as `extra_info`.
+#[derive(Clone, Serialize, ToSchema)]
+pub(super) struct PciStat {
+    /// The number of free devices; 0 when all are in use.
+    count: usize,
+    /// The vendor id.
+    #[schema(value_type = schema::PciId)]
+    vendor_id: PciId,
+    /// The product id.
+    #[schema(value_type = schema::PciId)]
+    product_id: PciId,
+    /// The NUMA node; null when it is not known.
+    numa_node: Option<u32>,
+    /// The tags by which devices are grouped.
+    extra_info: BTreeMap<String, String>,
+    /// The same tags, as keys of their own.
+    #[serde(flatten)]
+    #[schema(value_type = BTreeMap<String, serde_json::Value>)]
+    tags: BTreeMap<String, Option<String>>,
+}
+
+/// A page of the brief list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HypervisorList {
+    /// The hosts, in the order of the configuration.
+    hypervisors: Vec<HypervisorBrief>,
+    /// The link to the next page; missing on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Link>)]
+    hypervisors_links: Option<Vec<Link>>,
+}
+
+/// A page of the detailed list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HypervisorDetailList {
+    /// The hosts, in the order of the configuration.
+    hypervisors: Vec<HypervisorDetail>,
+    /// The link to the next page; missing on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Link>)]
+    hypervisors_links: Option<Vec<Link>>,
+}
+
+/// One host.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HypervisorAnswer {
+    /// The host.
+    hypervisor: HypervisorDetail,
+}
+
+/// The aggregates of hosts.
+#[derive(Serialize, ToSchema)]
+pub(super) struct AggregateList {
+    /// Always empty.
+    aggregates: [String; 0],
+}
+
+fn brief(host: &Host, servers: Option<&[DomainInfo]>) -> HypervisorBrief {
     let connection = host.hypervisor.connection();
     let overdue = host.hypervisor.overdue();
     let overdue_call = overdue.first().map(|call| {
@@ -33,17 +210,20 @@ fn brief(host: &Host) -> Value {
             call.operation
         )
     });
-    let stuck_calls =
-        overdue.iter().map(|call| json!({ "operation": call.operation, "seconds": call.elapsed.as_secs() }));
-    json!({
-        "id": host.row.uuid,
-        "hypervisor_hostname": host.name,
-        "state": if connection.is_ok() { "up" } else { "down" },
-        "state_reason": connection.err().or(overdue_call),
-        "stuck_calls": stuck_calls.collect::<Vec<_>>(),
-        "status": "enabled",
-        "simulated": host.uri.starts_with("sim://"),
-    })
+    let stuck_calls = overdue
+        .iter()
+        .map(|call| StuckCall { operation: call.operation.clone(), seconds: call.elapsed.as_secs() });
+    let named = |server: &DomainInfo| HypervisorServer { name: server.name.clone(), uuid: server.uuid };
+    HypervisorBrief {
+        id: host.row.uuid,
+        hypervisor_hostname: host.name.clone(),
+        state: if connection.is_ok() { "up" } else { "down" },
+        state_reason: connection.err().or(overdue_call),
+        stuck_calls: stuck_calls.collect(),
+        status: "enabled",
+        simulated: host.uri.starts_with("sim://"),
+        servers: servers.map(|servers| servers.iter().map(named).collect()),
+    }
 }
 
 /// Returns the servers of a host; an empty list when the host is unreachable.
@@ -51,10 +231,6 @@ async fn servers(host: &Host) -> Vec<DomainInfo> {
     let mut domains = host.soon(host.hypervisor.domains()).await.unwrap_or_default();
     domains.sort_by(|a, b| a.name.cmp(&b.name));
     domains
-}
-
-fn named(servers: &[DomainInfo]) -> Value {
-    servers.iter().map(|server| json!({ "name": server.name, "uuid": server.uuid })).collect()
 }
 
 fn is_up(server: &&DomainInfo) -> bool {
@@ -68,79 +244,52 @@ fn is_up(server: &&DomainInfo) -> bool {
     }
 }
 
-/// Returns the number of free devices per kind. The tags are shown twice: as keys of their own, as in Nova, and as
-/// `extra_info`.
-fn pci_stats(records: &Records, host: &Host) -> Vec<Value> {
-    let wire = |stat: Stat| {
-        let mut pool: Map<String, Value> =
-            stat.tags.iter().map(|(key, value)| (key.clone(), or_null(value))).collect();
-        for (key, value) in [
-            ("count", json!(stat.count)),
-            ("vendor_id", json!(stat.vendor_id)),
-            ("product_id", json!(stat.product_id)),
-            ("numa_node", json!(stat.numa_node)),
-            ("extra_info", json!(stat.tags)),
-        ] {
-            pool.insert(key.to_owned(), value);
-        }
-        Value::from(pool)
+/// Returns the number of free devices per kind.
+fn pci_stats(records: &Records, host: &Host) -> Vec<PciStat> {
+    let shown = |stat: Stat| PciStat {
+        count: stat.count,
+        vendor_id: stat.vendor_id,
+        product_id: stat.product_id,
+        numa_node: stat.numa_node,
+        tags: stat.tags.iter().map(|(key, value)| (key.clone(), or_null(value))).collect(),
+        extra_info: stat.tags,
     };
     let devices = records.devices_of(host.row.id);
-    rules::stats(&devices, rules::is_grouping_key).into_iter().map(wire).collect()
+    rules::stats(&devices, rules::is_grouping_key).into_iter().map(shown).collect()
 }
 
-/// Returns the value of a tag as JSON. `extra_info` stores null as the string `null`, which no tag can have otherwise.
-fn or_null(value: &str) -> Value {
-    if value == rules::NULL { Value::Null } else { json!(value) }
+/// Returns the value of a tag. `extra_info` stores null as the string `null`, which no tag can have otherwise.
+fn or_null(value: &str) -> Option<String> {
+    (value != rules::NULL).then(|| value.to_owned())
 }
 
-/// Returns a host with Nova's keys of microversion 2.88 and of those before. Values that hotslot does not know are 0 or
-/// null.
-async fn full(records: &Records, host: &Host) -> Value {
+async fn full(records: &Records, host: &Host) -> HypervisorDetail {
     let info = host.soon(host.hypervisor.host()).await.ok();
     let servers = servers(host).await;
     let stats = pci_stats(records, host);
-    let mut wire = brief(host);
-    for (key, value) in [
-        ("compute_node_id", json!(host.row.id)),
-        ("uri", json!(host.uri)),
-        ("hypervisor_type", json!(info.as_ref().map(|info| &info.hypervisor_type))),
-        ("hypervisor_version", json!(info.as_ref().map(|info| info.hypervisor_version))),
-        ("libvirt_version", json!(info.as_ref().map(|info| info.libvirt_version))),
-        ("hostname", json!(info.as_ref().map(|info| &info.hostname))),
-        ("host_ip", Value::Null),
-        ("servers", named(&servers)),
-        ("service", json!({ "id": host.row.uuid, "host": host.name, "disabled_reason": null })),
-        ("uptime", Value::Null),
-        ("running_vms", json!(servers.iter().filter(is_up).count())),
-        // Clients parse this string as JSON.
-        ("cpu_info", json!("{}")),
-        ("pci_stats", json!(stats)),
-        ("os-pci:pci_stats", json!(stats)),
-    ] {
-        wire[key] = value;
+    HypervisorDetail {
+        brief: brief(host, Some(&servers)),
+        compute_node_id: host.row.id,
+        uri: host.uri.clone(),
+        hypervisor_type: info.as_ref().map(|info| info.hypervisor_type.clone()),
+        hypervisor_version: info.as_ref().map(|info| info.hypervisor_version),
+        libvirt_version: info.as_ref().map(|info| info.libvirt_version),
+        hostname: info.map(|info| info.hostname),
+        host_ip: None,
+        service: HypervisorService { id: host.row.uuid, host: host.name.clone(), disabled_reason: None },
+        uptime: None,
+        running_vms: servers.iter().filter(is_up).count(),
+        cpu_info: "{}",
+        pci_stats: stats.clone(),
+        os_pci_stats: stats,
+        unknown: Unknown::default(),
     }
-    for key in [
-        "current_workload",
-        "disk_available_least",
-        "free_disk_gb",
-        "free_ram_mb",
-        "local_gb",
-        "local_gb_used",
-        "memory_mb",
-        "memory_mb_used",
-        "vcpus",
-        "vcpus_used",
-    ] {
-        wire[key] = json!(0);
-    }
-    wire
 }
 
 /// The page of hosts that a query requests.
 struct Found<'a> {
     hosts: Vec<&'a Arc<Host>>,
-    links: Option<Value>,
+    links: Option<Vec<Link>>,
     with_servers: bool,
 }
 
@@ -177,14 +326,6 @@ impl<'a> Found<'a> {
         let (hosts, links) = page.cut(hosts, uri, headers, |host| host.row.uuid.to_string());
         Ok(Self { hosts, links, with_servers })
     }
-
-    fn answer(self, hypervisors: Vec<Value>) -> Json<Value> {
-        let mut body = json!({ "hypervisors": hypervisors });
-        if let Some(links) = self.links {
-            body["hypervisors_links"] = links;
-        }
-        Json(body)
-    }
 }
 
 /// Returns the hosts whose name contains `pattern`.
@@ -199,58 +340,78 @@ fn like<'a>(hosts: &'a Hosts, pattern: &str) -> Result<Vec<&'a Arc<Host>>, Error
     Ok(hosts)
 }
 
+/// The filter of a list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `Found` reads the keys")]
+struct HypervisorQuery {
+    /// Only hosts whose name contains this. It cannot be combined with `limit` or `marker`.
+    hypervisor_hostname_pattern: Option<String>,
+    /// Whether the brief list has the servers of each host.
+    with_servers: Option<bool>,
+}
+
+/// Lists the configured hosts.
+#[utoipa::path(get, path = "/os-hypervisors", tag = "Hypervisors", params(PageParams, HypervisorQuery),
+    responses((status = 200, description = "A page of the list.", body = HypervisorList)))]
 pub(super) async fn list(
     State(hosts): State<Arc<Hosts>>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<HypervisorList>, Fault> {
     let found = Found::by(&hosts, &uri, &headers, pairs)?;
     let hypervisors = join_all(found.hosts.iter().map(async |host| {
-        let mut wire = brief(host);
-        if found.with_servers {
-            wire["servers"] = named(&servers(host).await);
-        }
-        wire
+        if found.with_servers { brief(host, Some(&servers(host).await)) } else { brief(host, None) }
     }));
     let hypervisors = hypervisors.await;
-    Ok(found.answer(hypervisors))
+    Ok(Json(HypervisorList { hypervisors, hypervisors_links: found.links }))
 }
 
+/// Lists the configured hosts, with all that is known of each.
+#[utoipa::path(get, path = "/os-hypervisors/detail", tag = "Hypervisors", params(PageParams, HypervisorQuery),
+    responses((status = 200, description = "A page of the list.", body = HypervisorDetailList)))]
 pub(super) async fn detail(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<HypervisorDetailList>, Fault> {
     let found = Found::by(&hosts, &uri, &headers, pairs)?;
     let hypervisors = join_all(found.hosts.iter().map(|host| full(&records, host))).await;
-    Ok(found.answer(hypervisors))
+    Ok(Json(HypervisorDetailList { hypervisors, hypervisors_links: found.links }))
 }
 
 /// Lists the hosts whose name contains a string, for clients before microversion 2.53.
+#[utoipa::path(get, path = "/os-hypervisors/{hypervisor_id}/search", tag = "Hypervisors", params(HypervisorPath),
+    responses((status = 200, description = "The hosts.", body = HypervisorList)))]
 pub(super) async fn search(
     State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<HypervisorList>, Fault> {
     let named = like(&hosts, &path.hypervisor_id)?;
-    Ok(Json(json!({ "hypervisors": named.into_iter().map(|host| brief(host)).collect::<Vec<_>>() })))
+    let hypervisors = named.into_iter().map(|host| brief(host, None)).collect();
+    Ok(Json(HypervisorList { hypervisors, hypervisors_links: None }))
 }
 
 /// Returns 501, as Nova does when the hypervisor does not report its uptime. Clients accept that.
+#[utoipa::path(get, path = "/os-hypervisors/{hypervisor_id}/uptime", tag = "Hypervisors", params(HypervisorPath),
+    responses((status = 501, description = "libvirt does not report the uptime of a host.")))]
 pub(super) async fn uptime(
     State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<StatusCode, Fault> {
     let host = path.host(&hosts)?;
     let message = format!("libvirt does not report the uptime of host {}", host.name);
     Err(Fault::new(StatusCode::NOT_IMPLEMENTED, message))
 }
 
 /// Lists no aggregates. Clients request this list when they show a hypervisor.
-pub(super) async fn aggregates() -> Json<Value> {
-    Json(json!({ "aggregates": [] }))
+#[utoipa::path(get, path = "/os-aggregates", tag = "Hypervisors",
+    responses((status = 200, description = "An empty list.", body = AggregateList)))]
+pub(super) async fn aggregates() -> Json<AggregateList> {
+    Json(AggregateList { aggregates: [] })
 }
 
 /// Whether `id` is the UUID, the number or the name of the host.
@@ -258,8 +419,10 @@ fn is(host: &Host, id: &str) -> bool {
     host.row.uuid.to_string() == *id || host.row.id.0.to_string() == *id || host.name == *id
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct HypervisorPath {
+    /// The UUID, the number or the name of the host. For `search` it is a part of the name.
     hypervisor_id: String,
 }
 
@@ -274,89 +437,14 @@ pub(super) fn host<'a>(hosts: &'a Hosts, id: &str) -> Result<&'a Arc<Host>, Erro
     host.ok_or_else(|| Error::NotFound(format!("hypervisor {id}")))
 }
 
+/// Shows a host.
+#[utoipa::path(get, path = "/os-hypervisors/{hypervisor_id}", tag = "Hypervisors", params(HypervisorPath),
+    responses((status = 200, description = "The host.", body = HypervisorAnswer)))]
 pub(super) async fn show(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,
     Path(path): Path<HypervisorPath>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<HypervisorAnswer>, Fault> {
     let host = path.host(&hosts)?;
-    Ok(Json(json!({ "hypervisor": full(&records, host).await })))
-}
-
-/// Lists every PCI function of the host, assignable or not. An extension of hotslot.
-pub(super) async fn functions(
-    State(hosts): State<Arc<Hosts>>,
-    State(records): State<Arc<Records>>,
-    Path(path): Path<HypervisorPath>,
-) -> Result<Json<Value>, Fault> {
-    let host = path.host(&hosts)?;
-    let functions = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
-    let rows = records.devices_of(host.row.id).into_iter();
-    let rows: BTreeMap<_, _> = rows.map(|row| (row.facts.address, row)).collect();
-    let foreign = host.foreign();
-    let describe = |function: &HostDevice| {
-        describe(host, function, rows.get(&function.address), foreign.get(&function.address))
-    };
-    let functions: Vec<_> = functions.iter().map(describe).collect();
-    Ok(Json(json!({ "pci_devices": functions })))
-}
-
-/// Returns a human-readable owner of a device: the server or host to which hotslot assigned it, or the domain into
-/// which somebody else put it.
-pub(super) fn owner(row: Option<&Device>, foreign: Option<&Foreign>) -> Option<String> {
-    let owner = row.and_then(|row| row.owner).map(|owner| owner.to_string());
-    owner.or_else(|| foreign.map(Foreign::to_string))
-}
-
-pub(super) fn describe(
-    host: &Host,
-    device: &HostDevice,
-    row: Option<&Arc<Device>>,
-    foreign: Option<&Foreign>,
-) -> Value {
-    let (role, parent, max_vfs, vfs) = match &device.role {
-        Role::Plain => ("type-PCI", None, None, None),
-        Role::Physical { max_vfs, vfs } => ("type-PF", None, Some(max_vfs), Some(vfs)),
-        Role::Virtual { parent } if !device.vdpa.is_empty() => ("vdpa", Some(parent), None, None),
-        Role::Virtual { parent } => ("type-VF", Some(parent), None, None),
-    };
-    json!({
-        "host": host.name,
-        "address": device.address,
-        "dev_id": device.name,
-        "parent": device.parent.as_deref(),
-        "vendor_id": device.vendor_id,
-        "product_id": device.product_id,
-        "vendor_name": device.vendor_name.as_deref(),
-        "product_name": device.product_name.as_deref(),
-        "class": device.class,
-        "class_name": device.class.map(|class| class.description()),
-        "dev_type": role,
-        "parent_addr": parent,
-        "max_vfs": max_vfs,
-        "vfs": vfs,
-        "driver": device.driver,
-        "bridge": device.bridge,
-        "express": device.express,
-        "link": device.link.as_ref().map(|link| json!({
-            "speed": link.speed, "width": link.width,
-            "max_speed": link.max_speed, "max_width": link.max_width,
-        })),
-        "iommu_group": device.iommu_group.as_ref().map(|group| json!({
-            "number": group.number, "members": group.members,
-        })),
-        "numa_node": device.numa_node,
-        "serial": device.serial,
-        "net": device.net.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>(),
-        "vdpa": device.vdpa,
-        "block": device.block,
-        "id": row.map(|row| row.id),
-        "status": row.map(|row| row.status),
-        "instance_uuid": row.and_then(|row| row.server()),
-        "owner": owner(row.map(Arc::as_ref), foreign),
-        "foreign": foreign.map(|foreign| json!({
-            "domain": foreign.domain, "uuid": foreign.server,
-            "live": foreign.live, "persistent": foreign.persistent,
-        })),
-    })
+    Ok(Json(HypervisorAnswer { hypervisor: full(&records, host).await }))
 }

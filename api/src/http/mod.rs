@@ -12,17 +12,21 @@ mod certificate;
 mod connection;
 mod connections;
 mod cyborg;
+pub mod description;
+mod docs_page;
 mod drift;
 pub mod error;
 pub(crate) mod events;
 mod explain;
 mod flavors;
 mod health;
+mod host_function;
 mod hypervisors;
 mod idempotency;
 mod identity;
 mod limits;
 mod metrics;
+mod microversion;
 mod origin;
 mod pci;
 mod pci_config;
@@ -31,6 +35,7 @@ mod permit;
 mod policy;
 mod quotas;
 mod requests;
+mod schema;
 mod servers;
 mod service;
 mod state;
@@ -45,7 +50,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Extension, Router};
 pub use connections::{Listener, serve};
 use hotslot_service::audit::Audit;
@@ -59,6 +64,8 @@ pub use tls::Tls;
 
 use hotslot_store::actor;
 use tracing::Instrument as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use self::error::Fault;
@@ -75,35 +82,37 @@ enum Version {
     V3,
 }
 
+/// Other names of described paths, and the paths whose description is theirs too.
+#[cfg(test)]
+const ALIASES: [(&str, &str); 8] = [
+    (" /accelerator", " /accelerators"),
+    (" /device_profiles/", " /device_profiles"),
+    (" /accelerator_requests/", " /accelerator_requests"),
+    ("/acc_spec", "/acc_specs"),
+    ("/program/{same}", "/program"),
+    ("GET /v2/", "GET /v2"),
+    ("GET /v2.1/", "GET /v2.1"),
+    ("GET /v3/", "GET /v3"),
+];
+
 /// Returns all routes, with their middleware.
 pub fn router(service: Arc<Service>) -> Router {
     let app = App(service);
-    let operators = Router::new()
+    let routes = described()
         .merge(unversioned())
         .nest("/v2/{tenant_id}", resources(Version::V2))
         .nest("/v2.1/{project_id}", resources(Version::V21))
-        .nest("/v2.1", resources(Version::V21))
-        .nest("/v3", resources(Version::V3));
-    Router::new()
-        .route("/", get(versions::all))
-        .route("/v2", get(versions::v2))
-        .route("/v2/", get(versions::v2))
-        .route("/v2.1", get(versions::v21))
-        .route("/v2.1/", get(versions::v21))
-        .route("/v3", get(versions::v3))
-        .route("/v3/", get(versions::v3))
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/metrics", get(metrics::show))
-        .merge(operators)
-        .merge(accelerators::routes())
-        .nest("/v1", accelerators::routes())
-        .merge(cyborg::routes())
+        .nest("/v3", resources(Version::V3))
+        .merge(aliases())
+        .merge(cyborg::aliases());
+    let (routes, _) = routes.split_for_parts();
+    routes
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::no_method)
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::answer_once))
         .layer(middleware::from_fn_with_state(app.clone(), limits::enforce))
         .layer(DefaultBodyLimit::max(limits::BODY))
+        .layer(middleware::from_fn(microversion::refuse_unsupported))
         .layer(middleware::from_fn_with_state(app.clone(), policy::admit))
         .layer(middleware::from_fn_with_state(app.clone(), origin::refuse_other_origins))
         .layer(middleware::from_fn(cyborg::microversion))
@@ -111,62 +120,90 @@ pub fn router(service: Arc<Service>) -> Router {
         .with_state(app)
 }
 
-/// Resources that Nova does not have. They are served with and without a version prefix.
-fn unversioned() -> Router<App> {
-    Router::new()
-        .route("/drift", get(drift::list).post(drift::repair))
-        .route("/events", get(events::list))
-        .route("/service", get(service::show))
-        .route("/service/reload", post(service::reload))
-        .route("/service/log-level", get(service::log_level).put(service::set_log_level))
-        .route("/webhooks", get(webhooks::list))
-        .route("/webhooks/{name}/redeliver", post(webhooks::redeliver))
+/// Returns the routes under the prefixes that the description has.
+fn described() -> OpenApiRouter<App> {
+    OpenApiRouter::default()
+        .routes(routes!(description::show))
+        .routes(routes!(docs_page::show))
+        .routes(routes!(versions::all))
+        .routes(routes!(versions::v2))
+        .routes(routes!(versions::v21))
+        .routes(routes!(versions::v3))
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
+        .routes(routes!(metrics::show))
+        .nest("/v2.1", resources(Version::V21))
+        .merge(accelerators::routes())
+        .nest("/v1", accelerators::routes())
+        .merge(cyborg::routes())
 }
 
-fn resources(version: Version) -> Router<App> {
-    unversioned()
-        .route("/servers", get(servers::list))
-        .route("/servers/detail", get(servers::detail))
-        .route("/servers/{server_id}", get(servers::show))
-        .route("/servers/{server_id}/pci_topology", get(topology::show))
-        .route("/servers/{server_id}/pci_owner", get(pci_owner::show).put(pci_owner::update))
-        .route("/servers/{server_id}/os-pci_attachments", post(attachments::create).get(attachments::list))
-        .route(
-            "/servers/{server_id}/os-pci_attachments/{attachment_id}",
-            get(attachments::show).delete(attachments::delete),
-        )
-        .route("/os-pci_attachments", get(attachments::list_all))
-        .route("/os-pci", get(pci::list))
-        .route("/os-pci/detail", get(pci::detail))
-        .route("/os-pci/{device_id}", get(pci::show))
-        .route("/os-pci/{device_id}/action", post(pci::act))
-        .route("/os-hypervisors", get(hypervisors::list))
-        .route("/os-hypervisors/detail", get(hypervisors::detail))
-        .route("/os-hypervisors/{hypervisor_id}", get(hypervisors::show))
-        .route("/os-hypervisors/{hypervisor_id}/search", get(hypervisors::search))
-        .route("/os-hypervisors/{hypervisor_id}/uptime", get(hypervisors::uptime))
-        .route("/os-hypervisors/{hypervisor_id}/pci_devices", get(hypervisors::functions))
-        .route("/os-hypervisors/{hypervisor_id}/pci_devices/{address}", get(explain::device))
-        .route("/os-hypervisors/{hypervisor_id}/pci_candidates", get(explain::candidates))
-        .route("/os-hypervisors/{hypervisor_id}/drift", get(drift::of_host).post(drift::repair_host))
-        .route("/os-aggregates", get(hypervisors::aggregates))
-        .route("/os-pci-config", get(pci_config::names))
-        .route("/os-pci-config/group", get(pci_config::groups))
-        .route("/os-pci-config/{kind}", get(pci_config::list).post(pci_config::create))
-        .route(
-            "/os-pci-config/{kind}/{entry_id}",
-            get(pci_config::show).put(pci_config::replace).delete(pci_config::delete),
-        )
-        .route("/os-quota-sets/{quota_id}", get(quotas::show).put(quotas::update).delete(quotas::delete))
-        .route("/os-quota-sets/{quota_id}/detail", get(quotas::detail))
-        .route("/os-quota-sets/{quota_id}/defaults", get(quotas::defaults))
-        .route("/flavors", get(flavors::list))
-        .route("/flavors/detail", get(flavors::detail))
-        .route("/flavors/{flavor_id}", get(flavors::show))
-        .route("/flavors/{flavor_id}/os-extra_specs", get(flavors::extra_specs))
-        .route("/flavors/{flavor_id}/os-extra_specs/{key}", get(flavors::extra_spec))
-        .method_not_allowed_fallback(error::no_method)
-        .layer(Extension(version))
+/// Returns the routes of other names of paths.
+fn aliases() -> OpenApiRouter<App> {
+    let aliases = OpenApiRouter::default()
+        .route("/v2/", get(versions::v2))
+        .route("/v2.1/", get(versions::v21))
+        .route("/v3/", get(versions::v3));
+    aliases.merge(accelerators::aliases()).nest("/v1", accelerators::aliases())
+}
+
+/// Resources that Nova does not have. They are served with and without a version prefix.
+fn unversioned() -> OpenApiRouter<App> {
+    OpenApiRouter::default()
+        .routes(routes!(drift::list, drift::repair))
+        .routes(routes!(events::list))
+        .routes(routes!(service::show))
+        .routes(routes!(service::reload))
+        .routes(routes!(service::log_level, service::set_log_level))
+        .routes(routes!(webhooks::list))
+        .routes(routes!(webhooks::redeliver))
+}
+
+fn resources(version: Version) -> OpenApiRouter<App> {
+    let routes = unversioned()
+        .routes(routes!(servers::list))
+        .routes(routes!(servers::detail))
+        .routes(routes!(servers::show))
+        .routes(routes!(topology::show))
+        .routes(routes!(pci_owner::show, pci_owner::update))
+        .routes(routes!(attachments::create, attachments::list))
+        .routes(routes!(attachments::show, attachments::delete))
+        .routes(routes!(attachments::list_all))
+        .routes(routes!(pci::list))
+        .routes(routes!(pci::detail))
+        .routes(routes!(pci::show))
+        .routes(routes!(pci::act))
+        .routes(routes!(hypervisors::list))
+        .routes(routes!(hypervisors::detail))
+        .routes(routes!(hypervisors::show))
+        .routes(routes!(hypervisors::search))
+        .routes(routes!(hypervisors::uptime))
+        .routes(routes!(host_function::list))
+        .routes(routes!(explain::device))
+        .routes(routes!(explain::candidates))
+        .routes(routes!(drift::of_host, drift::repair_host))
+        .routes(routes!(hypervisors::aggregates))
+        .routes(routes!(pci_config::names))
+        .routes(routes!(pci_config::groups))
+        .routes(routes!(pci_config::list, pci_config::create))
+        .routes(routes!(pci_config::show, pci_config::replace, pci_config::delete))
+        .routes(routes!(quotas::show, quotas::update, quotas::delete))
+        .routes(routes!(quotas::detail))
+        .routes(routes!(quotas::defaults))
+        .routes(routes!(flavors::list))
+        .routes(routes!(flavors::detail))
+        .routes(routes!(flavors::show))
+        .routes(routes!(flavors::extra_specs))
+        .routes(routes!(flavors::extra_spec));
+    with_no_method(routes).layer(Extension(version))
+}
+
+/// Answers requests with another method than a route has.
+fn with_no_method(routes: OpenApiRouter<App>) -> OpenApiRouter<App> {
+    let (routes, api) = routes.split_for_parts();
+    let mut routes = OpenApiRouter::from(routes.method_not_allowed_fallback(error::no_method));
+    *routes.get_openapi_mut() = api;
+    routes
 }
 
 /// Gives every request an id and a tracing span, and adds the headers that Nova's clients read. A request that may

@@ -10,7 +10,6 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse as _, Response};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_model::device::{DevType, Device, DeviceStatus};
 use hotslot_model::id::{DeviceId, HypervisorId, RequestId, ServerId};
@@ -20,26 +19,40 @@ use hotslot_service::error::Error;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::records::Records;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Page, Pairs, Path, id, read, time};
+use super::body::{Link, Page, PageParams, Pairs, Path, id, read, time};
 use super::error::Fault;
-use super::hypervisors::owner;
+use super::host_function::owner;
+use super::schema;
 use super::state::DeviceParts;
 
 /// A device in the brief list: Nova's six keys.
-#[derive(Serialize)]
-struct Brief {
+#[derive(Serialize, ToSchema)]
+pub(super) struct PciDeviceBrief {
+    /// The number of the device.
+    #[schema(value_type = i64, minimum = 1)]
     id: DeviceId,
+    /// The address on the host.
+    #[schema(value_type = schema::PciAddress)]
     address: PciAddress,
+    /// The number of the host, as `os-hypervisors` shows it.
+    #[schema(value_type = i64, minimum = 1)]
     compute_node_id: HypervisorId,
+    /// The product id, as the device's configuration space has it.
+    #[schema(value_type = schema::PciId)]
     product_id: PciId,
+    /// The vendor id, as the device's configuration space has it.
+    #[schema(value_type = schema::PciId)]
     vendor_id: PciId,
+    /// Whether the device is free.
+    #[schema(value_type = schema::PciDeviceStatus)]
     status: DeviceStatus,
 }
 
-impl From<&Device> for Brief {
+impl From<&Device> for PciDeviceBrief {
     fn from(device: &Device) -> Self {
         Self {
             id: device.id,
@@ -52,34 +65,82 @@ impl From<&Device> for Brief {
     }
 }
 
-/// A device in the detailed list: Nova's keys, and then the keys that hotslot adds.
-#[derive(Serialize)]
-struct Full<'a> {
+/// A device with all that is known of it: Nova's keys, and then the keys that hotslot adds.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PciDevice {
+    /// The number of the device.
+    #[schema(value_type = i64, minimum = 1)]
     id: DeviceId,
+    /// The address on the host.
+    #[schema(value_type = schema::PciAddress)]
     address: PciAddress,
+    /// The number of the host, as `os-hypervisors` shows it.
+    #[schema(value_type = i64, minimum = 1)]
     compute_node_id: HypervisorId,
+    /// The product id, as the device's configuration space has it.
+    #[schema(value_type = schema::PciId)]
     product_id: PciId,
+    /// The vendor id, as the device's configuration space has it.
+    #[schema(value_type = schema::PciId)]
     vendor_id: PciId,
+    /// Whether the device is free.
+    #[schema(value_type = schema::PciDeviceStatus)]
     status: DeviceStatus,
+    /// libvirt's name of the device, such as `pci_0000_3b_00_1`.
     dev_id: String,
+    /// What kind of function the device is.
+    #[schema(value_type = schema::PciDeviceType)]
     dev_type: DevType,
+    /// Nova's label: `label_`, the vendor id, `_` and the product id.
     label: String,
-    extra_info: &'a Texts,
+    /// The tags of the `device_spec` that lists the device, and what hotslot adds to them. Every value is a string.
+    #[schema(value_type = BTreeMap<String, String>)]
+    extra_info: Texts,
+    /// The server that has the device.
+    #[schema(value_type = Option<Uuid>)]
     instance_uuid: Option<ServerId>,
+    /// The same as `instance_uuid`.
+    #[schema(value_type = Option<Uuid>)]
     server_uuid: Option<ServerId>,
+    /// When the device was first seen.
+    #[schema(value_type = schema::Time)]
     created_at: String,
+    /// When the record of the device last changed.
+    #[schema(value_type = Option<schema::Time>)]
     updated_at: Option<String>,
+    /// Always false: a device that is gone is not shown.
     deleted: bool,
+    /// Always null.
+    #[schema(value_type = Option<schema::Time>)]
     deleted_at: Option<String>,
 
+    /// The UUID of the device, which can be used instead of `id`.
     uuid: Uuid,
+    /// The NUMA node of the host to which the device is connected; null when the host does not tell.
     numa_node: Option<u32>,
+    /// The address of the PF of a VF.
+    #[schema(value_type = Option<schema::PciAddress>)]
     parent_addr: Option<PciAddress>,
+    /// The request by which the device was assigned.
+    #[schema(value_type = Option<Uuid>)]
     request_id: Option<RequestId>,
-    host: Option<&'a str>,
+    /// The name of the host.
+    host: Option<String>,
+    /// Since when a device in use has been gone from the host, or has not been assignable.
+    #[schema(value_type = Option<schema::Time>)]
     gone_at: Option<String>,
+    /// Since when a device with `one_time_use` has been waiting to be cleaned.
+    #[schema(value_type = Option<schema::Time>)]
     used_at: Option<String>,
+    /// Who has the device, in words: a server, the host itself, or a domain into which somebody else put it.
     owner: Option<String>,
+}
+
+/// One device.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PciDeviceAnswer {
+    /// The device.
+    pci_device: PciDevice,
 }
 
 /// The devices that somebody other than hotslot put into domains, by host.
@@ -89,10 +150,10 @@ fn foreign(hosts: &Hosts) -> ForeignOf {
     hosts.iter().map(|host| (host.row.id, host.foreign())).collect()
 }
 
-fn full<'a>(hosts: &'a Hosts, device: &'a Device, foreign: &ForeignOf) -> Full<'a> {
+fn full(hosts: &Hosts, device: &Device, foreign: &ForeignOf) -> PciDevice {
     let facts = &device.facts;
     let foreign = foreign.get(&device.hypervisor).and_then(|of_host| of_host.get(&facts.address));
-    Full {
+    PciDevice {
         id: device.id,
         address: facts.address,
         compute_node_id: device.hypervisor,
@@ -102,7 +163,7 @@ fn full<'a>(hosts: &'a Hosts, device: &'a Device, foreign: &ForeignOf) -> Full<'
         dev_id: facts.dev_id(),
         dev_type: facts.dev_type,
         label: facts.label(),
-        extra_info: &facts.extra_info,
+        extra_info: facts.extra_info.clone(),
         instance_uuid: device.server(),
         server_uuid: device.server(),
         created_at: time(device.created_at),
@@ -113,32 +174,59 @@ fn full<'a>(hosts: &'a Hosts, device: &'a Device, foreign: &ForeignOf) -> Full<'
         numa_node: facts.numa_node,
         parent_addr: facts.parent_addr,
         request_id: device.request,
-        host: hosts.host(device.hypervisor).map(|host| host.name.as_str()),
+        host: hosts.host(device.hypervisor).map(|host| host.name.clone()),
         gone_at: device.gone_at.map(time),
         used_at: device.used_at.map(time),
         owner: owner(Some(device), foreign),
     }
 }
 
-/// The filter of a list.
-#[derive(Default)]
+/// The filter of a list. Any other key of the query is a key of `extra_info`.
+#[derive(Default, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Filter {
     /// Whether the conditions contradict each other, so that no row can match.
+    #[param(ignore)]
     nothing: bool,
+    /// The number of the host. `host` and `hypervisor_hostname` name it instead.
+    #[param(rename = "compute_node_id", value_type = Option<i64>)]
     hypervisor: Option<HypervisorId>,
+    /// The vendor id.
+    #[param(value_type = Option<schema::PciId>)]
     vendor_id: Option<PciId>,
+    /// The product id.
+    #[param(value_type = Option<schema::PciId>)]
     product_id: Option<PciId>,
+    /// What kind of function the device is.
+    #[param(value_type = Option<schema::PciDeviceType>)]
     dev_type: Option<DevType>,
+    /// Whether the device is free.
+    #[param(value_type = Option<schema::PciDeviceStatus>)]
     status: Option<DeviceStatus>,
+    /// The server that has the device. `server_uuid` is the same.
+    #[param(rename = "instance_uuid", value_type = Option<Uuid>)]
     server: Option<ServerId>,
+    /// The address on the host.
+    #[param(value_type = Option<schema::PciAddress>)]
     address: Option<PciAddress>,
+    /// The address of the PF.
+    #[param(value_type = Option<schema::PciAddress>)]
     parent_addr: Option<PciAddress>,
+    /// The NUMA node.
     numa_node: Option<u32>,
+    /// The number of the device.
+    #[param(value_type = Option<i64>)]
     id: Option<DeviceId>,
+    /// The UUID of the device.
     uuid: Option<Uuid>,
+    /// The request by which the device was assigned.
+    #[param(rename = "request_id", value_type = Option<Uuid>)]
     request: Option<RequestId>,
+    /// libvirt's name of the device.
     dev_id: Option<String>,
+    /// Nova's label of the device.
     label: Option<String>,
+    #[param(ignore)]
     extra_info: Vec<(String, String)>,
 }
 
@@ -225,7 +313,7 @@ impl Filter {
 /// One page of a list that a query asks for.
 struct Found {
     devices: Vec<Arc<Device>>,
-    links: Option<Value>,
+    links: Option<Vec<Link>>,
 }
 
 impl Found {
@@ -252,40 +340,61 @@ impl Found {
     }
 }
 
-/// A page of a list, with the link to the next page.
-#[derive(Serialize)]
-pub(super) struct List<T> {
-    pci_devices: Vec<T>,
+/// A page of the brief list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PciDeviceList {
+    /// The devices, ordered by `id`.
+    pci_devices: Vec<PciDeviceBrief>,
+    /// The link to the next page; missing on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pci_devices_links: Option<Value>,
+    #[schema(value_type = Vec<Link>)]
+    pci_devices_links: Option<Vec<Link>>,
 }
 
+/// A page of the detailed list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PciDeviceDetailList {
+    /// The devices, ordered by `id`.
+    pci_devices: Vec<PciDevice>,
+    /// The link to the next page; missing on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Link>)]
+    pci_devices_links: Option<Vec<Link>>,
+}
+
+/// Lists the assignable devices of all hosts, with Nova's six keys of each.
+#[utoipa::path(get, path = "/os-pci", tag = "PCI devices", params(PageParams, Filter),
+    responses((status = 200, description = "A page of the list.", body = PciDeviceList)))]
 pub(super) async fn list(
     State(parts): State<DeviceParts>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Response, Fault> {
+) -> Result<Json<PciDeviceList>, Fault> {
     let found = Found::by(&parts, &uri, &headers, pairs).await?;
-    let pci_devices: Vec<Brief> = found.devices.iter().map(|device| Brief::from(&**device)).collect();
-    Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
+    let pci_devices = found.devices.iter().map(|device| PciDeviceBrief::from(&**device)).collect();
+    Ok(Json(PciDeviceList { pci_devices, pci_devices_links: found.links }))
 }
 
+/// Lists the assignable devices of all hosts, with all that is known of each.
+#[utoipa::path(get, path = "/os-pci/detail", tag = "PCI devices", params(PageParams, Filter),
+    responses((status = 200, description = "A page of the list.", body = PciDeviceDetailList)))]
 pub(super) async fn detail(
     State(parts): State<DeviceParts>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Response, Fault> {
+) -> Result<Json<PciDeviceDetailList>, Fault> {
     let found = Found::by(&parts, &uri, &headers, pairs).await?;
     let foreign = foreign(&parts.hosts);
-    let pci_devices: Vec<_> =
-        found.devices.iter().map(|device| full(&parts.hosts, device, &foreign)).collect();
-    Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
+    let pci_devices = found.devices.iter().map(|device| full(&parts.hosts, device, &foreign)).collect();
+    Ok(Json(PciDeviceDetailList { pci_devices, pci_devices_links: found.links }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct DevicePath {
+    /// The number or the UUID of the device.
     device_id: String,
 }
 
@@ -300,36 +409,47 @@ impl DevicePath {
     }
 }
 
+/// Shows a device.
+#[utoipa::path(get, path = "/os-pci/{device_id}", tag = "PCI devices", params(DevicePath),
+    responses((status = 200, description = "The device.", body = PciDeviceAnswer)))]
 pub(super) async fn show(
     State(parts): State<DeviceParts>,
     Path(path): Path<DevicePath>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<PciDeviceAnswer>, Fault> {
     let device = path.device(&parts.records)?;
-    Ok(Json(json!({ "pci_device": full(&parts.hosts, &device, &foreign(&parts.hosts)) })))
+    Ok(Json(PciDeviceAnswer { pci_device: full(&parts.hosts, &device, &foreign(&parts.hosts)) }))
 }
 
 const CLEANED: &str = r#"{"cleaned": null}"#;
 
-#[derive(Deserialize)]
+/// An action on a device.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Action {
+pub(super) struct PciDeviceAction {
+    /// Records that the device has been cleaned after its use. Always null.
     cleaned: Value,
 }
 
 /// Records that a device with `one_time_use` has been cleaned. An extension of hotslot.
+#[utoipa::path(post, path = "/os-pci/{device_id}/action", tag = "PCI devices", params(DevicePath),
+    request_body(content = PciDeviceAction, example = json!({ "cleaned": null })),
+    responses(
+        (status = 200, description = "The device, which can be assigned again.", body = PciDeviceAnswer),
+        (status = 409, description = "The device is in use, or does not wait to be cleaned."),
+    ))]
 pub(super) async fn act(
     State(parts): State<DeviceParts>,
     Path(path): Path<DevicePath>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<PciDeviceAnswer>, Fault> {
     let device = path.device(&parts.records)?;
-    let Action { cleaned } = read(&headers, body, CLEANED)?;
+    let PciDeviceAction { cleaned } = read(&headers, body, CLEANED)?;
     if !cleaned.is_null() {
         let message = format!("bad body: `cleaned` must be null, not {cleaned}; send {CLEANED}");
         return Err(Error::Invalid(message).into());
     }
     parts.catalog.cleaned(device.id).await?;
     let device = path.device(&parts.records)?;
-    Ok(Json(json!({ "pci_device": full(&parts.hosts, &device, &foreign(&parts.hosts)) })))
+    Ok(Json(PciDeviceAnswer { pci_device: full(&parts.hosts, &device, &foreign(&parts.hosts)) }))
 }

@@ -14,33 +14,200 @@ use hotslot_service::error::Error;
 use hotslot_service::inventory::Catalog;
 use hotslot_service::inventory::Change;
 use hotslot_service::records::Records;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Page, Pairs, Path, id, links, read, time};
+use super::body::{Link, Page, PageParams, Pairs, Path, id, links, read, time};
 use super::error::Fault;
+use super::schema;
 
 /// The name of the read-only object that lists the keys by which devices are grouped into pools.
 const GROUP: &str = "group";
 
-/// Lists the names of the configuration objects.
-pub(super) async fn names(uri: OriginalUri, headers: HeaderMap) -> Json<Value> {
+/// The configuration objects.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ObjectList {
+    /// The objects, by name.
+    pci_config: Vec<Object>,
+}
+
+/// A configuration object: a list of rules, or the read-only `group`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ConfigObject)]
+struct Object {
+    /// The name.
+    name: String,
+    /// The links to the object.
+    links: Vec<Link>,
+}
+
+/// The keys of `extra_info` by which devices are grouped into pools.
+#[derive(Serialize, ToSchema)]
+pub(super) struct GroupList {
+    /// The keys, in alphabetical order.
+    group: Vec<GroupingKey>,
+}
+
+/// A key by which devices are grouped into pools.
+#[derive(Serialize, ToSchema)]
+struct GroupingKey {
+    /// The key.
+    key: String,
+    /// Its values.
+    values: Vec<GroupingValue>,
+}
+
+/// A value of a key by which devices are grouped into pools.
+#[derive(Serialize, ToSchema)]
+struct GroupingValue {
+    /// The value.
+    value: String,
+    /// The number of devices that have it.
+    devices: usize,
+}
+
+/// An entry of a list of rules.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RuleEntry)]
+pub(super) struct Entry {
+    /// The id. A rule of the configuration file keeps it as long as its place and its text stay the same.
+    id: Uuid,
+    /// `file` for the configuration file, or `api`.
+    source: &'static str,
+    /// The place in the configuration file; null for a rule of the API.
+    place: Option<String>,
+    /// Whether the API cannot change it.
+    read_only: bool,
+    /// The position among the entries of its kind, from 1.
+    #[schema(minimum = 1)]
+    position: usize,
+    /// The entry, as it was written.
+    entry: Value,
+    /// Why the entry is ignored; null when it counts.
+    problem: Option<String>,
+    /// When it was created; null for a rule of the configuration file.
+    #[schema(value_type = Option<schema::Time>)]
+    created_at: Option<String>,
+    /// When it was replaced.
+    #[schema(value_type = Option<schema::Time>)]
+    updated_at: Option<String>,
+}
+
+/// One rule, under the name of its kind.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RuleAnswer {
+    /// An entry of the whitelist.
+    Whitelist(Entry),
+    /// An alias.
+    Alias(Entry),
+    /// An entry of `extra_info`.
+    ExtraInfo(Entry),
+}
+
+impl RuleAnswer {
+    fn new(kind: RuleKind, entry: Entry) -> Self {
+        match kind {
+            RuleKind::Whitelist => Self::Whitelist(entry),
+            RuleKind::Alias => Self::Alias(entry),
+            RuleKind::ExtraInfo => Self::ExtraInfo(entry),
+        }
+    }
+}
+
+/// A page of a list of rules, under the name of their kind.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum RuleList {
+    /// Entries of the whitelist.
+    Whitelist {
+        /// The entries, in the order in which they count.
+        whitelist: Vec<Entry>,
+        /// The link to the next page; missing on the last page.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Vec<Link>)]
+        whitelist_links: Option<Vec<Link>>,
+    },
+    /// Aliases.
+    Alias {
+        /// The aliases, in the order in which they count.
+        alias: Vec<Entry>,
+        /// The link to the next page; missing on the last page.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Vec<Link>)]
+        alias_links: Option<Vec<Link>>,
+    },
+    /// Entries of `extra_info`.
+    ExtraInfo {
+        /// The entries, in the order in which they count.
+        extra_info: Vec<Entry>,
+        /// The link to the next page; missing on the last page.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Vec<Link>)]
+        extra_info_links: Option<Vec<Link>>,
+    },
+}
+
+impl RuleList {
+    fn new(kind: RuleKind, entries: Vec<Entry>, links: Option<Vec<Link>>) -> Self {
+        match kind {
+            RuleKind::Whitelist => Self::Whitelist { whitelist: entries, whitelist_links: links },
+            RuleKind::Alias => Self::Alias { alias: entries, alias_links: links },
+            RuleKind::ExtraInfo => Self::ExtraInfo { extra_info: entries, extra_info_links: links },
+        }
+    }
+}
+
+/// A new rule, under the name of its kind. hotslot.example.toml explains the keys of each kind.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[allow(dead_code, reason = "the description of the API is made from it; `entry` reads the body")]
+enum NewRule {
+    /// An entry of the whitelist: Nova's `device_spec`.
+    Whitelist(BTreeMap<String, Value>),
+    /// An alias, as Nova's `alias`.
+    Alias(BTreeMap<String, Value>),
+    /// An entry of `extra_info`: which devices get which values.
+    ExtraInfo(BTreeMap<String, Value>),
+}
+
+/// Lists the names of the configuration objects. An extension of hotslot.
+#[utoipa::path(get, path = "/os-pci-config", tag = "Rules",
+    operation_id = "list_objects",
+    responses((status = 200, description = "The names.", body = ObjectList)))]
+pub(super) async fn names(uri: OriginalUri, headers: HeaderMap) -> Json<ObjectList> {
     let mut names: Vec<_> = RuleKind::ALL.iter().map(|kind| kind.as_str()).chain([GROUP]).collect();
     names.sort_unstable();
-    let name = |name: &str| json!({ "name": name, "links": links(&headers, &uri, "os-pci-config", name) });
-    Json(json!({ "pci_config": names.into_iter().map(name).collect::<Vec<_>>() }))
+    let object =
+        |name: &str| Object { name: name.to_owned(), links: links(&headers, &uri, "os-pci-config", name) };
+    Json(ObjectList { pci_config: names.into_iter().map(object).collect() })
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct KindPath {
+    /// The kind of the rules: `whitelist`, `alias` or `extra_info`.
     kind: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct EntryPath {
+    /// The kind of the rule: `whitelist`, `alias` or `extra_info`.
     kind: String,
+    /// The id of the rule.
     entry_id: String,
+}
+
+/// The query of a change.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `force` reads the key")]
+struct ForceQuery {
+    /// Whether an entry may change on which devices in use depend.
+    force: Option<bool>,
 }
 
 impl EntryPath {
@@ -57,37 +224,40 @@ fn kind(name: &str) -> Result<RuleKind, Error> {
     })
 }
 
-/// Returns an entry as JSON. `position` is its position among the entries of its kind, from 1.
-fn wire(problems: &BTreeMap<Uuid, String>, rule: &Rule, position: usize) -> Value {
+/// Returns an entry. `position` is its position among the entries of its kind, from 1.
+fn shown(problems: &BTreeMap<Uuid, String>, rule: &Rule, position: usize) -> Entry {
     let (source, place, created_at, updated_at) = match &rule.source {
-        Source::File { place } => ("file", Some(place), None, None),
+        Source::File { place } => ("file", Some(place.clone()), None, None),
         Source::Api { created_at, updated_at } => {
             ("api", None, Some(time(*created_at)), updated_at.map(time))
         }
     };
-    json!({
-        "id": rule.id,
-        "source": source,
-        "place": place,
-        "read_only": rule.is_of_file(),
-        "position": position,
-        "entry": serde_json::from_str(&rule.text).unwrap_or_else(|_| Value::from(rule.text.as_str())),
-        "problem": problems.get(&rule.id),
-        "created_at": created_at,
-        "updated_at": updated_at,
-    })
+    Entry {
+        id: rule.id,
+        source,
+        place,
+        read_only: rule.is_of_file(),
+        position,
+        entry: serde_json::from_str(&rule.text).unwrap_or_else(|_| Value::from(rule.text.as_str())),
+        problem: problems.get(&rule.id).cloned(),
+        created_at,
+        updated_at,
+    }
 }
 
-fn one(catalog: &Catalog, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error> {
+fn one(catalog: &Catalog, kind: RuleKind, id: Uuid) -> Result<Json<RuleAnswer>, Error> {
     let rules = catalog.rules();
     let found = rules.of(kind).zip(1..).find(|(rule, _)| rule.id == id);
     let (rule, position) = found.ok_or_else(|| Error::NotFound(format!("{kind} entry {id}")))?;
-    Ok(Json(json!({ kind.as_str(): wire(&catalog.problems_of(&rules), rule, position) })))
+    Ok(Json(RuleAnswer::new(kind, shown(&catalog.problems_of(&rules), rule, position))))
 }
 
 /// Lists the keys of `extra_info` by which devices are grouped into pools, with their values and the number of devices
-/// per value.
-pub(super) async fn groups(State(records): State<Arc<Records>>) -> Json<Value> {
+/// per value. An extension of hotslot.
+#[utoipa::path(get, path = "/os-pci-config/group", tag = "Rules",
+    operation_id = "list_groups",
+    responses((status = 200, description = "The keys.", body = GroupList)))]
+pub(super) async fn groups(State(records): State<Arc<Records>>) -> Json<GroupList> {
     let devices = records.devices();
     let mut keys = BTreeMap::<&str, BTreeMap<&str, usize>>::new();
     for (key, value) in devices.iter().flat_map(|device| device.facts.extra_info.iter()) {
@@ -95,38 +265,40 @@ pub(super) async fn groups(State(records): State<Arc<Records>>) -> Json<Value> {
             *keys.entry(key).or_default().entry(value).or_default() += 1;
         }
     }
-    let value = |(value, count)| json!({ "value": value, "devices": count });
-    let groups = keys.into_iter().map(
-        |(key, values)| json!({ "key": key, "values": values.into_iter().map(value).collect::<Vec<_>>() }),
-    );
-    Json(json!({ GROUP: groups.collect::<Vec<_>>() }))
+    let value = |(value, devices): (&str, usize)| GroupingValue { value: value.to_owned(), devices };
+    let key = |(key, values): (&str, BTreeMap<&str, usize>)| GroupingKey {
+        key: key.to_owned(),
+        values: values.into_iter().map(value).collect(),
+    };
+    Json(GroupList { group: keys.into_iter().map(key).collect() })
 }
 
+/// Lists the rules of a kind, in the order in which they count. An extension of hotslot.
+#[utoipa::path(get, path = "/os-pci-config/{kind}", tag = "Rules", params(KindPath, PageParams),
+    responses((status = 200, description = "A page of the list.", body = RuleList)))]
 pub(super) async fn list(
     State(catalog): State<Arc<Catalog>>,
     Path(path): Path<KindPath>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<RuleList>, Fault> {
     let (kind, rules, page) = (kind(&path.kind)?, catalog.rules(), Page::alone(pairs)?);
     let mut entries: Vec<_> = rules.of(kind).zip(1..).collect();
     page.skip(&mut entries, |(rule, _), marker| rule.id.to_string().eq_ignore_ascii_case(marker))?;
     let (entries, links) = page.cut(entries, &uri, &headers, |(rule, _)| rule.id.to_string());
     let problems = catalog.problems_of(&rules);
-    let entries: Vec<_> =
-        entries.into_iter().map(|(rule, position)| wire(&problems, rule, position)).collect();
-    let mut body = json!({ kind.as_str(): entries });
-    if let Some(links) = links {
-        body[format!("{kind}_links")] = links;
-    }
-    Ok(Json(body))
+    let entries = entries.into_iter().map(|(rule, position)| shown(&problems, rule, position)).collect();
+    Ok(Json(RuleList::new(kind, entries, links)))
 }
 
+/// Shows a rule. An extension of hotslot.
+#[utoipa::path(get, path = "/os-pci-config/{kind}/{entry_id}", tag = "Rules", params(EntryPath),
+    responses((status = 200, description = "The rule.", body = RuleAnswer)))]
 pub(super) async fn show(
     State(catalog): State<Arc<Catalog>>,
     Path(path): Path<EntryPath>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<RuleAnswer>, Fault> {
     let (kind, id) = path.parts()?;
     Ok(one(&catalog, kind, id)?)
 }
@@ -171,25 +343,33 @@ fn force(Pairs(pairs): Pairs) -> Result<bool, Error> {
     Ok(force)
 }
 
+/// Adds a rule after those that there are. An extension of hotslot.
+#[utoipa::path(post, path = "/os-pci-config/{kind}", tag = "Rules", params(KindPath),
+    request_body(content = NewRule, example = json!({ "alias": { "name": "one", "vendor_id": "8086", "product_id": "10ca" } })),
+    responses((status = 201, description = "The rule.", body = RuleAnswer)))]
 pub(super) async fn create(
     State(catalog): State<Arc<Catalog>>,
     Path(path): Path<KindPath>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<(StatusCode, Json<RuleAnswer>), Fault> {
     let kind = kind(&path.kind)?;
     let text = entry(kind, &headers, body)?;
     let id = catalog.change_rules(Change::Add { kind, text }, false).await?;
     Ok((StatusCode::CREATED, one(&catalog, kind, id)?))
 }
 
+/// Replaces the text of a rule of the API. An extension of hotslot.
+#[utoipa::path(put, path = "/os-pci-config/{kind}/{entry_id}", tag = "Rules", params(EntryPath, ForceQuery),
+    request_body(content = NewRule, example = json!({ "alias": { "name": "one", "vendor_id": "8086", "product_id": "10d3" } })),
+    responses((status = 200, description = "The rule.", body = RuleAnswer)))]
 pub(super) async fn replace(
     State(catalog): State<Arc<Catalog>>,
     Path(path): Path<EntryPath>,
     pairs: Pairs,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<RuleAnswer>, Fault> {
     let (kind, id) = path.parts()?;
     let force = force(pairs)?;
     let text = entry(kind, &headers, body)?;
@@ -197,6 +377,9 @@ pub(super) async fn replace(
     Ok(one(&catalog, kind, id)?)
 }
 
+/// Removes a rule of the API. An extension of hotslot.
+#[utoipa::path(delete, path = "/os-pci-config/{kind}/{entry_id}", tag = "Rules", params(EntryPath, ForceQuery),
+    responses((status = 204, description = "The rule is removed.")))]
 pub(super) async fn delete(
     State(catalog): State<Arc<Catalog>>,
     Path(path): Path<EntryPath>,

@@ -22,7 +22,7 @@ use super::state::IdentityParts;
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
     /// Everybody, also without identity.
     Open,
     /// Everybody, and callers who are identified get details.
@@ -46,6 +46,8 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /v2.1/", Open),
     ("GET /v3", Open),
     ("GET /v3/", Open),
+    ("GET /openapi.json", Open),
+    ("GET /docs", Open),
     ("GET /healthz", Open),
     ("GET /readyz", Details),
     ("GET /metrics", Rule("hotslot:metrics:show")),
@@ -167,10 +169,33 @@ static TABLE: LazyLock<HashMap<&'static str, HashMap<&'static str, Access>>> = L
     table
 });
 
+/// Returns the path of a route without the prefix of a version, and its methods, by the path that the router has for it.
+fn entry(path: &str) -> Option<(&'static str, &'static HashMap<&'static str, Access>)> {
+    let path = if path == "/accelerator/v2" { "/accelerator/v2/" } else { path };
+    let found = PREFIXES.iter().find_map(|prefix| TABLE.get_key_value(path.strip_prefix(prefix)?));
+    found.map(|(path, methods)| (*path, methods))
+}
+
 /// Returns the methods of a route, by the path that the router has for it.
 fn methods(path: &str) -> Option<&'static HashMap<&'static str, Access>> {
-    let path = if path == "/accelerator/v2" { "/accelerator/v2/" } else { path };
-    PREFIXES.iter().find_map(|prefix| TABLE.get(path.strip_prefix(prefix)?))
+    entry(path).map(|(_, methods)| methods)
+}
+
+/// Returns who may use a route, by its method and the path that the router has for it.
+pub(super) fn access(method: &str, path: &str) -> Option<Access> {
+    methods(path)?.get(method.to_uppercase().as_str()).copied()
+}
+
+/// Returns a route as `METHOD PATH` without the prefix of a version.
+#[cfg(test)]
+pub(super) fn named(method: &str, path: &str) -> Option<String> {
+    entry(path).map(|(path, _)| format!("{} {path}", method.to_uppercase()))
+}
+
+/// Returns every route, as `METHOD PATH` without the prefixes of versions.
+#[cfg(test)]
+pub(super) fn routes() -> impl Iterator<Item = &'static str> {
+    ROUTES.iter().map(|(route, _)| *route)
 }
 
 /// Returns the routes that need a rule, as `METHOD PATH` without the prefixes of versions.

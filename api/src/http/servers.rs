@@ -9,20 +9,23 @@ use axum::http::HeaderMap;
 use futures_util::future::join_all;
 use hotslot_driver::hypervisor::{DomainInfo, DomainState, DomainView};
 use hotslot_model::device::DeviceStatus;
-use hotslot_model::id::ServerId;
+use hotslot_model::id::{DeviceId, ServerId};
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::records::Records;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
-use super::body::{Page, Pairs, Path, Query, base, id};
+use super::body::{Link, Page, PageParams, Pairs, Path, Query, base, id};
 use super::error::Fault;
 use super::permit::Permit;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct ServerPath {
+    /// The id of the server: the UUID of its domain.
     server_id: String,
 }
 
@@ -32,10 +35,15 @@ impl ServerPath {
     }
 }
 
-#[derive(Deserialize)]
+/// The filter of a list. Unknown keys are ignored.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Filter {
+    /// Only servers whose name contains this.
     name: Option<String>,
+    /// Only servers of the host with this name. Callers who may not see hosts cannot filter by it.
     host: Option<String>,
+    /// Only servers with this status, in upper or lower case.
     status: Option<String>,
 }
 
@@ -75,18 +83,129 @@ fn power(state: DomainState) -> (&'static str, u8) {
     }
 }
 
-fn brief(base: &str, prefix: &str, host: Option<&str>, info: &DomainInfo) -> Value {
-    let href = format!("{base}{prefix}/servers/{}", info.uuid);
-    json!({
-        "id": info.uuid,
-        "name": info.name,
-        "status": status(info.state),
-        "host": host,
-        "links": [
-            { "rel": "self", "href": href },
-            { "rel": "bookmark", "href": format!("{base}/servers/{}", info.uuid) },
-        ],
-    })
+/// A server in the brief list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ServerBrief {
+    /// The id: the UUID of the domain.
+    id: Uuid,
+    /// The name of the domain.
+    name: String,
+    /// Nova's status: `ACTIVE`, `PAUSED`, `SUSPENDED`, `SHUTOFF` or `UNKNOWN`.
+    status: &'static str,
+    /// The name of the host; null for callers who may not see hosts.
+    host: Option<String>,
+    /// The links to the server.
+    links: [Link; 2],
+}
+
+/// A server with all of Nova's keys. Those that libvirt does not know are null or empty.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Server)]
+pub(super) struct ServerDetail {
+    /// The id: the UUID of the domain.
+    id: Uuid,
+    /// The name of the domain.
+    name: String,
+    /// Nova's status: `ACTIVE`, `PAUSED`, `SUSPENDED`, `SHUTOFF` or `UNKNOWN`.
+    status: &'static str,
+    /// The name of the host; null for callers who may not see hosts.
+    host: Option<String>,
+    /// The links to the server.
+    links: [Link; 2],
+    /// The project that owns the server, by the metadata of its domain.
+    tenant_id: Option<String>,
+    /// Always null.
+    user_id: Option<String>,
+    /// When Nova created the server; null for a domain that Nova did not create.
+    created: Option<String>,
+    /// Always null.
+    updated: Option<String>,
+    /// Always empty.
+    metadata: BTreeMap<String, String>,
+    /// Always empty, which is Nova's value for a server without an image.
+    image: &'static str,
+    /// A flavor without an id: libvirt has no flavors.
+    flavor: NoFlavor,
+    /// Always empty.
+    addresses: BTreeMap<String, String>,
+    /// The name of the host; null for callers who may not see hosts.
+    #[serde(rename = "OS-EXT-SRV-ATTR:host")]
+    ext_host: Option<String>,
+    /// The name of the host; null for callers who may not see hosts.
+    #[serde(rename = "OS-EXT-SRV-ATTR:hypervisor_hostname")]
+    hypervisor_hostname: Option<String>,
+    /// The name of the domain.
+    #[serde(rename = "OS-EXT-SRV-ATTR:instance_name")]
+    instance_name: String,
+    /// Nova's state of the server: `active`, `paused`, `suspended`, `stopped` or `error`.
+    #[serde(rename = "OS-EXT-STS:vm_state")]
+    vm_state: &'static str,
+    /// Nova's power state: 0 unknown, 1 running, 3 paused, 4 shut down, 6 crashed, 7 suspended.
+    #[serde(rename = "OS-EXT-STS:power_state")]
+    power_state: u8,
+    /// Always null.
+    #[serde(rename = "OS-EXT-STS:task_state")]
+    task_state: Option<String>,
+    /// The devices of `os-pci` that are allocated to the server.
+    #[serde(rename = "os-pci:pci_devices")]
+    pci_devices: Vec<ServerDevice>,
+}
+
+/// A flavor without an id.
+#[derive(Default, Serialize, ToSchema)]
+pub(super) struct NoFlavor {
+    /// Always empty.
+    id: &'static str,
+    /// Always empty.
+    links: Vec<Link>,
+}
+
+/// A device that is allocated to a server.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ServerDevice {
+    /// The number of the device in `os-pci`.
+    #[schema(value_type = i64, minimum = 1)]
+    id: DeviceId,
+}
+
+/// A page of the brief list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ServerList {
+    /// The servers, by host and name.
+    servers: Vec<ServerBrief>,
+    /// The link to the next page; missing on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Link>)]
+    servers_links: Option<Vec<Link>>,
+}
+
+/// A page of the detailed list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ServerDetailList {
+    /// The servers, by host and name.
+    servers: Vec<ServerDetail>,
+    /// The link to the next page; missing on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Link>)]
+    servers_links: Option<Vec<Link>>,
+}
+
+/// One server.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ServerAnswer {
+    /// The server.
+    server: ServerDetail,
+}
+
+fn brief(base: &str, prefix: &str, host: Option<&str>, info: &DomainInfo) -> ServerBrief {
+    let link = |rel, prefix| Link { rel, href: format!("{base}{prefix}/servers/{}", info.uuid) };
+    ServerBrief {
+        id: info.uuid,
+        name: info.name.clone(),
+        status: status(info.state),
+        host: host.map(str::to_owned),
+        links: [link("self", prefix), link("bookmark", "")],
+    }
 }
 
 /// Returns the part of a path before the resource, such as `/v2/tenant` or `/v2.1`.
@@ -95,11 +214,11 @@ fn prefix(uri: &OriginalUri) -> String {
 }
 
 /// Returns the allocated devices of each server, by their ids in `os-pci`.
-fn devices(records: &Records) -> BTreeMap<ServerId, Vec<Value>> {
-    let mut owned = BTreeMap::<ServerId, Vec<Value>>::new();
+fn devices(records: &Records) -> BTreeMap<ServerId, Vec<ServerDevice>> {
+    let mut owned = BTreeMap::<ServerId, Vec<ServerDevice>>::new();
     for device in records.devices() {
         if let (Some(server), DeviceStatus::Allocated) = (device.server(), device.status) {
-            owned.entry(server).or_default().push(json!({ "id": device.id }));
+            owned.entry(server).or_default().push(ServerDevice { id: device.id });
         }
     }
     owned
@@ -107,32 +226,33 @@ fn devices(records: &Records) -> BTreeMap<ServerId, Vec<Value>> {
 
 /// Returns a server with all of Nova's keys. `created` is set only for domains that Nova created, because libvirt does
 /// not record the time of creation.
-fn full(brief: Value, host: Option<&str>, view: DomainView, devices: Option<Vec<Value>>) -> Value {
+fn full(brief: ServerBrief, view: DomainView, devices: Option<Vec<ServerDevice>>) -> ServerDetail {
     let (vm_state, power_state) = power(view.info.state);
-    let mut server = brief;
     let owner = view.ownership();
     let created = view.live.or(view.persistent).and_then(|document| document.created);
-    for (key, value) in [
-        ("tenant_id", json!(owner.project())),
-        ("user_id", Value::Null),
-        ("created", json!(created)),
-        ("updated", Value::Null),
-        ("metadata", json!({})),
-        // An empty string is Nova's value for a server without an image. libvirt has no flavors either.
-        ("image", json!("")),
-        ("flavor", json!({ "id": "", "links": [] })),
-        ("addresses", json!({})),
-        ("OS-EXT-SRV-ATTR:host", json!(host)),
-        ("OS-EXT-SRV-ATTR:hypervisor_hostname", json!(host)),
-        ("OS-EXT-SRV-ATTR:instance_name", json!(view.info.name)),
-        ("OS-EXT-STS:vm_state", json!(vm_state)),
-        ("OS-EXT-STS:power_state", json!(power_state)),
-        ("OS-EXT-STS:task_state", Value::Null),
-        ("os-pci:pci_devices", json!(devices.unwrap_or_default())),
-    ] {
-        server[key] = value;
+    let ServerBrief { id, name, status, host, links } = brief;
+    ServerDetail {
+        id,
+        name,
+        status,
+        links,
+        tenant_id: owner.project().map(Into::into),
+        user_id: None,
+        created,
+        updated: None,
+        metadata: BTreeMap::new(),
+        image: "",
+        flavor: NoFlavor::default(),
+        addresses: BTreeMap::new(),
+        ext_host: host.clone(),
+        hypervisor_hostname: host.clone(),
+        host,
+        instance_name: view.info.name,
+        vm_state,
+        power_state,
+        task_state: None,
+        pci_devices: devices.unwrap_or_default(),
     }
-    server
 }
 
 /// Returns the servers of all reachable hosts that the caller may use, ordered by host and name.
@@ -164,21 +284,16 @@ async fn page(
     pairs: Vec<(String, String)>,
     uri: &OriginalUri,
     headers: &HeaderMap,
-) -> Result<(Vec<(Arc<Host>, DomainInfo)>, Option<Value>), Error> {
+) -> Result<(Vec<(Arc<Host>, DomainInfo)>, Option<Vec<Link>>), Error> {
     let (page, _) = Page::read(Pairs(pairs))?;
     let mut found = everywhere(hosts, &filter.of(permit), permit).await;
     page.skip(&mut found, |(_, info), marker| info.uuid.to_string().eq_ignore_ascii_case(marker))?;
     Ok(page.cut(found, uri, headers, |(_, info)| info.uuid.to_string()))
 }
 
-fn answer(servers: Vec<Value>, links: Option<Value>) -> Json<Value> {
-    let mut body = json!({ "servers": servers });
-    if let Some(links) = links {
-        body["servers_links"] = links;
-    }
-    Json(body)
-}
-
+/// Lists the servers that the caller may use.
+#[utoipa::path(get, path = "/servers", tag = "Servers", params(PageParams, Filter),
+    responses((status = 200, description = "A page of the list. Servers of an unreachable host are missing.", body = ServerList)))]
 pub(super) async fn list(
     State(hosts): State<Arc<Hosts>>,
     permit: Permit,
@@ -186,13 +301,16 @@ pub(super) async fn list(
     headers: HeaderMap,
     Query(filter): Query<Filter>,
     Query(pairs): Query<Vec<(String, String)>>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<ServerList>, Fault> {
     let (found, links) = page(&hosts, filter, &permit, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
     let servers = found.iter().map(|(host, info)| brief(&base, &prefix, shown(&permit, host), info));
-    Ok(answer(servers.collect(), links))
+    Ok(Json(ServerList { servers: servers.collect(), servers_links: links }))
 }
 
+/// Lists the servers that the caller may use, with all of Nova's keys.
+#[utoipa::path(get, path = "/servers/detail", tag = "Servers", params(PageParams, Filter),
+    responses((status = 200, description = "A page of the list. Servers of an unreachable host are missing.", body = ServerDetailList)))]
 pub(super) async fn detail(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,
@@ -201,7 +319,7 @@ pub(super) async fn detail(
     headers: HeaderMap,
     Query(filter): Query<Filter>,
     Query(pairs): Query<Vec<(String, String)>>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<ServerDetailList>, Fault> {
     let (found, links) = page(&hosts, filter, &permit, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
     let mut owned = devices(&records);
@@ -214,11 +332,14 @@ pub(super) async fn detail(
         };
         let devices = owned.remove(&ServerId(info.uuid));
         let host = shown(&permit, host);
-        servers.push(full(brief(&base, &prefix, host, info), host, view, devices));
+        servers.push(full(brief(&base, &prefix, host, info), view, devices));
     }
-    Ok(answer(servers, links))
+    Ok(Json(ServerDetailList { servers, servers_links: links }))
 }
 
+/// Shows a server.
+#[utoipa::path(get, path = "/servers/{server_id}", tag = "Servers", params(ServerPath),
+    responses((status = 200, description = "The server.", body = ServerAnswer)))]
 pub(super) async fn show(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,
@@ -226,13 +347,13 @@ pub(super) async fn show(
     uri: OriginalUri,
     headers: HeaderMap,
     Path(path): Path<ServerPath>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<ServerAnswer>, Fault> {
     let server = path.id()?;
     let (host, view) = permit.server(&hosts, server).await?;
     let devices = devices(&records).remove(&server);
     let host = shown(&permit, &host);
     let brief = brief(&base(&headers), &prefix(&uri), host, &view.info);
-    Ok(Json(json!({ "server": full(brief, host, view, devices) })))
+    Ok(Json(ServerAnswer { server: full(brief, view, devices) }))
 }
 
 /// Returns the name of a host, for callers who may see it.

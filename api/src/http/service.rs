@@ -13,18 +13,20 @@ use hotslot_service::log;
 use hotslot_service::settings::Settings;
 use hotslot_store::schema;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::body;
 use super::error::Fault;
 
 /// The answer of `GET service`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ServiceAnswer {
+    /// The versions.
     service: About,
 }
 
 /// The versions of the service. `GET os-hypervisors/detail` has those of the hosts.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct About {
     /// The version of hotslot.
     version: &'static str,
@@ -34,7 +36,9 @@ struct About {
     needs_restart: Vec<String>,
 }
 
-/// Answers with the versions.
+/// Shows the versions of the service. An extension of hotslot.
+#[utoipa::path(get, path = "/service", tag = "Service",
+    responses((status = 200, description = "The versions.", body = ServiceAnswer)))]
 pub(super) async fn show(State(config): State<Arc<Config>>) -> Json<ServiceAnswer> {
     let needs_restart = config.outdated.clone();
     Json(ServiceAnswer {
@@ -42,26 +46,40 @@ pub(super) async fn show(State(config): State<Arc<Config>>) -> Json<ServiceAnswe
     })
 }
 
-/// The answer of `POST service/reload`.
-#[derive(Debug, Serialize)]
-pub(super) struct ReloadAnswer {
-    /// What has changed. It names keys, never values.
-    reload: Reloaded,
+/// What reading the configuration again has changed.
+#[derive(Debug, Serialize, ToSchema)]
+struct Changes {
+    /// The keys whose new values are in force, such as `[detach] attempts`.
+    changed: Vec<String>,
+    /// The keys whose new values take effect at the next start.
+    needs_restart: Vec<String>,
 }
 
-/// Reads the configuration again.
+/// The answer of `POST service/reload`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ReloadAnswer {
+    /// What has changed. It names keys, never values.
+    reload: Changes,
+}
+
+/// Reads the configuration file, the policy, the certificates and the tokens again. A file with mistakes is refused as a
+/// whole. An extension of hotslot.
+#[utoipa::path(post, path = "/service/reload", tag = "Service",
+    responses((status = 200, description = "What has changed.", body = ReloadAnswer)))]
 pub(super) async fn reload(State(settings): State<Arc<Settings>>) -> Result<Json<ReloadAnswer>, Fault> {
-    Ok(Json(ReloadAnswer { reload: settings.reload().await? }))
+    let Reloaded { changed, needs_restart } = settings.reload().await?;
+    Ok(Json(ReloadAnswer { reload: Changes { changed, needs_restart } }))
 }
 
 /// The levels of the log, in an answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LogAnswer {
+    /// The levels.
     log: LogLevels,
 }
 
 /// The levels of the log.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct LogLevels {
     /// The levels in force, such as `info,hotslot_driver=debug`.
     levels: String,
@@ -78,20 +96,25 @@ impl LogLevels {
     }
 }
 
-/// Answers with the levels of the log.
+/// Shows the levels of the log. An extension of hotslot.
+#[utoipa::path(get, path = "/service/log-level", tag = "Service",
+    responses((status = 200, description = "The levels.", body = LogAnswer)))]
 pub(super) async fn log_level(State(settings): State<Arc<Settings>>) -> Result<Json<LogAnswer>, Fault> {
     LogLevels::now(&settings)
 }
 
 /// The body of `PUT service/log-level`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewLevels {
     /// The levels, such as `info,hotslot_driver=debug`; null for those of the configuration.
     levels: Option<String>,
 }
 
-/// Puts other levels in force until the next start.
+/// Puts other levels of the log in force until the next start. An extension of hotslot.
+#[utoipa::path(put, path = "/service/log-level", tag = "Service",
+    request_body(content = NewLevels, example = json!({ "levels": "info,hotslot_driver=debug" })),
+    responses((status = 200, description = "The levels.", body = LogAnswer)))]
 pub(super) async fn set_log_level(
     State(settings): State<Arc<Settings>>,
     headers: HeaderMap,

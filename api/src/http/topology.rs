@@ -11,27 +11,149 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use hotslot_driver::domain::{ControllerModel, DomainXml, Hostdev, PciController, UserAlias};
-use hotslot_driver::pci::PciAddress;
+use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_driver::topology::Topology;
 use hotslot_model::assignment::InnerSource;
 use hotslot_model::device::Functions;
 use hotslot_service::error::Error;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::records::Records;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::body::Path;
 use super::error::Fault;
 use super::permit::Permit;
+use super::schema;
 use super::servers::{self, ServerPath};
 
-/// Shows the topology of the running guest, or of its persistent definition while the guest is shut off.
+/// The PCI tree of a guest.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TopologyAnswer {
+    /// The tree.
+    pci_topology: PciTopology,
+}
+
+/// The PCI tree of the running guest, or of its definition while the guest is shut off.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PciTopology {
+    /// The server.
+    server_id: Uuid,
+    /// The name of the domain.
+    name: String,
+    /// The name of the host; null for callers who may not see hosts.
+    host: Option<String>,
+    /// Nova's status of the server.
+    status: &'static str,
+    /// Whether the tree is that of the running guest.
+    running: bool,
+    /// The tree itself.
+    #[serde(flatten)]
+    tree: Tree,
+}
+
+/// The controllers, devices and free ports of a guest.
+#[derive(Serialize, ToSchema)]
+#[schema(as = PciTree)]
+struct Tree {
+    /// The machine type, such as `pc-q35-10.0`.
+    machine: String,
+    /// The PCI controllers, in the order of the domain's document.
+    controllers: Vec<Controller>,
+    /// The devices in the slots of the controllers, by address.
+    devices: Vec<GuestDevice>,
+    /// Where a device can be hot-plugged.
+    free_ports: FreePorts,
+}
+
+/// A PCI controller of a guest: a root, a bridge or a port.
+#[derive(Serialize, ToSchema)]
+#[schema(as = PciController)]
+struct Controller {
+    /// The index in the domain's document, which is the bus of addresses behind it.
+    index: u8,
+    /// libvirt's name of the model, such as `pcie-root-port`.
+    model: &'static str,
+    /// The alias in the domain's document.
+    alias: Option<String>,
+    /// The address in the domain's document; null for a root.
+    #[schema(value_type = Option<schema::PciAddress>)]
+    address: Option<PciAddress>,
+    /// The address that the guest sees; null when it is not known.
+    #[schema(value_type = Option<schema::PciAddress>)]
+    inner_address: Option<PciAddress>,
+    /// The number of its bus that the guest sees; null when it is not known.
+    inner_bus: Option<u8>,
+    /// Whether devices can be hot-plugged behind it.
+    hotplug: bool,
+}
+
+/// A place of a guest: the address in the domain's document, and the one that the guest sees.
+#[derive(Serialize, ToSchema)]
+#[schema(as = GuestAddress)]
+struct Place {
+    /// The address in the domain's document, whose bus is the index of the controller.
+    #[schema(value_type = schema::PciAddress)]
+    address: PciAddress,
+    /// The address that the guest sees; null when it is not known.
+    #[schema(value_type = Option<schema::PciAddress>)]
+    inner_address: Option<PciAddress>,
+    /// Where `inner_address` comes from; null when it is not known.
+    #[schema(value_type = Option<schema::InnerAddressSource>)]
+    inner_address_source: Option<InnerSource>,
+}
+
+/// A device of a guest.
+#[derive(Serialize, ToSchema)]
+struct GuestDevice {
+    /// Where the device is.
+    #[serde(flatten)]
+    place: Place,
+    /// The device of the host that is passed through; null for an emulated device.
+    host_device: Option<PassedThrough>,
+}
+
+/// A device of a host that a guest has.
+#[derive(Serialize, ToSchema)]
+#[schema(as = HostDeviceOfGuest)]
+struct PassedThrough {
+    /// The address on the host; null for callers who may not see hosts.
+    #[schema(value_type = Option<schema::PciAddress>)]
+    address: Option<PciAddress>,
+    /// The vendor id; null when the host was not read.
+    #[schema(value_type = Option<schema::PciId>)]
+    vendor_id: Option<PciId>,
+    /// The product id; null when the host was not read.
+    #[schema(value_type = Option<schema::PciId>)]
+    product_id: Option<PciId>,
+    /// The name of the vendor.
+    vendor_name: Option<String>,
+    /// The name of the product.
+    product_name: Option<String>,
+    /// The attachment; null when somebody else put the device there.
+    attachment_id: Option<Uuid>,
+}
+
+/// Where a device can be hot-plugged.
+#[derive(Serialize, ToSchema)]
+struct FreePorts {
+    /// Free ports for PCI Express devices.
+    express: Vec<Place>,
+    /// Free slots for conventional PCI devices.
+    conventional: Vec<Place>,
+}
+
+/// Shows the PCI tree of a guest, with its free hot-plug ports. An extension of hotslot.
+#[utoipa::path(get, path = "/servers/{server_id}/pci_topology", tag = "Servers", params(ServerPath),
+    operation_id = "show_topology",
+    responses((status = 200, description = "The tree.", body = TopologyAnswer)))]
 pub(super) async fn show(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,
     permit: Permit,
     Path(path): Path<ServerPath>,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<TopologyAnswer>, Fault> {
     let server = path.id()?;
     let (host, view) = permit.server(&hosts, server).await?;
     let running = view.live.is_some();
@@ -43,37 +165,36 @@ pub(super) async fn show(
         Some((hostdev.guest?, inner.address))
     });
     let mut tree = describe(&document, &host.functions(), &verified.collect());
-    for (key, value) in [
-        ("server_id", json!(view.info.uuid)),
-        ("name", json!(view.info.name)),
-        ("host", json!(permit.sees_hosts().then_some(&host.name))),
-        ("status", json!(servers::status(view.info.state))),
-        ("running", json!(running)),
-    ] {
-        tree[key] = value;
-    }
     if !permit.sees_hosts() {
-        let devices = tree["devices"].as_array_mut().into_iter().flatten();
-        let held = devices.map(|device| &mut device["host_device"]).filter(|held| held.is_object());
-        held.for_each(|held| held["address"] = Value::Null);
+        let devices = tree.devices.iter_mut().filter_map(|device| device.host_device.as_mut());
+        devices.for_each(|device| device.address = None);
     }
-    Ok(Json(json!({ "pci_topology": tree })))
+    let pci_topology = PciTopology {
+        server_id: view.info.uuid,
+        name: view.info.name,
+        host: permit.sees_hosts().then(|| host.name.clone()),
+        status: servers::status(view.info.state),
+        running,
+        tree,
+    };
+    Ok(Json(TopologyAnswer { pci_topology }))
 }
 
 /// The guest addresses that the guest or QEMU reported, by libvirt's addresses.
 type Verified = BTreeMap<PciAddress, PciAddress>;
 
-fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) -> Value {
+fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) -> Tree {
     let topology = Topology::of(document);
-    let both = |address: PciAddress| {
-        let (inner, source) = match (verified.get(&address), topology.guest_address(address)) {
-            (Some(seen), _) => (Some(*seen), Some(InnerSource::Verified)),
-            (None, Some(computed)) => (Some(computed), Some(InnerSource::Computed)),
-            (None, None) => (None, None),
-        };
-        json!({ "address": address, "inner_address": inner, "inner_address_source": source })
+    let place = |address: PciAddress| {
+        let (inner_address, inner_address_source) =
+            match (verified.get(&address), topology.guest_address(address)) {
+                (Some(seen), _) => (Some(*seen), Some(InnerSource::Verified)),
+                (None, Some(computed)) => (Some(computed), Some(InnerSource::Computed)),
+                (None, None) => (None, None),
+            };
+        Place { address, inner_address, inner_address_source }
     };
-    let list = |addresses: Vec<PciAddress>| addresses.into_iter().map(both).collect::<Vec<_>>();
+    let list = |addresses: Vec<PciAddress>| addresses.into_iter().map(place).collect::<Vec<_>>();
     // When two controllers have one index, which libvirt does not write, the first one counts, as in `Topology`.
     let mut indexes = BTreeSet::new();
     let controllers: Vec<_> =
@@ -82,47 +203,49 @@ fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) ->
     let addresses: BTreeSet<_> =
         document.occupied.iter().filter(|address| !ports.contains(address)).collect();
     let devices = addresses.into_iter().map(|address| {
-        let mut device = both(*address);
         let hostdev = document.hostdevs.iter().find(|hostdev| hostdev.guest == Some(*address));
-        device["host_device"] = json!(hostdev.map(|hostdev| host_device(hostdev, functions)));
-        device
+        GuestDevice {
+            place: place(*address),
+            host_device: hostdev.map(|hostdev| host_device(hostdev, functions)),
+        }
     });
     let devices: Vec<_> = devices.collect();
     let free = topology.free_ports();
-    json!({
-        "machine": document.machine,
-        "controllers": controllers.iter().map(|one| controller(one, &topology, verified)).collect::<Vec<_>>(),
-        "devices": devices,
-        "free_ports": { "express": list(free.express), "conventional": list(free.conventional) },
-    })
+    Tree {
+        machine: document.machine.clone(),
+        controllers: controllers.iter().map(|one| controller(one, &topology, verified)).collect(),
+        devices,
+        free_ports: FreePorts { express: list(free.express), conventional: list(free.conventional) },
+    }
 }
 
-fn controller(controller: &PciController, topology: &Topology, verified: &Verified) -> Value {
+fn controller(controller: &PciController, topology: &Topology, verified: &Verified) -> Controller {
     // The verified address of a device gives the number of its bus.
     let seen = verified.iter().find(|(address, _)| address.bus() == controller.index).map(|(_, seen)| *seen);
     let first = PciAddress::new(0, controller.index.into(), 0, 0).ok();
     let bus = seen.or_else(|| topology.guest_address(first?)).map(PciAddress::bus);
-    json!({
-        "index": controller.index,
-        "model": model(controller.model),
-        "alias": controller.alias,
-        "address": controller.address,
-        "inner_address": controller.address.and_then(|address| topology.guest_address(address)),
-        "inner_bus": bus,
-        "hotplug": controller.hotplug,
-    })
+    Controller {
+        index: controller.index,
+        model: model(controller.model),
+        alias: controller.alias.clone(),
+        address: controller.address,
+        inner_address: controller.address.and_then(|address| topology.guest_address(address)),
+        inner_bus: bus,
+        hotplug: controller.hotplug,
+    }
 }
 
-fn host_device(hostdev: &Hostdev, functions: &Functions) -> Value {
+fn host_device(hostdev: &Hostdev, functions: &Functions) -> PassedThrough {
     let function = functions.get(&hostdev.source);
-    json!({
-        "address": hostdev.source,
-        "vendor_id": function.map(|function| function.vendor_id),
-        "product_id": function.map(|function| function.product_id),
-        "vendor_name": function.and_then(|function| function.vendor_name.as_deref()),
-        "product_name": function.and_then(|function| function.product_name.as_deref()),
-        "attachment_id": hostdev.alias.as_deref().and_then(UserAlias::parse).map(|alias| alias.0),
-    })
+    let name = |name: Option<&str>| name.map(str::to_owned);
+    PassedThrough {
+        address: Some(hostdev.source),
+        vendor_id: function.map(|function| function.vendor_id),
+        product_id: function.map(|function| function.product_id),
+        vendor_name: name(function.and_then(|function| function.vendor_name.as_deref())),
+        product_name: name(function.and_then(|function| function.product_name.as_deref())),
+        attachment_id: hostdev.alias.as_deref().and_then(UserAlias::parse).map(|alias| alias.0),
+    }
 }
 
 /// Returns libvirt's name of a controller model.
@@ -144,6 +267,7 @@ fn model(model: ControllerModel) -> &'static str {
 #[cfg(test)]
 mod tests {
     use hotslot_driver::xml::domain;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -153,7 +277,8 @@ mod tests {
              <os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os><devices>\
              <controller type='pci' index='0' model='pcie-root'/>{devices}</devices></domain>"
         );
-        super::describe(&domain::parse(&document).unwrap(), &Functions::new(), &Verified::new())
+        let tree = super::describe(&domain::parse(&document).unwrap(), &Functions::new(), &Verified::new());
+        serde_json::to_value(tree).unwrap()
     }
 
     fn port(index: u8, slot: u8, function: u8) -> String {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hotslot_driver::xml::hostdev::Templates;
-use hotslot_service::config::{Config, ConfigError};
+use hotslot_service::config::{Config, ConfigError, line_of};
 use hotslot_service::start;
 use serde_json::json;
 
@@ -15,6 +15,8 @@ use crate::output::{self, Format};
 struct Problem {
     /// The section and key, or the file and line.
     place: String,
+    /// The line of the file, from 1; `None` when the problem is not at a line of it.
+    line: Option<usize>,
     reason: String,
 }
 
@@ -22,13 +24,13 @@ impl From<ConfigError> for Problem {
     fn from(error: ConfigError) -> Self {
         match error {
             ConfigError::Read { path, source } => {
-                Self { place: path, reason: format!("cannot be read: {source}") }
+                Self { place: path, line: None, reason: format!("cannot be read: {source}") }
             }
             ConfigError::Syntax { path, line: Some(line), reason, .. } => {
-                Self { place: format!("{path}:{line}"), reason }
+                Self { place: format!("{path}:{line}"), line: Some(line), reason }
             }
-            ConfigError::Syntax { path, line: None, reason, .. } => Self { place: path, reason },
-            ConfigError::Value { key, reason } => Self { place: key, reason },
+            ConfigError::Syntax { path, line: None, reason, .. } => Self { place: path, line: None, reason },
+            ConfigError::Value { key, reason } => Self { place: key, line: None, reason },
         }
     }
 }
@@ -41,14 +43,21 @@ pub(crate) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
     }
     match format {
         Format::Json => {
-            let list = problems.iter().map(|it| json!({ "place": it.place, "reason": it.reason }));
+            let list =
+                problems.iter().map(|it| json!({ "place": it.place, "line": it.line, "reason": it.reason }));
             output::json(&list.collect())?;
         }
         Format::Table if problems.is_empty() => {
             output::print(&format!("{}: valid: {}\n", file.display(), summary(&config)))?;
         }
         Format::Table => {
-            let lines = problems.iter().map(|it| format!("{}: {}\n", it.place, it.reason));
+            let name = file.display().to_string();
+            let lines = problems.iter().map(|it| match it.line {
+                Some(line) if it.place.starts_with('[') => {
+                    format!("{name}:{line}: {}: {}\n", it.place, it.reason)
+                }
+                Some(_) | None => format!("{}: {}\n", it.place, it.reason),
+            });
             output::print(&lines.collect::<String>())?;
         }
     }
@@ -66,10 +75,12 @@ fn examine(file: &Path) -> (Config, Vec<Problem>) {
         problems.push(error.into());
     }
     if let Err(error) = Templates::load(config.pci.templates.as_deref()) {
-        problems.push(Problem { place: "[pci] templates".into(), reason: error.to_string() });
+        problems.push(Problem { place: "[pci] templates".into(), line: None, reason: error.to_string() });
     }
-    // A reason may quote an entry with line breaks; each problem is printed in one line.
+    let text = std::fs::read_to_string(file).unwrap_or_default();
     for problem in &mut problems {
+        problem.line = problem.line.or_else(|| line_of(&text, &problem.place));
+        // A reason may quote an entry with line breaks; each problem is printed in one line.
         problem.reason = problem.reason.replace('\n', " ");
     }
     (config, problems)

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use hotslot_driver::pci::PciAddress;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
 
 /// The configuration section `[pci]`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pci {
     /// Nova's `[pci] device_spec`, each a JSON object or a list of objects. When empty, no device is assignable.
@@ -29,7 +30,7 @@ pub struct Pci {
 }
 
 /// One `[[pci.extra_info]]` table.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExtraInfo {
     /// The devices that it applies to: a JSON object, or a list of objects, with the ids, address and devname of a
@@ -62,6 +63,20 @@ impl<'de> Deserialize<'de> for Unguarded {
             ))
         })?;
         Ok(Self { host, address })
+    }
+}
+
+impl JsonSchema for Unguarded {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Unguarded".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "The address of a function, or HOST/ADDRESS for one host.",
+            "examples": ["0000:3b:00.0", "node1/0000:3b:00.0"],
+        })
     }
 }
 

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
 use super::secret_file::SecretFile;
 use super::value::Seconds;
 
 /// `[api]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Api {
     /// Where to listen: `unix:/path`, or an address with port. Without `tls` only a loopback address is allowed.
@@ -93,7 +94,7 @@ impl Default for Api {
 }
 
 /// Whether a proxy identifies callers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IdentityFrom {
     /// No. Callers at the unix socket are identified by the kernel, and others by what `[identity]` configures.
@@ -103,7 +104,7 @@ pub enum IdentityFrom {
 }
 
 /// `[api.tls]`: the files are read again when they change.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// The PEM file of the certificate, followed by those of the authorities between it and a root.
@@ -142,7 +143,7 @@ impl Tls {
 }
 
 /// Whether clients must have a certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientCertificates {
     /// A client without a certificate is served, and a certificate that is not valid is refused.

@@ -4,12 +4,13 @@ use std::fmt;
 use std::path::PathBuf;
 
 use hotslot_model::identity::{Role, SERVICE};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
 use super::Keystone;
 
 /// `[identity]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Identity {
     /// The file of hotslot's own tokens; `None` when there are no such tokens.
@@ -23,7 +24,7 @@ pub struct Identity {
 }
 
 /// `[[identity.local]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Local {
     /// The user to whom the entry applies.

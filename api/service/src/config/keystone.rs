@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::secret_file::SecretFile;
@@ -14,7 +15,7 @@ use super::value::Seconds;
 const LONGEST_CACHE: Duration = Duration::from_secs(3600);
 
 /// `[identity.keystone]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Keystone {
     /// The URL of Keystone, with or without `/v3`; `https`, or `http` for a Keystone on this machine.

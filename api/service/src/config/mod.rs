@@ -7,9 +7,11 @@ mod api;
 mod identity;
 mod keystone;
 mod log;
+mod place;
 mod policy_file;
 mod quota;
 mod read;
+mod schema;
 mod secret_file;
 mod secrets;
 mod source;
@@ -31,16 +33,19 @@ use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
 pub use keystone::{Credential, Keystone, expect_private, is_of_this_machine, keystone_url};
 pub use log::{Levels, Log, LogFormat};
+pub use place::line_of;
 pub use policy_file::PolicyFile;
 pub use quota::Quota;
 pub use read::ConfigError;
+pub use schema::schema;
+use schemars::JsonSchema;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
 pub use source::{Reloaded, Source};
 pub use value::{Age, Seconds, Secret, is_plain_name};
 
 /// The whole configuration.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The REST API.
@@ -84,7 +89,7 @@ pub struct Config {
 }
 
 /// `[database]`
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     /// `sqlite:///path` or `postgres://user:password@host/database`.
@@ -113,7 +118,7 @@ impl fmt::Debug for Database {
 }
 
 /// `[[flavor]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Flavor {
     /// The name, 1 to 255 characters, unique among the flavors.
@@ -126,7 +131,7 @@ pub struct Flavor {
 }
 
 /// `[attach]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Attach {
     /// How the address of a device in the guest is verified.
@@ -136,7 +141,7 @@ pub struct Attach {
 }
 
 /// How the address of a device in the guest is verified.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verify {
     /// By the guest's agent, if the guest has one.
@@ -149,7 +154,7 @@ pub enum Verify {
 }
 
 /// `[detach]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Detach {
     /// How often a guest is asked to release a device, at least 1.
@@ -163,7 +168,7 @@ pub struct Detach {
 }
 
 /// `[[detach.class]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DetachClass {
     /// A class as [`PciClass::description`](hotslot_driver::pci::PciClass::description) names it.
@@ -188,7 +193,7 @@ impl Default for Detach {
 }
 
 /// `[reconcile]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reconcile {
     /// The time between two full comparisons, at least 1 second. Events are processed at once in any case.
@@ -202,7 +207,7 @@ impl Default for Reconcile {
 }
 
 /// `[libvirt]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Libvirt {
     /// The time between two keepalive messages, at least 1 second.
@@ -227,7 +232,7 @@ impl Default for Libvirt {
 }
 
 /// `[events]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Events {
     /// How long an event is kept, at least 1 second.
@@ -243,7 +248,7 @@ impl Default for Events {
 }
 
 /// `[records]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {
     /// How long attachments, bindings and mediated devices are kept after they have ended, at least 1 second.
@@ -257,7 +262,7 @@ impl Default for Records {
 }
 
 /// `[accelerators]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Accelerators {
     /// Whether every assignable device is also an accelerator, with the UUID of the device.
@@ -267,7 +272,7 @@ pub struct Accelerators {
 }
 
 /// Which callers may create accelerators, change their specs, and attach and detach them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangedBy {
     /// Only the administrator.
@@ -278,7 +283,7 @@ pub enum ChangedBy {
 }
 
 /// `[[webhook]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
     /// The name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`; unique among the webhooks.
@@ -317,7 +322,7 @@ impl Webhook {
 }
 
 /// `[[hypervisor]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hypervisor {
     /// The host's name in lists and records. It must not change, because the records refer to it.

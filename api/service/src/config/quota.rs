@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use hotslot_model::quota::{Limit, Limits, Resource};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// `[quota]`. Each limit is a number from 0 up, or -1 for no limit.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Quota {
     /// The devices and mediated devices in the servers of a project.

@@ -303,7 +303,7 @@ fn without_values(message: &str) -> String {
 }
 
 /// The keys of `[pci]` that have several names. The first name is the current one in Nova.
-const NAMES: [&[&str]; 2] =
+pub(super) const NAMES: [&[&str]; 2] =
     [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
 
 /// A key that the file also has under another name.
@@ -347,7 +347,7 @@ fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
 }
 
 /// Returns the number, from 1, of the line at a byte offset.
-fn line(text: &str, byte: usize) -> usize {
+pub(super) fn line(text: &str, byte: usize) -> usize {
     1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
 }
 

@@ -6,10 +6,12 @@ use axum::http::HeaderMap;
 use hotslot_model::accelerator::View;
 use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
 
-use super::wire::{hide, is_v1, wire};
-use crate::http::body::{Page, Pairs};
+use super::wire::{Accelerator, hide, is_v1, wire};
+use crate::http::body::{Link, Page, PageParams, Pairs};
 use crate::http::error::Fault;
 use crate::http::state::AcceleratorParts;
 
@@ -85,12 +87,16 @@ impl Order {
         }
     }
 
-    fn sort(&self, items: &mut [Value]) {
+    fn sort(&self, items: &mut [Accelerator]) {
         if let Some(key) = &self.key {
-            items.sort_by(|a, b| match (&a[key], &b[key]) {
-                (Value::String(a), Value::String(b)) => a.cmp(b),
-                (Value::Number(a), Value::Number(b)) => a.as_i64().cmp(&b.as_i64()),
-                (a, b) => a.is_null().cmp(&b.is_null()),
+            let value = |item: &Accelerator| {
+                serde_json::to_value(item).ok().and_then(|mut item| item.get_mut(key).map(Value::take))
+            };
+            items.sort_by_cached_key(|item| match value(item) {
+                Some(Value::String(text)) => (0, Some(text), None),
+                Some(Value::Number(number)) => (0, None, number.as_i64()),
+                Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => (0, None, None),
+                Some(Value::Null) | None => (1, None, None),
             });
         }
         if self.descending {
@@ -99,13 +105,53 @@ impl Order {
     }
 }
 
+/// The order of a list, only under `/v1`.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `Order` reads the keys")]
+pub(super) struct OrderQuery {
+    /// The key by which the list is sorted. Only under `/v1`.
+    sort_key: Option<String>,
+    /// `asc` or `desc`. Only under `/v1`.
+    sort_dir: Option<String>,
+    /// It has no effect: administrators see all projects, and others never do. Only under `/v1`.
+    all_tenants: Option<bool>,
+}
+
+/// A page of a list of accelerators. Under `/v1` its key is `accelerators`.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum AcceleratorList {
+    /// Without `/v1`.
+    Plain {
+        /// The accelerators.
+        accelerator: Vec<Accelerator>,
+        /// The link to the next page; missing on the last page.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Vec<Link>)]
+        accelerator_links: Option<Vec<Link>>,
+    },
+    /// Under `/v1`.
+    V1 {
+        /// The accelerators.
+        accelerators: Vec<Accelerator>,
+        /// The link to the next page; missing on the last page.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Vec<Link>)]
+        accelerators_links: Option<Vec<Link>>,
+    },
+}
+
+/// Lists the accelerators that the caller may see.
+#[utoipa::path(get, path = "/accelerators", tag = "Accelerators", params(PageParams, OrderQuery),
+    responses((status = 200, description = "A page of the list.", body = AcceleratorList)))]
 pub(super) async fn list(
     State(parts): State<AcceleratorParts>,
     identity: Caller,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<AcceleratorList>, Fault> {
     let (page, order) = if is_v1(&uri) {
         let (page, rest) = Page::read(pairs)?;
         (page, Order::read(rest)?)
@@ -139,14 +185,13 @@ pub(super) async fn list(
         (items, next)
     } else {
         order.sort(&mut items);
-        let uuid = |item: &Value| item["uuid"].as_str().unwrap_or_default().to_owned();
+        let uuid = |item: &Accelerator| item.uuid.to_string();
         page.skip(&mut items, |item, marker| uuid(item).eq_ignore_ascii_case(marker))?;
         page.cut(items, &uri, &headers, uuid)
     };
-    let key = if is_v1(&uri) { "accelerators" } else { "accelerator" };
-    let mut body = json!({ key: listed });
-    if let Some(next) = next {
-        body[format!("{key}_links")] = next;
-    }
-    Ok(Json(body))
+    Ok(Json(if is_v1(&uri) {
+        AcceleratorList::V1 { accelerators: listed, accelerators_links: next }
+    } else {
+        AcceleratorList::Plain { accelerator: listed, accelerator_links: next }
+    }))
 }

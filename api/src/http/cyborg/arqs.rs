@@ -11,23 +11,28 @@ use axum::{Extension, Json};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
 use hotslot_model::device::Device;
-use hotslot_model::id::{ArqId, ServerId};
+use hotslot_model::id::{ArqId, AttachmentId, ServerId};
 use hotslot_model::identity::Caller;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{AccessScope, ArqFilter, Bind};
 use hotslot_service::error::Error;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
-use super::super::body::{Page, Pairs, Path, object, read, value};
+use super::super::body::{Link, Page, PageParams, Pairs, Path, object, read, value};
 use super::super::error::Fault;
+use super::super::schema;
 use super::{Microversion, bad, links, time};
 
 const CREATE: &str = r#"{"device_profile_name": "<a device profile's name>"}"#;
 const BIND: &str = r#"{"<request>": [{"op": "add", "path": "/hostname", "value": "<a host's name>"}, {"op": "add", "path": "/device_rp_uuid", "value": "<a deployable's rp_uuid>"}, {"op": "add", "path": "/instance_uuid", "value": "<a server's id>"}]}, or the same paths with "op": "remove""#;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct ArqPath {
+    /// The UUID of the accelerator request.
     id: String,
 }
 
@@ -38,31 +43,115 @@ fn id(text: &str) -> Result<ArqId, Error> {
     })
 }
 
-/// Returns the address of a device as Nova reads it, and what else Nova needs to attach it.
-fn handle_info(by: &Assignment, device: &Device) -> Map<String, Value> {
-    let at = device.facts.address;
-    let mut info = Map::new();
-    for (key, text) in [
-        ("domain", format!("{:04x}", at.domain())),
-        ("bus", format!("{:02x}", at.bus())),
-        ("device", format!("{:02x}", at.slot())),
-        ("function", format!("{:x}", at.function())),
-    ] {
-        info.insert(key.to_owned(), json!(text));
-    }
-    if let Assignment::Mdev(row) = by {
-        info.insert("asked_type".to_owned(), json!(row.mdev_type));
-    }
-    if let Some(network) = device.facts.extra_info.get("physical_network") {
-        info.insert("physical_network".to_owned(), json!(network));
-    }
-    info
+/// The address of a device as Nova reads it, and what else Nova needs to attach it. Empty while there is no device, and for
+/// callers who may not see hosts.
+#[derive(Default, Serialize, ToSchema)]
+#[schema(as = AttachHandleInfo)]
+struct HandleInfo {
+    /// The domain of the address, four hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    domain: Option<String>,
+    /// The bus of the address, two hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    bus: Option<String>,
+    /// The slot of the address, two hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    device: Option<String>,
+    /// The function of the address, one digit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    function: Option<String>,
+    /// The id of the type of a mediated device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    asked_type: Option<String>,
+    /// The physical network of a NIC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    physical_network: Option<String>,
 }
 
-fn wire(view: &ArqView, identity: &Caller, headers: &HeaderMap) -> Value {
+/// An accelerator request.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AcceleratorRequest)]
+pub(super) struct Shown {
+    /// The UUID.
+    #[schema(value_type = Uuid)]
+    uuid: ArqId,
+    /// The state.
+    #[schema(value_type = schema::AcceleratorRequestState)]
+    state: ArqState,
+    /// The name of the device profile.
+    device_profile_name: String,
+    /// The number of the group in the device profile, from 0.
+    device_profile_group_id: usize,
+    /// The host to which it is bound; null for callers who may not see hosts.
+    hostname: Option<String>,
+    /// The resource provider to which it is bound; null for callers who may not see hosts.
+    device_rp_uuid: Option<Uuid>,
+    /// The server to which it is bound.
+    #[schema(value_type = Option<Uuid>)]
+    instance_uuid: Option<ServerId>,
+    /// The project that owns it.
+    project_id: Option<String>,
+    /// `PCI` for a device, `MDEV` for a mediated device; empty while there is none.
+    attach_handle_type: &'static str,
+    /// The attachment, or the UUID of the mediated device.
+    #[schema(value_type = Option<Uuid>)]
+    attach_handle_uuid: Option<AttachmentId>,
+    /// The address of the device.
+    attach_handle_info: HandleInfo,
+    /// When it was created.
+    #[schema(value_type = schema::CyborgTime)]
+    created_at: String,
+    /// When it last changed.
+    #[schema(value_type = Option<schema::CyborgTime>)]
+    updated_at: Option<String>,
+    /// The link to it.
+    links: [Link; 1],
+    /// Why it could not be bound or unbound. Only services and administrators get this key, which Cyborg does not have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    state_reason: Option<String>,
+}
+
+/// A page of a list of accelerator requests.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AcceleratorRequestList)]
+pub(super) struct List {
+    /// The accelerator requests.
+    arqs: Vec<Shown>,
+    /// The link to the next page; missing on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Link>)]
+    arqs_links: Option<Vec<Link>>,
+}
+
+fn handle_info(by: &Assignment, device: &Device) -> HandleInfo {
+    let at = device.facts.address;
+    let asked_type = match by {
+        Assignment::Mdev(row) => Some(row.mdev_type.clone()),
+        Assignment::Attachment(_) | Assignment::Binding(_) => None,
+    };
+    HandleInfo {
+        domain: Some(format!("{:04x}", at.domain())),
+        bus: Some(format!("{:02x}", at.bus())),
+        device: Some(format!("{:02x}", at.slot())),
+        function: Some(format!("{:x}", at.function())),
+        asked_type,
+        physical_network: device.facts.extra_info.get("physical_network").map(str::to_owned),
+    }
+}
+
+fn shown(view: &ArqView, identity: &Caller, headers: &HeaderMap) -> Shown {
+    // Nova, which needs the address, sends a service token.
+    let sees_host = identity.sees_host_details();
     let (row, target) = (&view.row, view.row.target.as_ref());
     let handle = view.handle();
-    let info = handle.map_or_else(Map::new, |(by, device)| handle_info(by, device));
+    let info = handle.filter(|_| sees_host).map(|(by, device)| handle_info(by, device));
     let (kind, uuid) = match handle.map(|(by, _)| by) {
         Some(Assignment::Attachment(row)) => ("PCI", Some(row.id)),
         Some(Assignment::Mdev(row)) => ("MDEV", Some(row.id)),
@@ -70,42 +159,30 @@ fn wire(view: &ArqView, identity: &Caller, headers: &HeaderMap) -> Value {
         Some(Assignment::Binding(_)) | None => ("", None),
     };
     let state = view.state();
-    let mut shown = json!({
-        "uuid": row.id,
-        "state": state,
-        "device_profile_name": row.profile,
-        "device_profile_group_id": row.group,
-        "hostname": target.map(|target| &target.hostname),
-        "device_rp_uuid": target.map(|target| target.rp),
-        "instance_uuid": target.map(|target| target.server),
-        "project_id": row.project,
-        "attach_handle_type": kind,
-        "attach_handle_uuid": uuid,
-        "attach_handle_info": info,
-        "created_at": time(row.created_at),
-        "updated_at": row.updated_at.map(time),
-        "links": links(headers, "accelerator_requests", row.id),
-    });
-    // Nova, which needs the address, sends a service token.
-    if !identity.sees_host_details() {
-        for (key, value) in
-            [("hostname", Value::Null), ("device_rp_uuid", Value::Null), ("attach_handle_info", json!({}))]
-        {
-            shown[key] = value;
-        }
+    let failed = matches!(state, ArqState::BindFailed | ArqState::UnbindFailed);
+    Shown {
+        uuid: row.id,
+        state,
+        device_profile_name: row.profile.clone(),
+        device_profile_group_id: row.group,
+        hostname: target.filter(|_| sees_host).map(|target| target.hostname.clone()),
+        device_rp_uuid: target.filter(|_| sees_host).map(|target| target.rp),
+        instance_uuid: target.map(|target| target.server),
+        project_id: row.project.clone(),
+        attach_handle_type: kind,
+        attach_handle_uuid: uuid,
+        attach_handle_info: info.unwrap_or_default(),
+        created_at: time(row.created_at),
+        updated_at: row.updated_at.map(time),
+        links: links(headers, "accelerator_requests", row.id),
+        // The reason names devices, so only services and the administrator see it.
+        state_reason: row.reason.clone().filter(|_| failed && identity.is_service_or_admin()),
     }
-    // Cyborg has no such key. The reason names devices, so only services and the administrator see it.
-    if let (ArqState::BindFailed | ArqState::UnbindFailed, Some(reason)) = (state, &row.reason)
-        && identity.is_service_or_admin()
-    {
-        shown["state_reason"] = json!(reason);
-    }
-    shown
 }
 
-fn listed(views: &[ArqView], identity: &Caller, headers: &HeaderMap) -> Json<Value> {
-    let arqs: Vec<_> = views.iter().map(|view| wire(view, identity, headers)).collect();
-    Json(json!({ "arqs": arqs }))
+fn listed(views: &[ArqView], identity: &Caller, headers: &HeaderMap, next: Option<Vec<Link>>) -> Json<List> {
+    let arqs = views.iter().map(|view| shown(view, identity, headers)).collect();
+    Json(List { arqs, arqs_links: next })
 }
 
 /// Returns an accelerator request; one that the caller may not see is not found.
@@ -115,26 +192,37 @@ async fn visible(cyborg: &Cyborg, identity: &Caller, id: ArqId) -> Result<ArqVie
     Ok(view)
 }
 
-#[derive(Deserialize)]
+/// New accelerator requests.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewAcceleratorRequests)]
 struct CreateBody {
+    /// The name of the device profile. Each device that its groups request gets an accelerator request.
     device_profile_name: String,
-    // Cyborg's clients send both of these keys; hotslot, like Cyborg, ignores them.
+    /// It is ignored, as by Cyborg. Cyborg's clients send it.
     #[serde(rename = "device_profile_group_id", default)]
     _group: Value,
+    /// It is ignored, as by Cyborg. Cyborg's clients send it.
     #[serde(rename = "image_uuid", default)]
     _image: Value,
 }
 
+/// Creates accelerator requests, one for each device that a device profile requests.
+#[utoipa::path(post, path = "/accelerator_requests", tag = "Cyborg accelerator requests",
+    request_body(content = CreateBody, example = json!({ "device_profile_name": "p3" })),
+    responses(
+        (status = 201, description = "The accelerator requests.", body = List),
+        (status = 404, description = "There is no such device profile."),
+    ))]
 pub(super) async fn create(
     State(cyborg): State<Arc<Cyborg>>,
     identity: Caller,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<(StatusCode, Json<List>), Fault> {
     let body: CreateBody = read(&headers, body, CREATE)?;
     let views = cyborg.create_arqs(&body.device_profile_name, identity.project.as_deref()).await?;
-    Ok((StatusCode::CREATED, listed(&views, &identity, &headers)))
+    Ok((StatusCode::CREATED, listed(&views, &identity, &headers, None)))
 }
 
 fn server(text: &str) -> Result<ServerId, Error> {
@@ -142,13 +230,31 @@ fn server(text: &str) -> Result<ServerId, Error> {
     text.parse().map_err(|_| Error::Invalid(format!("`{}` is not a server id; expected a UUID", shown())))
 }
 
+/// The filter of a list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `list` reads the keys")]
+struct Filter {
+    /// Only requests that are bound to this server.
+    instance: Option<Uuid>,
+    /// `resolved` for requests that are not being bound any more. With `instance`, the answer is 423 while one is.
+    bind_state: Option<String>,
+}
+
+/// Lists the accelerator requests that the caller may see.
+#[utoipa::path(get, path = "/accelerator_requests", tag = "Cyborg accelerator requests",
+    params(PageParams, Filter),
+    responses(
+        (status = 200, description = "A page of the list.", body = List),
+        (status = 423, description = "A request of the server is still being bound."),
+    ))]
 pub(super) async fn list(
     State(cyborg): State<Arc<Cyborg>>,
     identity: Caller,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<List>, Fault> {
     let (page, pairs) = Page::read(pairs)?;
     let (mut of, mut resolved) = (None, false);
     for (key, value) in &pairs {
@@ -180,29 +286,33 @@ pub(super) async fn list(
         return Err(Fault::new(StatusCode::LOCKED, message));
     }
     let (views, next) = page.cut(views, &uri, &headers, |view| view.row.id.to_string());
-    let Json(mut body) = listed(&views, &identity, &headers);
-    if let Some(next) = next {
-        body["arqs_links"] = next;
-    }
-    Ok(Json(body))
+    Ok(listed(&views, &identity, &headers, next))
 }
 
+/// Shows an accelerator request.
+#[utoipa::path(get, path = "/accelerator_requests/{id}", tag = "Cyborg accelerator requests", params(ArqPath),
+    responses((status = 200, description = "The accelerator request.", body = Shown)))]
 pub(super) async fn show(
     State(cyborg): State<Arc<Cyborg>>,
     identity: Caller,
     Path(path): Path<ArqPath>,
     headers: HeaderMap,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<Shown>, Fault> {
     let view = visible(&cyborg, &identity, id(&path.id)?).await?;
-    Ok(Json(wire(&view, &identity, &headers)))
+    Ok(Json(shown(&view, &identity, &headers)))
 }
 
 /// One step of a JSON patch.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = PatchStep)]
 struct Step {
+    /// `add` to bind the request, or `remove` to unbind it. All steps must have the same.
     op: String,
+    /// `/hostname`, `/device_rp_uuid` and `/instance_uuid`, all of which a patch must have, or, from microversion 2.1 on,
+    /// `/project_id`.
     path: String,
+    /// The value of an `add`: the name of the host, the `rp_uuid` of a deployable, the server, or the project.
     #[serde(default)]
     value: Value,
 }
@@ -300,6 +410,13 @@ fn patches(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<M
     object(value(headers, body, BIND)?, BIND)
 }
 
+/// Binds accelerator requests to servers, or unbinds them. The keys of the body are the requests.
+#[utoipa::path(patch, path = "/accelerator_requests", tag = "Cyborg accelerator requests",
+    request_body(content = BTreeMap<String, Vec<Step>>),
+    responses(
+        (status = 202, description = "The bind or unbind has begun."),
+        (status = 404, description = "There is no such accelerator request."),
+    ))]
 pub(super) async fn update(
     State(cyborg): State<Arc<Cyborg>>,
     identity: Caller,
@@ -311,6 +428,9 @@ pub(super) async fn update(
 }
 
 /// Changes one request, as the OpenStack SDK does: both the path and the body name it.
+#[utoipa::path(patch, path = "/accelerator_requests/{id}", tag = "Cyborg accelerator requests", params(ArqPath),
+    request_body(content = BTreeMap<String, Vec<Step>>),
+    responses((status = 202, description = "The bind or unbind has begun.")))]
 pub(super) async fn update_one(
     State(cyborg): State<Arc<Cyborg>>,
     identity: Caller,
@@ -338,6 +458,9 @@ async fn remove(cyborg: &Arc<Cyborg>, identity: &Caller, ids: &[ArqId]) -> Resul
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Deletes an accelerator request.
+#[utoipa::path(delete, path = "/accelerator_requests/{id}", tag = "Cyborg accelerator requests", params(ArqPath),
+    responses((status = 204, description = "The accelerator request is deleted.")))]
 pub(super) async fn delete_one(
     State(cyborg): State<Arc<Cyborg>>,
     identity: Caller,
@@ -346,6 +469,23 @@ pub(super) async fn delete_one(
     remove(&cyborg, &identity, &[id(&path.id)?]).await
 }
 
+/// Which accelerator requests are to be deleted. One of the keys must be given.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `delete` reads the keys")]
+struct RemoveQuery {
+    /// The UUIDs of the requests, separated by commas.
+    arqs: Option<String>,
+    /// The server whose requests are to be deleted. Only services may give it.
+    instance: Option<Uuid>,
+}
+
+/// Deletes accelerator requests.
+#[utoipa::path(delete, path = "/accelerator_requests", tag = "Cyborg accelerator requests", params(RemoveQuery),
+    responses(
+        (status = 204, description = "The accelerator requests are deleted."),
+        (status = 404, description = "There is no such accelerator request."),
+    ))]
 pub(super) async fn delete(
     State(cyborg): State<Arc<Cyborg>>,
     identity: Caller,

@@ -9,15 +9,17 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use hotslot_driver::text;
 use hotslot_model::cyborg::Attribute;
-use hotslot_model::id::AttributeId;
+use hotslot_model::id::{AttributeId, DeviceId};
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{Attribution, Card};
 use hotslot_service::error::Error;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
 
-use super::super::body::{Pairs, Path, object, read};
+use super::super::body::{Link, Pairs, Path, object, read};
 use super::super::error::Fault;
+use super::super::schema;
 use super::{bad, links, time};
 
 const CREATE: &str =
@@ -26,21 +28,66 @@ const CREATE: &str =
 /// The maximum length of a key and of a value in characters, as in Cyborg's database.
 const LENGTH: usize = 255;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct AttributePath {
+    /// The id of the attribute.
     id: String,
 }
 
-fn wire(attribute: &Attribute, headers: &HeaderMap) -> Value {
-    json!({
-        "uuid": attribute.id,
-        "deployable_id": attribute.deployable,
-        "key": attribute.key,
-        "value": attribute.value,
-        "created_at": time(attribute.created_at),
-        "updated_at": null,
-        "links": links(headers, "attributes", attribute.id),
-    })
+/// An attribute of a deployable.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CyborgAttribute)]
+pub(super) struct Shown {
+    /// The id.
+    #[schema(value_type = Uuid)]
+    uuid: AttributeId,
+    /// The number of the deployable.
+    #[schema(value_type = i64, minimum = 1)]
+    deployable_id: DeviceId,
+    /// The key.
+    key: String,
+    /// The value.
+    value: String,
+    /// When it was created.
+    #[schema(value_type = schema::CyborgTime)]
+    created_at: String,
+    /// Always null.
+    #[schema(value_type = Option<schema::CyborgTime>)]
+    updated_at: Option<String>,
+    /// The link to it.
+    links: [Link; 1],
+}
+
+/// A list of attributes.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CyborgAttributeList)]
+pub(super) struct List {
+    /// The attributes.
+    attributes: Vec<Shown>,
+}
+
+/// The filter of a list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `list` reads the keys")]
+struct Filter {
+    /// Only attributes of the deployable with this number or UUID.
+    deployable_id: Option<String>,
+    /// Only attributes with this key.
+    key: Option<String>,
+}
+
+fn shown(attribute: &Attribute, headers: &HeaderMap) -> Shown {
+    Shown {
+        uuid: attribute.id,
+        deployable_id: attribute.deployable,
+        key: attribute.key.clone(),
+        value: attribute.value.clone(),
+        created_at: time(attribute.created_at),
+        updated_at: None,
+        links: links(headers, "attributes", attribute.id),
+    }
 }
 
 /// Finds a card by the number of its deployable, which Cyborg expects, or by the UUID, which clients can look up.
@@ -51,11 +98,14 @@ fn deployable<'a>(cards: &'a [Card], named: &str) -> Option<&'a Card> {
     cards.iter().find(is)
 }
 
+/// Lists the attributes of deployables: those that follow from the device, and those that administrators created.
+#[utoipa::path(get, path = "/attributes", tag = "Cyborg attributes", params(Filter),
+    responses((status = 200, description = "The attributes.", body = List)))]
 pub(super) async fn list(
     State(cyborg): State<Arc<Cyborg>>,
     headers: HeaderMap,
     Pairs(pairs): Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<List>, Fault> {
     let cards = cyborg.cards().await?;
     let mut attributions = cyborg.attributions(&cards).await?;
     for (key, value) in pairs {
@@ -71,9 +121,8 @@ pub(super) async fn list(
             }
         }
     }
-    let listed: Vec<_> =
-        attributions.iter().map(|attribution| wire(&attribution.attribute, &headers)).collect();
-    Ok(Json(json!({ "attributes": listed })))
+    let attributes = attributions.iter().map(|attribution| shown(&attribution.attribute, &headers)).collect();
+    Ok(Json(List { attributes }))
 }
 
 async fn find(cyborg: &Cyborg, path: &AttributePath) -> Result<Attribution, Error> {
@@ -84,27 +133,44 @@ async fn find(cyborg: &Cyborg, path: &AttributePath) -> Result<Attribution, Erro
     found.ok_or_else(|| Error::NotFound(format!("attribute {}", shown())))
 }
 
+/// Shows an attribute.
+#[utoipa::path(get, path = "/attributes/{id}", tag = "Cyborg attributes", params(AttributePath),
+    responses((status = 200, description = "The attribute.", body = Shown)))]
 pub(super) async fn show(
     State(cyborg): State<Arc<Cyborg>>,
     Path(path): Path<AttributePath>,
     headers: HeaderMap,
-) -> Result<Json<Value>, Fault> {
-    Ok(Json(wire(&find(&cyborg, &path).await?.attribute, &headers)))
+) -> Result<Json<Shown>, Fault> {
+    Ok(Json(shown(&find(&cyborg, &path).await?.attribute, &headers)))
 }
 
-#[derive(Deserialize)]
+/// A new attribute.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewCyborgAttribute)]
 struct Body {
+    /// The UUID of the deployable, or its number.
     deployable_id: Value,
+    /// The key, 1 to 255 characters.
+    #[schema(min_length = 1, max_length = 255)]
     key: String,
+    /// The value, at most 255 characters.
+    #[schema(max_length = 255)]
     value: String,
 }
 
+/// Creates an attribute. The body may also be inside an `attribute`.
+#[utoipa::path(post, path = "/attributes", tag = "Cyborg attributes",
+    request_body(content = Body),
+    responses(
+        (status = 201, description = "The attribute.", body = Shown),
+        (status = 404, description = "There is no such deployable."),
+    ))]
 pub(super) async fn create(
     State(cyborg): State<Arc<Cyborg>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<(StatusCode, Json<Shown>), Fault> {
     let mut body: Map<String, Value> = read(&headers, body, CREATE)?;
     // The OpenStack SDK wraps the body in an `attribute`.
     if let Some(attribute) = body.remove("attribute") {
@@ -134,9 +200,12 @@ pub(super) async fn create(
         return Err(Error::Conflict(message).into());
     }
     let made = cyborg.create_attribute(card.row.id, &body.key, &body.value).await?;
-    Ok((StatusCode::CREATED, Json(wire(&made, &headers))))
+    Ok((StatusCode::CREATED, Json(shown(&made, &headers))))
 }
 
+/// Removes an attribute that was created.
+#[utoipa::path(delete, path = "/attributes/{id}", tag = "Cyborg attributes", params(AttributePath),
+    responses((status = 204, description = "The attribute is removed.")))]
 pub(super) async fn delete(
     State(cyborg): State<Arc<Cyborg>>,
     Path(path): Path<AttributePath>,

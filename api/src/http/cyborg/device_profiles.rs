@@ -14,12 +14,14 @@ use hotslot_model::id::DeviceProfileId;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
 use hotslot_service::records::Records;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::super::body::{Pairs, Path, value};
+use super::super::body::{Link, Pairs, Path, value};
 use super::super::error::Fault;
+use super::super::schema;
 use super::{Microversion, bad, links, time};
 
 const CREATE: &str = r#"[{"name": "fpga-1", "groups": [{"resources:FPGA": "1"}]}]"#;
@@ -27,37 +29,110 @@ const CREATE: &str = r#"[{"name": "fpga-1", "groups": [{"resources:FPGA": "1"}]}
 /// The maximum length of a name and of a description in characters, as in Cyborg's database.
 const LENGTH: usize = 255;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
 pub(super) struct ProfilePath {
+    /// The UUID of the device profile, or, from microversion 2.2 on and for a removal, its name.
     id: String,
 }
 
-#[derive(Deserialize)]
+/// A new device profile.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewDeviceProfile)]
 struct Body {
+    /// The name: 1 to 255 letters, digits, `-` and `_`.
+    #[schema(min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9_-]+$")]
     name: String,
+    /// The groups, at least one. Each requests resources (`resources:FPGA`) with traits (`trait:…`) and further keys.
+    #[schema(value_type = Vec<BTreeMap<String, String>>)]
     groups: Value,
+    /// A description, at most 255 characters.
+    #[schema(max_length = 255)]
     description: Option<String>,
+    /// The UUID; by default a new one.
     uuid: Option<String>,
 }
 
-fn wire(profile: &DeviceProfile, headers: &HeaderMap) -> Value {
-    json!({
-        "uuid": profile.id,
-        "name": profile.name,
-        "description": profile.description,
-        "groups": Group::shown_all(&profile.groups),
-        "created_at": time(profile.created_at),
-        "updated_at": null,
-        "links": links(headers, "device_profiles", profile.id),
-    })
+/// A device profile: named groups of resources that accelerator requests ask for.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeviceProfile)]
+pub(super) struct Shown {
+    /// The UUID.
+    #[schema(value_type = Uuid)]
+    uuid: DeviceProfileId,
+    /// The name.
+    name: String,
+    /// The description.
+    description: Option<String>,
+    /// The groups.
+    #[schema(value_type = Vec<BTreeMap<String, String>>)]
+    groups: Value,
+    /// When it was created.
+    #[schema(value_type = schema::CyborgTime)]
+    created_at: String,
+    /// Always null.
+    #[schema(value_type = Option<schema::CyborgTime>)]
+    updated_at: Option<String>,
+    /// The link to it.
+    links: [Link; 1],
 }
 
+/// A list of device profiles.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeviceProfileList)]
+pub(super) struct List {
+    /// The device profiles.
+    device_profiles: Vec<Shown>,
+}
+
+/// One device profile.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeviceProfileAnswer)]
+pub(super) struct Answer {
+    /// The device profile.
+    device_profile: Shown,
+}
+
+/// The filter of a list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `list` reads the key")]
+struct Filter {
+    /// Only device profiles with one of these names, separated by commas.
+    name: Option<String>,
+}
+
+/// Which device profiles are to be removed.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `delete` reads the key")]
+struct RemoveQuery {
+    /// The names of the device profiles, separated by commas.
+    value: String,
+}
+
+fn shown(profile: &DeviceProfile, headers: &HeaderMap) -> Shown {
+    Shown {
+        uuid: profile.id,
+        name: profile.name.clone(),
+        description: profile.description.clone(),
+        groups: Group::shown_all(&profile.groups).into(),
+        created_at: time(profile.created_at),
+        updated_at: None,
+        links: links(headers, "device_profiles", profile.id),
+    }
+}
+
+/// Creates a device profile. The body is a list with exactly one.
+#[utoipa::path(post, path = "/device_profiles", tag = "Cyborg device profiles",
+    request_body(content = Vec<Body>, example = json!([{ "name": "p1", "groups": [{ "resources:CUSTOM_NIC": "1" }] }])),
+    responses((status = 201, description = "The device profile.", body = Shown)))]
 pub(super) async fn create(
     State(cyborg): State<Arc<Cyborg>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<(StatusCode, Json<Shown>), Fault> {
     let body = value(&headers, body, CREATE)?;
     let one = body.as_array().filter(|list| list.len() == 1).and_then(|list| list.first());
     let one = one.filter(|one| one.is_object());
@@ -82,14 +157,17 @@ pub(super) async fn create(
     let (name, description) = (body.name, body.description);
     let profile = DeviceProfile { id, name, description, groups, created_at: hotslot_store::now() };
     cyborg.create_device_profile(&profile).await?;
-    Ok((StatusCode::CREATED, Json(wire(&profile, &headers))))
+    Ok((StatusCode::CREATED, Json(shown(&profile, &headers))))
 }
 
+/// Lists the device profiles.
+#[utoipa::path(get, path = "/device_profiles", tag = "Cyborg device profiles", params(Filter),
+    responses((status = 200, description = "The device profiles.", body = List)))]
 pub(super) async fn list(
     State(records): State<Arc<Records>>,
     headers: HeaderMap,
     Pairs(pairs): Pairs,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<List>, Fault> {
     let mut profiles = records.device_profiles().await?;
     for (key, value) in pairs {
         if key != "name" {
@@ -98,8 +176,8 @@ pub(super) async fn list(
         let names: Vec<_> = value.split(',').map(str::trim).collect();
         profiles.retain(|profile| names.contains(&profile.name.as_str()));
     }
-    let listed: Vec<_> = profiles.iter().map(|profile| wire(profile, &headers)).collect();
-    Ok(Json(json!({ "device_profiles": listed })))
+    let device_profiles = profiles.iter().map(|profile| shown(profile, &headers)).collect();
+    Ok(Json(List { device_profiles }))
 }
 
 /// Finds a profile by its id, or else by its name.
@@ -111,17 +189,20 @@ fn find<'a>(profiles: &'a [DeviceProfile], named: &str) -> Result<&'a DeviceProf
     })
 }
 
+/// Shows a device profile.
+#[utoipa::path(get, path = "/device_profiles/{id}", tag = "Cyborg device profiles", params(ProfilePath),
+    responses((status = 200, description = "The device profile.", body = Answer)))]
 pub(super) async fn show(
     State(records): State<Arc<Records>>,
     Extension(version): Extension<Microversion>,
     Path(path): Path<ProfilePath>,
     headers: HeaderMap,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Json<Answer>, Fault> {
     if path.id.parse::<Uuid>().is_err() {
         version.needs(Microversion::PROFILE_BY_NAME, "a device profile by its name")?;
     }
     let profiles = records.device_profiles().await?;
-    Ok(Json(json!({ "device_profile": wire(find(&profiles, &path.id)?, &headers) })))
+    Ok(Json(Answer { device_profile: shown(find(&profiles, &path.id)?, &headers) }))
 }
 
 async fn remove(cyborg: &Cyborg, records: &Records, names: &[&str]) -> Result<StatusCode, Fault> {
@@ -132,6 +213,9 @@ async fn remove(cyborg: &Cyborg, records: &Records, names: &[&str]) -> Result<St
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Removes a device profile.
+#[utoipa::path(delete, path = "/device_profiles/{id}", tag = "Cyborg device profiles", params(ProfilePath),
+    responses((status = 204, description = "The device profile is removed.")))]
 pub(super) async fn delete_one(
     State(cyborg): State<Arc<Cyborg>>,
     State(records): State<Arc<Records>>,
@@ -140,6 +224,12 @@ pub(super) async fn delete_one(
     remove(&cyborg, &records, &[&path.id]).await
 }
 
+/// Removes device profiles: all that are named, or none.
+#[utoipa::path(delete, path = "/device_profiles", tag = "Cyborg device profiles", params(RemoveQuery),
+    responses(
+        (status = 204, description = "The device profiles are removed."),
+        (status = 404, description = "There is no device profile with one of these names."),
+    ))]
 pub(super) async fn delete(
     State(cyborg): State<Arc<Cyborg>>,
     State(records): State<Arc<Records>>,

@@ -7,18 +7,22 @@ mod deployables;
 mod device_profiles;
 mod devices;
 
+use axum::Json;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, patch, post};
-use axum::{Json, Router};
+use axum::routing::{get, patch};
 use hotslot_model::time::Millis;
 use hotslot_service::error::Error;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::body::{Pairs, base};
+use super::body::{Link, Pairs, base};
 use super::error::{self, Fault};
 use super::state::App;
 
@@ -83,14 +87,32 @@ impl fmt::Display for Microversion {
     }
 }
 
-/// Returns the routes of Cyborg's API.
-pub(super) fn routes() -> Router<App> {
+/// Returns the routes of Cyborg's API, under `/accelerator/v2`.
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::default()
+        .routes(routes!(versions))
+        .routes(routes!(version))
+        .nest("/accelerator/v2", resources().fallback(error::not_found))
+}
+
+/// Returns the routes of Cyborg's API under other names: without its version, and collections that end with a slash.
+pub(super) fn aliases() -> OpenApiRouter<App> {
     // A nested route `/` would also match `/accelerator`, which belongs to `accelerators`.
-    Router::new()
-        .route("/accelerator/", get(versions))
-        .route("/accelerator/v2/", get(version))
-        .nest("/accelerator", resources())
-        .nest("/accelerator/v2", resources().route("/", get(version)).fallback(error::not_found))
+    OpenApiRouter::default()
+        .route("/accelerator/v2", get(version))
+        .nest("/accelerator", resources().merge(collections()))
+        .nest("/accelerator/v2", collections())
+}
+
+/// Returns the collections whose paths end with a slash.
+fn collections() -> OpenApiRouter<App> {
+    let profiles = get(device_profiles::list).post(device_profiles::create).delete(device_profiles::delete);
+    let arqs = get(arqs::list).post(arqs::create).patch(arqs::update).delete(arqs::delete);
+    OpenApiRouter::default()
+        .route("/device_profiles/", profiles)
+        .route("/accelerator_requests/", arqs)
+        // The OpenStack SDK sends the id twice.
+        .route("/deployables/{id}/program/{same}", patch(deployables::program))
 }
 
 /// Whether a path belongs to Cyborg's API and not to `accelerators`.
@@ -103,28 +125,22 @@ fn is_ours(path: &str) -> bool {
     )
 }
 
-fn resources() -> Router<App> {
-    let profiles = get(device_profiles::list).post(device_profiles::create).delete(device_profiles::delete);
-    let arqs = get(arqs::list).post(arqs::create).patch(arqs::update).delete(arqs::delete);
-    Router::new()
-        .route("/device_profiles", profiles.clone())
-        .route("/device_profiles/", profiles)
-        .route("/device_profiles/{id}", get(device_profiles::show).delete(device_profiles::delete_one))
-        .route("/accelerator_requests", arqs.clone())
-        .route("/accelerator_requests/", arqs)
-        .route("/accelerator_requests/{id}", get(arqs::show).patch(arqs::update_one).delete(arqs::delete_one))
-        .route("/devices", get(devices::list))
-        .route("/devices/{id}", get(devices::show))
-        .route("/devices/{id}/disable", post(devices::disable))
-        .route("/devices/{id}/enable", post(devices::enable))
-        .route("/deployables", get(deployables::list))
-        .route("/deployables/{id}", get(deployables::show))
-        .route("/deployables/{id}/program", patch(deployables::program))
-        // The OpenStack SDK sends the id twice.
-        .route("/deployables/{id}/program/{same}", patch(deployables::program))
-        .route("/attributes", get(attributes::list).post(attributes::create))
-        .route("/attributes/{id}", get(attributes::show).delete(attributes::delete))
-        .method_not_allowed_fallback(error::no_method)
+fn resources() -> OpenApiRouter<App> {
+    let routes = OpenApiRouter::default()
+        .routes(routes!(device_profiles::list, device_profiles::create, device_profiles::delete))
+        .routes(routes!(device_profiles::show, device_profiles::delete_one))
+        .routes(routes!(arqs::list, arqs::create, arqs::update, arqs::delete))
+        .routes(routes!(arqs::show, arqs::update_one, arqs::delete_one))
+        .routes(routes!(devices::list))
+        .routes(routes!(devices::show))
+        .routes(routes!(devices::disable))
+        .routes(routes!(devices::enable))
+        .routes(routes!(deployables::list))
+        .routes(routes!(deployables::show))
+        .routes(routes!(deployables::program))
+        .routes(routes!(attributes::list, attributes::create))
+        .routes(routes!(attributes::show, attributes::delete));
+    super::with_no_method(routes)
 }
 
 /// Reads the microversion of a request to Cyborg's API, writes errors in Cyborg's form, and sets the version headers.
@@ -171,34 +187,69 @@ fn error_message(fault: &Fault) -> Value {
     json!({ "error_message": inner.to_string() })
 }
 
-fn document(headers: &HeaderMap) -> Value {
-    json!({
-        "id": "v2.0",
-        "status": "CURRENT",
-        "min_version": Microversion::MIN.to_string(),
-        "max_version": Microversion::MAX.to_string(),
-        "links": [{ "rel": "self", "href": format!("{}/accelerator/v2", base(headers)) }],
+/// A version of Cyborg's API.
+#[derive(Clone, Serialize, ToSchema)]
+#[schema(as = CyborgVersion)]
+struct Document {
+    /// The name of the version: `v2.0`, or `v2` in the list.
+    id: &'static str,
+    /// Always `CURRENT`.
+    status: &'static str,
+    /// The lowest microversion.
+    min_version: String,
+    /// The highest microversion.
+    max_version: String,
+    /// The link to the version.
+    links: [Link; 1],
+}
+
+/// Cyborg's API and its versions.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CyborgVersions)]
+struct Documents {
+    /// The name of the API.
+    name: &'static str,
+    /// What the service is.
+    description: &'static str,
+    /// The versions.
+    versions: [Document; 1],
+    /// The version that clients should use.
+    default_version: Document,
+}
+
+fn document(headers: &HeaderMap, id: &'static str) -> Document {
+    Document {
+        id,
+        status: "CURRENT",
+        min_version: Microversion::MIN.to_string(),
+        max_version: Microversion::MAX.to_string(),
+        links: [Link { rel: "self", href: format!("{}/accelerator/v2", base(headers)) }],
+    }
+}
+
+/// Shows version 2 of Cyborg's API.
+#[utoipa::path(get, path = "/accelerator/v2/", tag = "Versions", operation_id = "cyborg_v2",
+    responses((status = 200, description = "The version.", body = Document)))]
+async fn version(headers: HeaderMap) -> Json<Document> {
+    Json(document(&headers, "v2.0"))
+}
+
+/// Lists the versions of Cyborg's API.
+#[utoipa::path(get, path = "/accelerator/", tag = "Versions", operation_id = "cyborg_all",
+    responses((status = 200, description = "The versions.", body = Documents)))]
+async fn versions(headers: HeaderMap) -> Json<Documents> {
+    let v2 = document(&headers, "v2");
+    Json(Documents {
+        name: "OpenStack Cyborg API",
+        description: "hotslot: Cyborg's API over libvirt; a request that is bound to a running server is hot-plugged",
+        versions: [v2.clone()],
+        default_version: v2,
     })
 }
 
-async fn version(headers: HeaderMap) -> Json<Value> {
-    Json(document(&headers))
-}
-
-async fn versions(headers: HeaderMap) -> Json<Value> {
-    let mut v2 = document(&headers);
-    v2["id"] = json!("v2");
-    Json(json!({
-        "name": "OpenStack Cyborg API",
-        "description": "hotslot: Cyborg's API over libvirt; a request that is bound to a running server is hot-plugged",
-        "versions": [v2],
-        "default_version": v2,
-    }))
-}
-
 /// Returns Cyborg's link to an item.
-fn links(headers: &HeaderMap, collection: &str, id: impl fmt::Display) -> Value {
-    json!([{ "rel": "self", "href": format!("{}/accelerator/v2/{collection}/{id}", base(headers)) }])
+fn links(headers: &HeaderMap, collection: &str, id: impl fmt::Display) -> [Link; 1] {
+    [Link { rel: "self", href: format!("{}/accelerator/v2/{collection}/{id}", base(headers)) }]
 }
 
 /// Formats a time as Cyborg does: ISO 8601 with microseconds and an offset.
@@ -209,6 +260,19 @@ fn time(millis: Millis) -> String {
 
 fn bad(reason: impl fmt::Display, example: &str) -> Error {
     Error::Invalid(format!("bad body: {reason}; send {example}"))
+}
+
+/// Cyborg's way to filter a list by one more field.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `filters` reads the keys")]
+struct FilterQuery {
+    /// The name of a field. `filters.value` must be given too.
+    #[param(rename = "filters.field")]
+    field: Option<String>,
+    /// The value that the field must have.
+    #[param(rename = "filters.value")]
+    value: Option<String>,
 }
 
 /// Returns the filters of a query. `known` lists the keys that a query may use directly. Those and `only_as_filter` can

@@ -1,0 +1,133 @@
+//! Where in the text of a configuration a key is.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::read::{NAMES, line};
+
+/// A step from a table or list to something in it.
+enum Step<'a> {
+    Key(&'a str),
+    Index(usize),
+    /// The item of a list that has this `name`.
+    Named(&'a str),
+}
+
+/// Returns the steps to a place, such as `[detach] attempts`, `[pci] device_spec[2]`, `[[hypervisor]][0] name` or
+/// `[[webhook]] billing: url`.
+fn steps(place: &str) -> Option<Vec<Step<'_>>> {
+    let (section, rest) = place.strip_prefix('[')?.trim_start_matches('[').split_once(']')?;
+    let mut steps: Vec<_> = section.split('.').map(Step::Key).collect();
+    let (index, rest) = indexes(rest.strip_prefix(']').unwrap_or(rest));
+    steps.extend(index);
+    let key = match rest.trim_start().split_once(": ") {
+        Some((name, key)) => {
+            steps.push(Step::Named(name));
+            key
+        }
+        None => rest.trim_start(),
+    };
+    let (key, rest) = key.split_at(key.find(['[', ' ']).unwrap_or(key.len()));
+    if !key.is_empty() {
+        steps.push(Step::Key(key));
+    }
+    steps.extend(indexes(rest).0);
+    Some(steps)
+}
+
+/// Reads the numbers of list items, as in `[2][0]`, and returns the text after them.
+fn indexes(mut text: &str) -> (Vec<Step<'_>>, &str) {
+    let mut found = Vec::new();
+    while let Some((number, rest)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let Ok(number) = number.parse() else { break };
+        found.push(Step::Index(number));
+        text = rest;
+    }
+    (found, text)
+}
+
+fn key<'a, 'i>(table: &'a DeTable<'i>, name: &str) -> Option<&'a Spanned<DeValue<'i>>> {
+    let other_names = NAMES.iter().filter(|names| names.contains(&name)).copied().flatten();
+    [name].iter().chain(other_names).find_map(|name| table.get(*name))
+}
+
+fn text<'a>(value: &'a DeValue<'_>) -> Option<&'a str> {
+    match value {
+        DeValue::String(text) => Some(text),
+        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) => None,
+        DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+    }
+}
+
+fn inside<'a, 'i>(value: &'a DeValue<'i>, step: &Step<'_>) -> Option<&'a Spanned<DeValue<'i>>> {
+    match (value, step) {
+        (DeValue::Table(table), Step::Key(name)) => key(table, name),
+        (DeValue::Array(items), Step::Index(index)) => items.get(*index),
+        (DeValue::Array(items), Step::Named(name)) => items.iter().find(|item| match item.get_ref() {
+            DeValue::Table(table) => table.get("name").and_then(|own| text(own.get_ref())) == Some(name),
+            DeValue::String(_) | DeValue::Integer(_) | DeValue::Float(_) => false,
+            DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) => false,
+        }),
+        (_, Step::Key(_) | Step::Index(_) | Step::Named(_)) => None,
+    }
+}
+
+/// Returns the number, from 1, of the line at which a value is; of the section when the text does not have the key. `place`
+/// is a place as a [`ConfigError`](super::ConfigError) names it. `None` when the text has neither.
+pub fn line_of(source: &str, place: &str) -> Option<usize> {
+    let (table, _) = DeTable::parse_recoverable(source);
+    let steps = steps(place)?;
+    let Some((Step::Key(first), others)) = steps.split_first() else { return None };
+    let mut found = key(table.get_ref(), first)?;
+    for step in others {
+        match inside(found.get_ref(), step) {
+            Some(value) => found = value,
+            None => break,
+        }
+    }
+    Some(line(source, found.span().start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_has_the_line_of_its_value() {
+        const TEXT: &str = "\
+[detach]
+attempts = 0
+[pci]
+passthrough_whitelist = [
+  '{}',
+  '[{}]',
+]
+[[webhook]]
+name = \"a\"
+[[webhook]]
+name = \"billing\"
+url = \"x\"
+[[hypervisor]]
+name = \"\"
+[[identity.local]]
+role = \"x\"
+[api.tls]
+key = \"k\"
+";
+        for (place, line) in [
+            ("[detach] attempts", Some(2)),
+            ("[detach] timeout", Some(1)),
+            ("[pci] device_spec[1]", Some(6)),
+            ("[pci] device_spec[1][0]", Some(6)),
+            ("[[webhook]] billing: url", Some(12)),
+            ("[[webhook]] billing: ca", Some(10)),
+            ("[[hypervisor]][0] name", Some(14)),
+            ("[[identity.local]][0] role", Some(16)),
+            ("[api.tls] key", Some(18)),
+            ("[events] most", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(line_of(TEXT, place), line, "{place}");
+        }
+    }
+}

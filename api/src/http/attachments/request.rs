@@ -1,0 +1,129 @@
+//! The request to attach devices to a server.
+
+use hotslot_driver::net::VlanTag;
+use hotslot_model::id::ServerId;
+use hotslot_model::idempotency::IdempotencyKey;
+use hotslot_model::rules;
+use hotslot_model::rules::AliasRequests;
+use hotslot_service::assignment::{AttachRequest, NetworkRequest};
+use hotslot_service::config::Flavor;
+use hotslot_service::error::Error;
+use hotslot_service::flavor;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+pub(super) const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
+
+/// The maximum length of the name of a physical network, in characters.
+const PHYSICAL_NETWORK: usize = 255;
+
+/// A request to attach devices to a server.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct CreateBody {
+    /// What is to be attached.
+    #[serde(rename = "pciAttachment")]
+    pub(super) attachment: CreateAttachment,
+    /// Whether to report only what an attach would do. It is accepted here and in `pciAttachment`.
+    #[serde(default)]
+    pub(super) dry_run: bool,
+}
+
+/// What is to be attached. Either `pci_passthrough:alias` or `flavor` is given.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct CreateAttachment {
+    /// Which devices: names of aliases with the number of devices of each, such as `a1:2,b1:1`.
+    #[serde(rename = "pci_passthrough:alias")]
+    alias: Option<String>,
+    /// The id or name of a flavor whose extra specs name the aliases; an alternative to `alias`.
+    flavor: Option<String>,
+    /// Whether the device is also added to the persistent definition, so that it survives a power cycle.
+    #[serde(default = "yes")]
+    persistent: bool,
+    /// Whether to report only what an attach would do.
+    #[serde(default)]
+    pub(super) dry_run: bool,
+    /// Whether each part of the request takes whole IOMMU groups.
+    #[serde(default)]
+    whole_group: bool,
+    /// Overrides the NUMA policies of the aliases: `required`, `socket`, `preferred` or `legacy`.
+    numa_policy: Option<String>,
+    /// The MAC address of a VF of a NIC. This key and the following ones apply to such a VF, which is then attached as
+    /// `<interface type='hostdev'>`. Only administrators and services may give it.
+    mac_address: Option<String>,
+    /// The VLAN of the VF, 1 to 4094. Only administrators and services may give it.
+    #[schema(minimum = 1, maximum = 4094)]
+    vlan: Option<u32>,
+    /// The physical network that the VF must have, at most 255 characters.
+    #[schema(max_length = 255)]
+    physical_network: Option<String>,
+    /// Whether the guest may change what the VF filters.
+    trusted: Option<bool>,
+}
+
+impl CreateAttachment {
+    pub(super) fn request(
+        self,
+        flavors: &[Flavor],
+        server: ServerId,
+        key: Option<IdempotencyKey>,
+    ) -> Result<AttachRequest, Error> {
+        let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
+        let (alias, own_policy) = match (self.alias, self.flavor) {
+            (Some(alias), None) => (alias, None),
+            (None, Some(name)) => {
+                let flavor = flavor::called(flavors, &name).ok_or_else(|| {
+                    bad("flavor", &format!("there is no flavor `{name}`; GET flavors lists them"))
+                })?;
+                let alias = flavor.extra_specs.get(flavor::PCI_ALIAS).ok_or_else(|| {
+                    bad("flavor", &format!("`{name}` has no extra spec {}", flavor::PCI_ALIAS))
+                })?;
+                (alias.clone(), flavor.extra_specs.get(flavor::NUMA_POLICY).cloned())
+            }
+            (None, None) | (Some(_), Some(_)) => {
+                return Err(Error::Invalid(format!(
+                    "bad body: give either pci_passthrough:alias or flavor; send {EXAMPLE}"
+                )));
+            }
+        };
+        let aliases: AliasRequests = alias.parse().map_err(|error| bad("pci_passthrough:alias", &error))?;
+        let mac = self.mac_address.as_deref().map(str::parse).transpose();
+        let network = NetworkRequest {
+            mac: mac.map_err(|error| bad("mac_address", &error))?,
+            vlan: self.vlan.map(VlanTag::new).transpose().map_err(|error| bad("vlan", &error))?,
+            physical_network: self.physical_network,
+            trusted: self.trusted,
+        };
+        if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(rules::NULL)) {
+            return Err(bad("physical_network", &"`null` is not a valid name; omit the key"));
+        }
+        if network.physical_network.as_ref().is_some_and(|name| name.chars().count() > PHYSICAL_NETWORK) {
+            return Err(bad(
+                "physical_network",
+                &format_args!("a name has at most {PHYSICAL_NETWORK} characters"),
+            ));
+        }
+        let count: usize = aliases.0.iter().map(|part| part.count).sum();
+        if network.mac.is_some() && count != 1 {
+            return Err(bad("mac_address", &format!("it applies to one device, and {count} are requested")));
+        }
+        let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
+        Ok(AttachRequest {
+            server,
+            aliases: aliases.0,
+            own: Vec::new(),
+            persistent: self.persistent,
+            whole_group: self.whole_group,
+            numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
+            network: (network != NetworkRequest::default()).then_some(network),
+            key,
+            holder: None,
+            owner: None,
+        })
+    }
+}
+
+fn yes() -> bool {
+    true
+}
