@@ -1,6 +1,6 @@
 //! `hotslot config`: checks a configuration file, and lists and changes the rules of the running service.
 
-pub(crate) mod check;
+mod check;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -27,6 +27,25 @@ pub(crate) const HELP: &str = r#"Examples:
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
+    #[command(flatten)]
+    Local(LocalCommand),
+    /// Have the service read its configuration file, policy, certificates and tokens again. A file with mistakes is refused,
+    /// and the previous configuration stays in force.
+    Reload,
+    /// Which devices are assignable (device_spec).
+    #[command(subcommand)]
+    Whitelist(Entries),
+    /// The names by which devices are requested (alias).
+    #[command(subcommand)]
+    Alias(Entries),
+    /// Facts about devices that hypervisors do not report (extra_info).
+    #[command(subcommand)]
+    ExtraInfo(Entries),
+}
+
+/// The commands that need no service.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LocalCommand {
     /// Report every error in a configuration file. This needs no service.
     Check {
         /// The configuration file.
@@ -37,20 +56,23 @@ pub(crate) enum ConfigCommand {
         /// The configuration file; by default the one of --config, or /etc/hotslot/hotslot.toml.
         file: Option<PathBuf>,
     },
-    /// Have the service read its configuration file, policy, certificates and tokens again. A file with mistakes is refused,
-    /// and the previous configuration stays in force.
-    Reload,
-    /// Print the JSON schema of the configuration file, by which editors complete keys and check values.
+    /// Print the JSON schema of the configuration file, by which editors complete keys and check values. This needs no
+    /// service.
     Schema,
-    /// Which devices are assignable (device_spec).
-    #[command(subcommand)]
-    Whitelist(Entries),
-    /// The names by which devices are requested (alias).
-    #[command(subcommand)]
-    Alias(Entries),
-    /// Facts about devices that hypervisors do not report (extra_info).
-    #[command(subcommand)]
-    ExtraInfo(Entries),
+}
+
+impl LocalCommand {
+    /// `config` is the file of `--config`.
+    pub(crate) fn run(self, config: Option<&Path>, format: Format) -> anyhow::Result<Exit> {
+        match self {
+            Self::Check { file } => check::run(&file, format),
+            Self::Show { file } => show(file.as_deref().or(config)),
+            Self::Schema => {
+                output::json(&schema())?;
+                Ok(Exit::Done)
+            }
+        }
+    }
 }
 
 /// The commands for one kind of entries.
@@ -94,13 +116,8 @@ impl FromStr for Entry {
 impl ConfigCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
-            Self::Check { file } => check::run(&file, cli.format),
-            Self::Show { file } => show(file.as_deref()),
+            Self::Local(command) => command.run(None, cli.format),
             Self::Reload => reload(cli).await,
-            Self::Schema => {
-                output::json(&schema())?;
-                Ok(Exit::Done)
-            }
             Self::Whitelist(entries) => entries.run(cli, "whitelist").await,
             Self::Alias(entries) => entries.run(cli, "alias").await,
             Self::ExtraInfo(entries) => entries.run(cli, "extra_info").await,
@@ -152,7 +169,7 @@ impl Entries {
 const CONFIG: &str = "/etc/hotslot/hotslot.toml";
 
 /// Prints a configuration file without its secrets.
-pub(crate) fn show(file: Option<&Path>) -> anyhow::Result<Exit> {
+fn show(file: Option<&Path>) -> anyhow::Result<Exit> {
     let config = Config::load(file.unwrap_or_else(|| Path::new(CONFIG)))?;
     output::print(&config.source.map(|source| source.without_secrets()).unwrap_or_default())?;
     Ok(Exit::Done)

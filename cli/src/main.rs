@@ -121,8 +121,8 @@ enum Command {
     Service(ServiceCommand),
 }
 
-/// The commands that talk to the service. The exceptions are `config check` and `config show`, which are grouped
-/// with the other `config` commands.
+/// The commands that talk to the service. The exceptions are `config check`, `config show` and `config schema`, which are
+/// grouped with the other `config` commands.
 #[derive(Debug, Subcommand)]
 enum ServiceCommand {
     /// List the hosts.
@@ -229,12 +229,9 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             output::print(&String::from_utf8(script)?)?;
             Ok(Exit::Done)
         }
-        // This command needs no service, and its file may not even have a valid address of one.
-        Command::Service(ServiceCommand::Config(config::ConfigCommand::Check { file })) => {
-            config::check::run(&file, arguments.output)
-        }
-        Command::Service(ServiceCommand::Config(config::ConfigCommand::Show { file })) => {
-            config::show(file.as_deref().or(config))
+        // These commands need no service, and their file may not even have a valid address of one.
+        Command::Service(ServiceCommand::Config(config::ConfigCommand::Local(command))) => {
+            command.run(config, arguments.output)
         }
         Command::Service(command) => until_done(async {
             let (url, cloud) = (arguments.url, arguments.os_cloud.as_deref());

@@ -1,5 +1,6 @@
 //! Whether responses are as `docs/openapi.json` describes them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -21,7 +22,10 @@ fn described(path: &str) -> String {
         format!("/v2.1{rest}")
     } else if let Some((_, rest)) = below("/v2").and_then(|rest| rest[1..].split_once('/')) {
         format!("/v2.1/{rest}")
-    } else if ["/drift", "/events", "/webhooks"].iter().any(|noun| path.starts_with(noun)) {
+    } else if ["/drift", "/events", "/service", "/webhooks"]
+        .iter()
+        .any(|noun| path == *noun || path.starts_with(&format!("{noun}/")))
+    {
         format!("/v2.1{path}")
     } else if below("/accelerator")
         .is_some_and(|rest| of_cyborg.iter().any(|noun| rest[1..].starts_with(noun)))
@@ -34,6 +38,8 @@ fn described(path: &str) -> String {
         path.replacen("/accelerator", "/accelerators", 1)
     };
     let path = if path.ends_with("/acc_spec") { path + "s" } else { path };
+    let path =
+        path.split_once("/program/").map_or(path.clone(), |(deployable, _)| format!("{deployable}/program"));
     let bare = path.trim_end_matches('/');
     if bare.is_empty() || path == "/accelerator/" || bare == "/accelerator/v2" {
         return if bare == "/accelerator/v2" { "/accelerator/v2/".to_owned() } else { path };
@@ -75,12 +81,34 @@ fn is_of(kind: &str, value: &Value) -> bool {
     }
 }
 
-/// Collects where a value is not as its schema says. It reads the keywords that the description uses for answers.
-fn check(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<String>) {
+/// Collects the keys that a schema describes; `false` when it admits others too.
+fn keys(schema: &'static Value, known: &mut BTreeSet<&'static str>) -> bool {
     let schema = resolved(schema);
-    let kinds: Vec<_> = match &schema["type"] {
-        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
-        one => one.as_str().into_iter().collect(),
+    known.extend(schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.as_str()));
+    let parts = ["allOf", "oneOf", "anyOf"].iter().filter_map(|key| schema[key].as_array()).flatten();
+    let closed: Vec<_> = parts.map(|part| keys(part, known)).collect();
+    closed.into_iter().all(|closed| closed) && schema.get("additionalProperties").is_none()
+}
+
+/// Collects where a value is not as its schema says, and which keys it has that the schema does not describe.
+fn check(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<String>) {
+    check_part(place, schema, value, found);
+    let mut known = BTreeSet::new();
+    if keys(schema, &mut known) && !known.is_empty() {
+        for key in value.as_object().into_iter().flatten().map(|(key, _)| key) {
+            if !known.contains(key.as_str()) {
+                found.push(format!("{place}: {key} is not described"));
+            }
+        }
+    }
+}
+
+/// Collects where a value is not as a part of its schema says. It reads the keywords that the description uses for answers.
+fn check_part(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<String>) {
+    let schema = resolved(schema);
+    let kinds: Vec<_> = match schema["type"].as_array() {
+        Some(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        None => schema["type"].as_str().into_iter().collect(),
     };
     if !kinds.is_empty() && !kinds.iter().any(|kind| is_of(kind, value)) {
         found.push(format!("{place}: {value} is not of type {}", kinds.join(" or ")));
@@ -90,13 +118,13 @@ fn check(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<Str
         found.push(format!("{place}: {value} is none of {words:?}"));
     }
     for part in schema["allOf"].as_array().into_iter().flatten() {
-        check(place, part, value, found);
+        check_part(place, part, value, found);
     }
     for key in ["oneOf", "anyOf"] {
         let Some(parts) = schema[key].as_array() else { continue };
         let outcomes = parts.iter().map(|part| {
             let mut wrong = Vec::new();
-            check(place, part, value, &mut wrong);
+            check_part(place, part, value, &mut wrong);
             wrong
         });
         let outcomes: Vec<_> = outcomes.collect();
@@ -117,15 +145,6 @@ fn check(place: &str, schema: &'static Value, value: &Value, found: &mut Vec<Str
             let of = schema["properties"].get(key).or_else(|| schema.get("additionalProperties"));
             if let Some(of) = of.filter(|of| of.is_object()) {
                 check(&format!("{place}.{key}"), of, value, found);
-            }
-        }
-        let composed = ["allOf", "oneOf", "anyOf"].iter().any(|key| schema.get(key).is_some());
-        if let Some(known) = schema["properties"].as_object()
-            && !composed
-            && schema.get("additionalProperties").is_none()
-        {
-            for key in members.keys().filter(|key| !known.contains_key(*key)) {
-                found.push(format!("{place}: {key} is not described"));
             }
         }
     }

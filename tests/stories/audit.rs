@@ -27,8 +27,11 @@ alias = ['{"name": "edu", "vendor_id": "1234", "product_id": "11e8"}']
 
 const GLOBAL: &str = "req-0a1b2c3d-0000-4000-8000-00000000beef";
 
-/// The routes whose requests here change nothing: the host has not drifted, and hotslot does not program devices.
-const UNCHANGING: [&str; 4] = [
+/// The routes whose requests here change no record: the host has not drifted, the configuration is the same, the levels of
+/// the log are no record, and hotslot does not program devices.
+const UNCHANGING: [&str; 6] = [
+    "POST /v2.1/service/reload",
+    "PUT /v2.1/service/log-level",
     "POST /drift",
     "POST /v2.1/os-hypervisors/<host>/drift",
     "PATCH /accelerator/v2/deployables/<deployable>/program",

@@ -32,6 +32,9 @@ fn mistakes_of_a_named_configuration_are_reported() {
     let findings: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}"));
     let service = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "service").unwrap();
     assert!(service["says"].as_str().unwrap().contains(&name), "{service}");
+    // The schema, by which an editor shows the mistake, needs no configuration.
+    let (code, out, error) = run("config schema");
+    assert!(code == Some(0) && out.contains("\"listen\""), "{out}{error}");
     // With --url, the configuration is not read.
     let (code, _, error) = run("host list --url http://127.0.0.1:1");
     assert_eq!(code, Some(5), "{error}");

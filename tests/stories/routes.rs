@@ -56,8 +56,8 @@ fn undescribed() -> Vec<String> {
     let mut found = Vec::new();
     for file in ["mod.rs", "accelerators.rs", "cyborg/mod.rs"] {
         let text = std::fs::read_to_string(root("api/src/http").join(file)).unwrap();
-        for function in text.split("\nfn ").flat_map(|part| part.split("\npub")) {
-            let name = function.split('(').next().unwrap_or_default().rsplit(' ').next().unwrap_or_default();
+        for function in text.split("fn ").skip(1) {
+            let name = function.split('(').next().unwrap_or_default();
             if function.contains(".route(") && !["aliases", "collections"].contains(&name) {
                 found.push(format!("{file}: {name}"));
             }

@@ -1,5 +1,5 @@
-//! What this process counts for Prometheus while it works. [`Monitor`](crate::monitor::Monitor) shows it, together with
-//! what the hosts and the records say at that time.
+//! Counts what this process does, for Prometheus. [`Monitor`](crate::monitor::Monitor) shows the counts, together with the
+//! state of the hosts and the records at that time.
 //!
 //! The values of labels are from small fixed sets, or names of the configuration. No label names a device, a server, a
 //! project or a caller: their number has no limit, and Prometheus keeps a series for each.

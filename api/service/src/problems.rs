@@ -1,4 +1,4 @@
-//! What is wrong with a configuration besides its values: its rules, flavors and policy.
+//! Finds what is wrong with the rules, flavors and policy of a configuration, whose values were checked before.
 
 use hotslot_model::rules::{Rule, Rules};
 

@@ -176,14 +176,6 @@ impl Records {
         self.0.event_ids()
     }
 
-    /// The last event that a webhook was sent.
-    ///
-    /// # Errors
-    /// The database's, or a row that cannot be read.
-    pub async fn last_delivered(&self, webhook: &str) -> Result<EventId, Error> {
-        self.0.last_delivered(webhook).await
-    }
-
     /// The newest events that a webhook did not accept, at most `limit`, and how many there are.
     ///
     /// # Errors

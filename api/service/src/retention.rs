@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hotslot_store::{Ended, now};
 
-use crate::config::Age;
+use crate::config::{Age, Config};
 use crate::error::Error;
 use crate::service::Service;
 
@@ -22,7 +22,7 @@ pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
         let config = service.config.get();
         let keep = config.events.keep.0.min(config.records.keep_ended.0);
         let round = (keep / 10).clamp(ROUND.0, ROUND.1);
-        match prune(&service).await {
+        match prune(&service, &config).await {
             Ok((0, 0)) => {}
             Ok((events, ended)) => {
                 tracing::info!(events, ended, "pruned {events} events and {ended} rows that had ended");
@@ -34,13 +34,13 @@ pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
 }
 
 /// Removes rows that are too old. Returns the number of events and of ended rows that were removed.
-async fn prune(service: &Service) -> Result<(u64, u64), Error> {
+async fn prune(service: &Service, config: &Config) -> Result<(u64, u64), Error> {
     // Only one process prunes at a time, because others would only wait for it.
     let Some(_one) = service.store.locks().try_lock("retention".into()).await? else { return Ok((0, 0)) };
-    let (store, most) = (&service.store, service.config.get().events.most.into());
+    let (store, most) = (&service.store, config.events.most.into());
     let before = |keep: Age| now().saturating_sub(i64::try_from(keep.0.as_millis()).unwrap_or(i64::MAX));
-    let of_events = before(service.config.get().events.keep);
-    let of_ended = before(service.config.get().records.keep_ended);
+    let of_events = before(config.events.keep);
+    let of_ended = before(config.records.keep_ended);
     let (mut events, mut ended) = (0, 0);
     loop {
         let mut removed = store.prune_events(of_events, most, BATCH).await?;

@@ -66,6 +66,16 @@ impl Webhooks {
         self.webhooks.iter()
     }
 
+    /// Returns the last event that was delivered to a webhook or became a dead letter. Another process may serve the
+    /// webhook, so the records count too.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn delivered(&self, webhook: &Webhook) -> Result<EventId, hotslot_store::Error> {
+        let on_record = self.store.last_delivered(&webhook.config.name).await?;
+        Ok(webhook.progress().delivered.map_or(on_record, |delivered| delivered.max(on_record)))
+    }
+
     /// Queues all dead letters of a webhook for delivery again, and returns their number. They are posted when the
     /// webhook next [tries](Webhook::try_again).
     ///

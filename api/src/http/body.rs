@@ -156,7 +156,7 @@ pub(super) struct Link {
 #[allow(dead_code, reason = "the description of the API is made from it; `Page` reads the keys")]
 pub(super) struct PageParams {
     /// The number of items of a page. 0 and numbers above 1000 mean 1000.
-    #[param(maximum = 18446744073709551615, example = 100)]
+    #[param(example = 100)]
     limit: Option<u64>,
     /// The id of the last item of the previous page, as the link `next` has it.
     marker: Option<String>,

@@ -17,7 +17,7 @@ use hotslot_service::metrics::CONNECTIONS;
 use hotslot_service::rate::is_exempt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -39,14 +39,14 @@ const MAKE_ROOM: usize = 64;
 /// How often connections are checked for time-outs.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The pause before accepting is tried again.
+/// The pause before accepting is tried again, and between two looks for room.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// The minimum time between two warnings about connections in the log.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How many clients are sent a 503 at a time. Further connections are closed without a response.
-const REFUSALS: usize = 32;
+/// How many clients wait for room, or are sent a 503, at a time. Further connections are closed without a response.
+const WAITING: usize = 32;
 /// How long sending such a 503 may take.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -80,9 +80,17 @@ pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Fut
             accepted = open.next(&listener) => accepted,
         };
         let (stream, place) = accepted;
-        let connection = Arc::clone(&place.connection);
-        let requests = Requests { connection, router: router.clone(), stopping: stopping.subscribe() };
+        let (open, router, stopping) = (Arc::clone(&open), router.clone(), stopping.subscribe());
         tokio::spawn(async move {
+            let (stream, place) = match place {
+                Ok(place) => (stream, place),
+                Err(turn) => match open.wait_for_room(stream, turn).await {
+                    Some(placed) => placed,
+                    None => return,
+                },
+            };
+            let connection = Arc::clone(&place.connection);
+            let requests = Requests { connection, router, stopping };
             match stream {
                 Stream::Tcp(stream, peer) => requests.serve(stream, Client::at(Some(peer))).await,
                 Stream::Tls(stream, peer, acceptor) => requests.serve_tls(stream, peer, acceptor).await,
@@ -156,7 +164,7 @@ struct Open {
     begun: Notify,
     /// Notified when a connection has been closed.
     ended: Notify,
-    refusals: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
     last_warning: Mutex<Option<Instant>>,
 }
 
@@ -169,7 +177,7 @@ impl Open {
             idle: api.idle_timeout.0,
             begun: Notify::new(),
             ended: Notify::new(),
-            refusals: Arc::new(Semaphore::new(REFUSALS)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
             last_warning: Mutex::default(),
         }
     }
@@ -178,24 +186,17 @@ impl Open {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Accepts connections until there is room for one, and returns it. Others are refused.
-    async fn next(self: &Arc<Self>, listener: &Listener) -> (Stream, Place) {
+    /// Accepts a connection, and returns it with its place, or with the turn to wait for one.
+    async fn next(self: &Arc<Self>, listener: &Listener) -> (Stream, Result<Place, OwnedSemaphorePermit>) {
         loop {
             match listener.accept().await {
-                Ok(stream) => {
-                    let origin = stream.origin();
-                    match self.room(origin) {
-                        Some(place) => return (stream, place),
-                        None => {
-                            let whose = origin.map_or_else(String::new, |origin| format!(" of {origin}"));
-                            self.say(&format_args!(
-                                "all connections{whose} are busy; refusing new connections ([api] connections = {})",
-                                self.most
-                            ));
-                            self.refuse(stream);
-                        }
-                    }
-                }
+                Ok(stream) => match self.room(stream.origin()) {
+                    Some(place) => return (stream, Ok(place)),
+                    None => match Arc::clone(&self.waiting).try_acquire_owned() {
+                        Ok(turn) => return (stream, Err(turn)),
+                        Err(_) => self.busy(stream.origin()),
+                    },
+                },
                 // The client closed the connection before it was accepted.
                 Err(error)
                     if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
@@ -208,6 +209,34 @@ impl Open {
                 }
             }
         }
+    }
+
+    /// Waits until the longest idle connection is not fresh any more, and returns the stream with its place. When there is
+    /// no room then, the client is sent a 503.
+    async fn wait_for_room(
+        self: &Arc<Self>,
+        stream: Stream,
+        _turn: OwnedSemaphorePermit,
+    ) -> Option<(Stream, Place)> {
+        let until = Instant::now() + 2 * FRESH;
+        while Instant::now() < until {
+            sleep(AGAIN).await;
+            if let Some(place) = self.room(stream.origin()) {
+                return Some((stream, place));
+            }
+        }
+        self.busy(stream.origin());
+        send_refusal(stream).await;
+        None
+    }
+
+    /// Logs that a connection is refused.
+    fn busy(&self, origin: Option<Origin>) {
+        let whose = origin.map_or_else(String::new, |origin| format!(" of {origin}"));
+        self.say(&format_args!(
+            "all connections{whose} are busy; refusing new connections ([api] connections = {})",
+            self.most
+        ));
     }
 
     /// Logs a warning, at most once per [`WARN_INTERVAL`].
@@ -275,26 +304,6 @@ impl Open {
         !idle.is_empty()
     }
 
-    /// Sends a 503 and closes the connection.
-    fn refuse(&self, stream: Stream) {
-        async fn tell(stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-            let message = "all connections of this service are busy; try again later ([api] connections sets the \
-                           limit)";
-            refuse(stream, "503 Service Unavailable\r\nretry-after: 5", "serviceUnavailable", message).await
-        }
-        let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
-        tokio::spawn(async move {
-            let _ = match stream {
-                Stream::Tcp(stream, _) => timeout(REFUSAL, tell(stream)).await,
-                Stream::Tls(stream, _, acceptor) => {
-                    timeout(REFUSAL, async { tell(acceptor.accept(stream).await?).await }).await
-                }
-                Stream::Unix(stream) => timeout(REFUSAL, tell(stream)).await,
-            };
-            drop(turn);
-        });
-    }
-
     /// Wakes the connections whose time limit has passed, so that they close.
     async fn watch_times(self: Arc<Self>) {
         loop {
@@ -317,6 +326,22 @@ impl Open {
             ended.await;
         }
     }
+}
+
+/// Sends a 503 and closes the connection.
+async fn send_refusal(stream: Stream) {
+    async fn tell(stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+        let message =
+            "all connections of this service are busy; try again later ([api] connections sets the limit)";
+        refuse(stream, "503 Service Unavailable\r\nretry-after: 5", "serviceUnavailable", message).await
+    }
+    let _ = match stream {
+        Stream::Tcp(stream, _) => timeout(REFUSAL, tell(stream)).await,
+        Stream::Tls(stream, _, acceptor) => {
+            timeout(REFUSAL, async { tell(acceptor.accept(stream).await?).await }).await
+        }
+        Stream::Unix(stream) => timeout(REFUSAL, tell(stream)).await,
+    };
 }
 
 /// Registers a connection among the open ones; dropping it removes the connection.
@@ -416,7 +441,7 @@ mod tests {
     }
 
     /// Returns a client that has requested a long response.
-    async fn asked() -> (UnixStream, tempfile::TempDir) {
+    async fn with_long_response() -> (UnixStream, tempfile::TempDir) {
         let (mut client, dir) = connected().await;
         client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
         (client, dir)
@@ -462,7 +487,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_reads_slowly_is_served_for_as_long_as_it_reads() {
-        let (mut client, _dir) = asked().await;
+        let (mut client, _dir) = with_long_response().await;
         let start = Instant::now();
         let mut bytes = [0; 4096];
         let mut taken = 0;
@@ -480,7 +505,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_reads_nothing_is_disconnected() {
-        let (mut client, _dir) = asked().await;
+        let (mut client, _dir) = with_long_response().await;
         sleep(Duration::from_secs(4)).await;
         let mut all = Vec::new();
         let _ = client.read_to_end(&mut all).await;

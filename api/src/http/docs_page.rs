@@ -8,7 +8,7 @@ use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::Value;
 
-use super::description::{document, operations};
+use super::description::{document, operations, words};
 
 /// What a browser may load for the page: nothing.
 const CSP: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -58,16 +58,16 @@ fn kind(schema: &Value) -> String {
             return parts.iter().map(kind).collect::<Vec<_>>().join(joint);
         }
     }
-    if let Some(words) = schema["enum"].as_array() {
-        return words
+    if let Some(alternatives) = schema["enum"].as_array() {
+        return alternatives
             .iter()
             .map(|word| format!("<code>{}</code>", escaped(&word.to_string())))
             .collect::<Vec<_>>()
             .join(", ");
     }
-    let types: Vec<_> = match &schema["type"] {
-        Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
-        one => one.as_str().into_iter().collect(),
+    let types: Vec<_> = match schema["type"].as_array() {
+        Some(types) => types.iter().filter_map(Value::as_str).collect(),
+        None => schema["type"].as_str().into_iter().collect(),
     };
     let name = |one: &str| match one {
         "array" => format!("list of {}", kind(&schema["items"])),
@@ -86,11 +86,12 @@ fn kind(schema: &Value) -> String {
     }
 }
 
-/// Returns the table of an object's keys.
+/// Returns the table of an object's keys, and of those of the parts that it is made of.
 fn keys(schema: &Value) -> String {
-    let properties = schema["properties"].as_object().into_iter().flatten();
+    let parts = ["allOf", "oneOf", "anyOf"].iter().filter_map(|key| schema[key].as_array()).flatten();
+    let properties = parts.chain([schema]).filter_map(|part| part["properties"].as_object()).flatten();
     let rows = properties.map(|(key, of)| {
-        format!("<tr><td><code>{}</code><td>{}<td>{}\n", escaped(key), kind(of), prose(&of["description"]))
+        format!("<tr><td><code>{}</code><td>{}<td>{}\n", escaped(key), kind(of), prose(words(of)))
     });
     let rows: String = rows.collect();
     if rows.is_empty() {
@@ -197,9 +198,9 @@ fn page() -> String {
 static PAGE: LazyLock<String> = LazyLock::new(page);
 
 /// Shows the description as a page to read.
-#[utoipa::path(get, path = "/docs", tag = "Description",
+#[utoipa::path(get, path = "/docs", tag = "Description", operation_id = "show_page",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
-pub(super) async fn show() -> Response {
+pub(super) async fn page_of_description() -> Response {
     let headers =
         [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, CSP)];
     (headers, PAGE.as_str()).into_response()

@@ -30,7 +30,8 @@ pub(super) struct Alive {
 pub(super) struct Readiness {
     /// `ready`, `not ready`, or, for callers who may not see details, `not ready` with the names of the parts that are not.
     status: String,
-    /// `ok`, or why Keystone cannot be asked about tokens. Missing without `[identity.keystone]`.
+    /// `ok`, or why tokens cannot be validated. Missing when neither `[identity] tokens` nor `[identity.keystone]` is
+    /// configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String)]
     identity: Option<String>,

@@ -353,7 +353,10 @@ struct HypervisorQuery {
 
 /// Lists the configured hosts.
 #[utoipa::path(get, path = "/os-hypervisors", tag = "Hypervisors", params(PageParams, HypervisorQuery),
-    responses((status = 200, description = "A page of the list.", body = HypervisorList)))]
+    responses(
+        (status = 200, description = "A page of the list.", body = HypervisorList),
+        (status = 404, description = "No name of a host contains the pattern."),
+    ))]
 pub(super) async fn list(
     State(hosts): State<Arc<Hosts>>,
     uri: OriginalUri,
@@ -370,7 +373,10 @@ pub(super) async fn list(
 
 /// Lists the configured hosts, with all that is known of each.
 #[utoipa::path(get, path = "/os-hypervisors/detail", tag = "Hypervisors", params(PageParams, HypervisorQuery),
-    responses((status = 200, description = "A page of the list.", body = HypervisorDetailList)))]
+    responses(
+        (status = 200, description = "A page of the list.", body = HypervisorDetailList),
+        (status = 404, description = "No name of a host contains the pattern."),
+    ))]
 pub(super) async fn detail(
     State(hosts): State<Arc<Hosts>>,
     State(records): State<Arc<Records>>,

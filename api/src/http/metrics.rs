@@ -13,10 +13,9 @@ use super::error::Fault;
 /// The type of the text format of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Returns all metrics in the text format of OpenMetrics. An extension of hotslot.
-#[utoipa::path(get, path = "/metrics", tag = "Service",
-    responses((status = 200, description = "The metrics.", body = String,
-        content_type = "application/openmetrics-text")))]
+/// Shows all metrics, in the text format of OpenMetrics.
+#[utoipa::path(get, path = "/metrics", tag = "Service", operation_id = "show_metrics",
+    responses((status = 200, description = "The metrics.", body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn show(State(monitor): State<Arc<Monitor>>) -> Result<impl IntoResponse, Fault> {
     let text = monitor.text().await;
     let text = text.map_err(|error| Error::Internal(format!("the metrics cannot be written: {error}")))?;

@@ -31,12 +31,12 @@ pub(super) async fn refuse_unsupported(request: Request, next: Next) -> Response
 /// # Errors
 /// 400 when it is not a microversion; 406 when it is not supported.
 fn check(headers: &HeaderMap) -> Result<(), Fault> {
-    let Some(asked) = asked(headers)? else { return Ok(()) };
-    if asked.eq_ignore_ascii_case("latest") || asked == MICROVERSION {
+    let Some(version) = requested(headers)? else { return Ok(()) };
+    if version.eq_ignore_ascii_case("latest") || version == MICROVERSION {
         return Ok(());
     }
-    let shown: String = asked.chars().take(80).collect();
-    if is_microversion(&asked) {
+    let shown: String = version.chars().take(80).collect();
+    if is_microversion(&version) {
         let message = format!(
             "version {shown} is not supported by the API: minimum and maximum are {MICROVERSION}; ask for this one, or \
              send no such header"
@@ -55,7 +55,7 @@ fn malformed(shown: &str) -> Fault {
 }
 
 /// Returns the microversion of the service `compute` that the headers name.
-fn asked(headers: &HeaderMap) -> Result<Option<String>, Fault> {
+fn requested(headers: &HeaderMap) -> Result<Option<String>, Fault> {
     let values = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
     for part in values(HEADER).flat_map(|value| value.split(',')).map(str::trim) {
         let mut words = part.split_whitespace();

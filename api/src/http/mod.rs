@@ -82,19 +82,6 @@ enum Version {
     V3,
 }
 
-/// Other names of described paths, and the paths whose description is theirs too.
-#[cfg(test)]
-const ALIASES: [(&str, &str); 8] = [
-    (" /accelerator", " /accelerators"),
-    (" /device_profiles/", " /device_profiles"),
-    (" /accelerator_requests/", " /accelerator_requests"),
-    ("/acc_spec", "/acc_specs"),
-    ("/program/{same}", "/program"),
-    ("GET /v2/", "GET /v2"),
-    ("GET /v2.1/", "GET /v2.1"),
-    ("GET /v3/", "GET /v3"),
-];
-
 /// Returns all routes, with their middleware.
 pub fn router(service: Arc<Service>) -> Router {
     let app = App(service);
@@ -124,7 +111,7 @@ pub fn router(service: Arc<Service>) -> Router {
 fn described() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .routes(routes!(description::show))
-        .routes(routes!(docs_page::show))
+        .routes(routes!(docs_page::page_of_description))
         .routes(routes!(versions::all))
         .routes(routes!(versions::v2))
         .routes(routes!(versions::v21))

@@ -30,13 +30,12 @@ const GROUP: &str = "group";
 #[derive(Serialize, ToSchema)]
 pub(super) struct ObjectList {
     /// The objects, by name.
-    pci_config: Vec<Object>,
+    pci_config: Vec<ConfigObject>,
 }
 
 /// A configuration object: a list of rules, or the read-only `group`.
 #[derive(Serialize, ToSchema)]
-#[schema(as = ConfigObject)]
-struct Object {
+struct ConfigObject {
     /// The name.
     name: String,
     /// The links to the object.
@@ -180,8 +179,10 @@ enum NewRule {
 pub(super) async fn names(uri: OriginalUri, headers: HeaderMap) -> Json<ObjectList> {
     let mut names: Vec<_> = RuleKind::ALL.iter().map(|kind| kind.as_str()).chain([GROUP]).collect();
     names.sort_unstable();
-    let object =
-        |name: &str| Object { name: name.to_owned(), links: links(&headers, &uri, "os-pci-config", name) };
+    let object = |name: &str| ConfigObject {
+        name: name.to_owned(),
+        links: links(&headers, &uri, "os-pci-config", name),
+    };
     Json(ObjectList { pci_config: names.into_iter().map(object).collect() })
 }
 

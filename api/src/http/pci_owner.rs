@@ -73,7 +73,7 @@ fn shown(server: ServerId, ownership: &Ownership) -> Json<OwnerAnswer> {
             server_id: server,
             project_id: ownership.project().map(Into::into),
             source,
-            problem: ownership.problem().map(Into::into),
+            problem: ownership.problem(),
         },
     })
 }

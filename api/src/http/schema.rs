@@ -8,7 +8,6 @@ use hotslot_model::assignment::{InnerSource, Kind, State};
 use hotslot_model::cyborg::ArqState;
 use hotslot_model::device::{DevType, DeviceStatus};
 use hotslot_model::event::EventKind;
-use hotslot_model::rules::RuleKind;
 use serde_json::json;
 use utoipa::openapi::schema::{ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Schema};
@@ -104,6 +103,5 @@ words!(
 );
 words!(DriftKind, Kind, "The kind of a disagreement between the records, a domain and a host.");
 words!(EventKindName, EventKind, "The kind of an event: the kind of record, and what changed.");
-words!(RuleKindName, RuleKind, "The kind of a rule, which is the name of the configuration object.");
 words!(AcceleratorStatus, Status, "What an accelerator is doing, by the devices that it holds.");
 words!(AcceleratorRequestState, ArqState, "The state of an accelerator request, as in Cyborg.");

@@ -21,12 +21,13 @@ use super::error::Fault;
 /// The answer of `GET service`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ServiceAnswer {
-    /// The versions.
+    /// The service.
     service: About,
 }
 
 /// The versions of the service. `GET os-hypervisors/detail` has those of the hosts.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ServiceVersions)]
 struct About {
     /// The version of hotslot.
     version: &'static str,
@@ -46,29 +47,30 @@ pub(super) async fn show(State(config): State<Arc<Config>>) -> Json<ServiceAnswe
     })
 }
 
-/// What reading the configuration again has changed.
+/// The answer of `POST service/reload`.
 #[derive(Debug, Serialize, ToSchema)]
-struct Changes {
+pub(super) struct ReloadAnswer {
+    /// What has changed. It names keys, never values.
+    #[schema(value_type = Described)]
+    reload: Reloaded,
+}
+
+/// The changes that were found when the configuration was read again. The texts name keys, never values.
+#[derive(ToSchema)]
+#[schema(as = Reloaded)]
+#[allow(dead_code, reason = "the description of the API is made from it; the service writes `Reloaded`")]
+struct Described {
     /// The keys whose new values are in force, such as `[detach] attempts`.
     changed: Vec<String>,
     /// The keys whose new values take effect at the next start.
     needs_restart: Vec<String>,
 }
 
-/// The answer of `POST service/reload`.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ReloadAnswer {
-    /// What has changed. It names keys, never values.
-    reload: Changes,
-}
-
-/// Reads the configuration file, the policy, the certificates and the tokens again. A file with mistakes is refused as a
-/// whole. An extension of hotslot.
+/// Reads the configuration file, the policy, certificates and tokens again. An extension of hotslot.
 #[utoipa::path(post, path = "/service/reload", tag = "Service",
     responses((status = 200, description = "What has changed.", body = ReloadAnswer)))]
 pub(super) async fn reload(State(settings): State<Arc<Settings>>) -> Result<Json<ReloadAnswer>, Fault> {
-    let Reloaded { changed, needs_restart } = settings.reload().await?;
-    Ok(Json(ReloadAnswer { reload: Changes { changed, needs_restart } }))
+    Ok(Json(ReloadAnswer { reload: settings.reload().await? }))
 }
 
 /// The levels of the log, in an answer.
@@ -98,7 +100,10 @@ impl LogLevels {
 
 /// Shows the levels of the log. An extension of hotslot.
 #[utoipa::path(get, path = "/service/log-level", tag = "Service",
-    responses((status = 200, description = "The levels.", body = LogAnswer)))]
+    responses(
+        (status = 200, description = "The levels.", body = LogAnswer),
+        (status = 409, description = "The log of this program has fixed levels."),
+    ))]
 pub(super) async fn log_level(State(settings): State<Arc<Settings>>) -> Result<Json<LogAnswer>, Fault> {
     LogLevels::now(&settings)
 }
@@ -106,6 +111,7 @@ pub(super) async fn log_level(State(settings): State<Arc<Settings>>) -> Result<J
 /// The body of `PUT service/log-level`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewLogLevels)]
 struct NewLevels {
     /// The levels, such as `info,hotslot_driver=debug`; null for those of the configuration.
     levels: Option<String>,
@@ -113,7 +119,7 @@ struct NewLevels {
 
 /// Puts other levels of the log in force until the next start. An extension of hotslot.
 #[utoipa::path(put, path = "/service/log-level", tag = "Service",
-    request_body(content = NewLevels, example = json!({ "levels": "info,hotslot_driver=debug" })),
+    request_body(content = NewLevels, example = json!({ "levels": "debug" })),
     responses((status = 200, description = "The levels.", body = LogAnswer)))]
 pub(super) async fn set_log_level(
     State(settings): State<Arc<Settings>>,

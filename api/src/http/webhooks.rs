@@ -86,10 +86,9 @@ pub(super) struct WebhookAnswer {
     webhook: Shown,
 }
 
-async fn shown(records: &Records, webhook: &Webhook) -> Result<Shown, Error> {
+async fn shown(webhooks: &Webhooks, records: &Records, webhook: &Webhook) -> Result<Shown, Error> {
     let (config, progress) = (&webhook.config, webhook.progress());
-    // Another process may deliver the events of this webhook.
-    let delivered = progress.delivered.max(Some(records.last_delivered(&config.name).await?));
+    let delivered = webhooks.delivered(webhook).await?;
     let last = records.event_bounds().await?.last;
     let (letters, count) = records.dead_letters(&config.name, LETTERS).await?;
     let letter = |letter: DeadLetter| Letter {
@@ -103,8 +102,8 @@ async fn shown(records: &Records, webhook: &Webhook) -> Result<Shown, Error> {
         name: config.name.clone(),
         url: webhook.origin(),
         kinds: config.kinds.clone(),
-        told: delivered,
-        behind: delivered.map(|delivered| last.0 - delivered.0),
+        told: Some(delivered),
+        behind: Some(last.0 - delivered.0),
         told_at: progress.delivered_at.map(time),
         attempts: progress.attempts,
         reason: progress.reason,
@@ -123,7 +122,7 @@ pub(super) async fn list(
 ) -> Result<Json<WebhookList>, Fault> {
     let mut list = Vec::new();
     for webhook in webhooks.iter() {
-        list.push(shown(&records, webhook).await?);
+        list.push(shown(&webhooks, &records, webhook).await?);
     }
     Ok(Json(WebhookList { webhooks: list }))
 }
@@ -149,7 +148,7 @@ pub(super) async fn redeliver(
         Error::NotFound(format!("webhook {name} (GET webhooks lists all)"))
     })?;
     webhooks.redeliver(webhook).await?;
-    let body = WebhookAnswer { webhook: shown(&records, webhook).await? };
+    let body = WebhookAnswer { webhook: shown(&webhooks, &records, webhook).await? };
     webhook.try_again();
     Ok((StatusCode::ACCEPTED, Json(body)))
 }

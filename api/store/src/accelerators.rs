@@ -158,7 +158,7 @@ impl Store {
             .fetch_one(&mut draft.tx)
             .await?;
         let number: i64 = last.try_get("last")?;
-        expect_unused(&mut draft.tx, name, id, project).await?;
+        expect_unused(&mut draft.tx, name, id).await?;
         let row = query(
             "INSERT INTO accelerators (accelerator_id, uuid, name, device_type, acc_type, acc_capability, remotable,
                  generation, device_id, project_id, created_at)
@@ -272,27 +272,17 @@ impl Store {
 /// Checks that no accelerator has this name or id.
 ///
 /// # Errors
-/// [`Error::AlreadyExists`]. A project does not learn the id of another one's accelerator.
-async fn expect_unused(
-    tx: &mut Transaction,
-    name: &str,
-    id: AcceleratorId,
-    project: Option<&str>,
-) -> Result<(), Error> {
+/// [`Error::AlreadyExists`]; the error of the database.
+async fn expect_unused(tx: &mut Transaction, name: &str, id: AcceleratorId) -> Result<(), Error> {
     for (key, value) in [("name", name.to_owned()), ("uuid", id.to_string())] {
         let in_use = match key {
-            "name" => query("SELECT uuid, project_id FROM accelerators WHERE name = $1"),
-            _ => query("SELECT uuid, project_id FROM accelerators WHERE uuid = $1"),
+            "name" => query("SELECT uuid FROM accelerators WHERE name = $1"),
+            _ => query("SELECT uuid FROM accelerators WHERE uuid = $1"),
         };
         if let Some(row) = in_use.bind(&value).fetch_optional(&mut *tx).await? {
-            let (other, owner): (String, Option<String>) = (row.try_get("uuid")?, row.try_get("project_id")?);
-            let other = if project.is_none() || owner.as_deref() == project {
-                format!("accelerator {other}")
-            } else {
-                "another accelerator".to_owned()
-            };
+            let other: String = row.try_get("uuid")?;
             return Err(Error::AlreadyExists(format!(
-                "{other} already has the {key} `{value}`; choose another {key}"
+                "accelerator {other} already has the {key} `{value}`; choose another {key}"
             )));
         }
     }

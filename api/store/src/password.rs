@@ -93,7 +93,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::Store;
+    use crate::{Store, schema_of};
 
     /// A program at the port of PostgreSQL that requests the password in clear text. Returns what it is sent.
     async fn impostor(listener: TcpListener) -> Vec<u8> {
@@ -118,6 +118,18 @@ mod tests {
             let sent = String::from_utf8_lossy(&sent.await.unwrap()).into_owned();
             assert!(sent.contains("hotslot") && !sent.contains("s3cret"), "{sent:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn reading_the_version_of_the_tables_does_not_send_it_either() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let sent = tokio::spawn(impostor(listener));
+        let url = format!("postgres://hotslot:s3cret@127.0.0.1:{port}/hotslot");
+        let error = schema_of(&url).await.unwrap_err().to_string();
+        assert!(error.contains("in clear text"), "{error}");
+        let sent = String::from_utf8_lossy(&sent.await.unwrap()).into_owned();
+        assert!(!sent.contains("s3cret"), "{sent:?}");
     }
 
     #[tokio::test]

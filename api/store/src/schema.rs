@@ -8,6 +8,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
 
 use crate::error::Error;
+use crate::password;
 use crate::url::{is_postgres, sqlite_file};
 
 /// The table in which sqlx notes the migrations.
@@ -22,10 +23,12 @@ pub fn schema() -> i64 {
 /// while a service uses the database.
 ///
 /// # Errors
-/// Returns [`Error::NotFound`] when a SQLite file does not exist, and the error of the database.
+/// Returns [`Error::NotFound`] when a SQLite file does not exist, [`Error::Invalid`] when a server requests the password in
+/// clear text, and the error of the database.
 pub async fn schema_of(url: &str) -> Result<Option<i64>, Error> {
     let applied = if is_postgres(url) {
-        let mut database = PgConnection::connect_with(&PgConnectOptions::from_str(url)?).await?;
+        let mut database =
+            PgConnection::connect_with(&password::keep(PgConnectOptions::from_str(url)?).await?).await?;
         let found = sqlx::query("SELECT 1 FROM pg_tables WHERE tablename = $1").bind(TABLE);
         match found.fetch_optional(&mut database).await? {
             Some(_) => database.list_applied_migrations(TABLE).await.map_err(sqlx::Error::from)?,

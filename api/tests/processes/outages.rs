@@ -152,15 +152,16 @@ async fn an_attach_stops_when_its_process_is_declared_dead() {
     let attach = one.runtime.as_ref().unwrap();
     let attach = attach.spawn(async move {
         let worker = service.records.worker();
-        hotslot_store::actor::as_process(worker, service.assignments.attach(request(server, "any", 3))).await
+        hotslot_store::actor::as_process(worker, service.assignments.attach(request(server, "any", 5))).await
     });
+    // Several devices are left, so that a busy machine has time to remove the process before the last one is plugged.
     until("the second is being plugged", async || cluster.plugged().await == 1).await;
     let mut database = PgConnection::connect(&cluster.database).await.unwrap();
     let worker = one.service.records.worker().unwrap();
     sqlx::query("DELETE FROM processes WHERE id = $1").bind(&*worker).execute(&mut database).await.unwrap();
     let refused = attach.await.unwrap().unwrap_err();
     assert!(matches!(refused, Error::TakenOver), "{refused}");
-    // The third device was not plugged, and the plugged ones are removed by whichever process notices first.
+    // The last device was not plugged, and the plugged ones are removed by whichever process notices first.
     cluster.sim.control("latency attach 1").unwrap();
     until("nothing is plugged", async || cluster.plugged().await == 0).await;
     for process in [&one, &other] {

@@ -39,11 +39,8 @@ pub struct Assignments {
 impl Assignments {
     /// Returns the configured limits of unplugging a device.
     pub fn detach_limits(&self) -> DetachLimits {
-        DetachLimits {
-            attempts: self.config.get().detach.attempts,
-            timeout: self.config.get().detach.timeout.0,
-            total: None,
-        }
+        let config = self.config.get();
+        DetachLimits { attempts: config.detach.attempts, timeout: config.detach.timeout.0, total: None }
     }
 }
 

@@ -161,7 +161,7 @@ impl Assignments {
             // Others choose other devices until these are claimed.
             let (chosen, _choice) = match chosen.take() {
                 Some(chosen) => chosen,
-                None => self.choose_devices(host, view, request, choice).await?,
+                None => self.select(host, view, request, choice).await?,
             };
             let wanted: Vec<NewAttachment> = chosen
                 .iter()
@@ -217,26 +217,11 @@ impl Assignments {
         if request.whole_group || !may_take_groups(host, request) {
             return Ok((request.whole_group, None));
         }
-        let (chosen, kept) = self.choose_devices(host, view, request, choice).await?;
+        let (chosen, kept) = self.select(host, view, request, choice).await?;
         match chosen.iter().any(|one| goes_with_others(one, &chosen)) {
             true => Ok((true, None)),
             false => Ok((false, Some((chosen, kept)))),
         }
-    }
-
-    /// Chooses devices for a request.
-    ///
-    /// # Errors
-    /// As [`select`](Self::select).
-    async fn choose_devices(
-        &self,
-        host: &Host,
-        view: &DomainView,
-        request: &AttachRequest,
-        choice: &mut Exclusions,
-    ) -> Result<(Vec<Chosen>, Option<Choice>), Error> {
-        let choosing = metrics::Step::begin(KIND, "choose");
-        choosing.ended(self.select(host, view, request, choice).await)
     }
 
     async fn plug_all(

@@ -1,7 +1,7 @@
 //! Drift: compares a host and its servers with the records, and finds the disagreements.
 //! [`hotslot_model::assignment::drift`] decides what each means; `repair.rs` acts on it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use hotslot_driver::hypervisor::{DomainView, ErrorKind};
@@ -142,9 +142,11 @@ impl Assignments {
         let attachments: Vec<_> = attachments.collect();
         let mut devices = self.store.devices_of(host.row.id);
         // The attachments were read a moment ago. What changed meanwhile is no disagreement.
+        let requests: HashSet<_> = open.iter().map(Assignment::request).collect();
+        let assigned: HashSet<_> = open.iter().map(Assignment::device).collect();
         let is_known = |device: &Device| match device.request {
-            Some(request) => open.iter().any(|row| row.request() == request),
-            None => open.iter().all(|row| row.device() != device.id),
+            Some(request) => requests.contains(&request),
+            None => !assigned.contains(&device.id),
         };
         devices.retain(|device| device.gone_at.is_some() || is_known(device));
         let found = match host.is_synced() {

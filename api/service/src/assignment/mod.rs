@@ -30,6 +30,7 @@ pub(crate) mod attach;
 mod candidates;
 mod choosing;
 mod drift;
+mod dry_run;
 mod engine;
 mod group;
 mod host_use;
@@ -52,8 +53,8 @@ mod verify;
 
 pub use assignments::Assignments;
 pub use candidates::{Candidates, CandidatesRequest};
+pub use dry_run::DryRun;
 pub(crate) use host_use::HostUseRequest;
 pub(crate) use mdev::MdevRequest;
 pub(crate) use release::Work;
 pub use request::{AttachRequest, DetachRequest, NetworkRequest};
-pub use select::DryRun;

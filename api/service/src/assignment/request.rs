@@ -67,9 +67,7 @@ impl AttachRequest {
     pub(super) fn alias<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a Alias> {
         self.own.iter().find(|alias| alias.name == name).or_else(|| inventory.alias(name))
     }
-}
 
-impl AttachRequest {
     /// Returns the tags that the network settings require of each device.
     pub(super) fn tags(&self) -> BTreeMap<String, String> {
         let mut tags = BTreeMap::new();

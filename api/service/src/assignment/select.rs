@@ -1,27 +1,27 @@
 //! Chooses devices for an attach request and checks whether they could be plugged. This happens before any device is
-//! claimed or any driver is unbound; a dry run consists of this alone.
+//! claimed or any driver is unbound.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
-use hotslot_driver::hypervisor::{DomainView, ErrorKind, Scope};
+use hotslot_driver::hypervisor::{DomainView, ErrorKind};
 use hotslot_driver::pci::PciAddress;
+use hotslot_model::assignment::AssignmentKind;
 use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
-use hotslot_model::quota::of_aliases;
 use hotslot_model::rules;
 use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, Wanted};
 
 use super::assignments::Assignments;
 use super::choosing::Choice;
 use super::ports;
-use super::request::{self, AttachRequest};
+use super::request::AttachRequest;
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
-use crate::quota::owner_of;
+use crate::metrics;
 
 /// The devices chosen for a request, each with the alias that requested it.
 type Selection = Vec<(String, Arc<Device>)>;
@@ -39,39 +39,25 @@ pub(super) struct Chosen {
 
 /// The outcome of choosing devices and checking them.
 #[derive(Default)]
-struct Evaluation {
+pub(super) struct Evaluation {
     /// The devices. A device that differs from its record is left out.
-    chosen: Vec<Chosen>,
-    checks: Vec<Check>,
+    pub(super) chosen: Vec<Chosen>,
+    /// The checks of the devices.
+    pub(super) checks: Vec<Check>,
     /// Why the devices cannot be attached; `None` when they can.
-    refused: Option<Refused>,
+    pub(super) refused: Option<Refused>,
     /// Keeps other attaches from choosing the same devices.
     choice: Option<Choice>,
 }
 
-enum Refused {
+/// Why devices cannot be attached.
+pub(super) enum Refused {
     /// Too few suitable devices are free.
     TooFew(Error),
     /// One device cannot be attached; another device may be.
     One(DeviceId, Error),
     /// The refusal does not concern one device: the guest cannot get any devices of this request.
     Together(Error),
-}
-
-/// The result of a dry run of an attach.
-#[derive(Debug)]
-pub struct DryRun {
-    /// The devices that the attach would take, each with its alias; empty when too few are free.
-    pub devices: Vec<(String, Arc<Device>)>,
-    /// All checks in the order in which they were made.
-    pub checks: Vec<Check>,
-}
-
-impl DryRun {
-    /// Returns whether no check failed.
-    pub fn would_attach(&self) -> bool {
-        self.checks.iter().all(|check| check.result != CheckResult::Fail)
-    }
 }
 
 /// Devices that an attach does not choose again after they failed a check or were in use, and the first of these
@@ -93,7 +79,7 @@ impl Exclusions {
 pub(super) struct Snapshot {
     /// The rules as they are now; they may change while the request is served.
     inventory: Arc<Inventory>,
-    availability: Availability,
+    pub(super) availability: Availability,
     guest_nodes: BTreeSet<u32>,
     sockets: Option<BTreeMap<u32, u32>>,
 }
@@ -138,20 +124,26 @@ impl Assignments {
         request: &AttachRequest,
         choice: &mut Exclusions,
     ) -> Result<(Vec<Chosen>, Option<Choice>), Error> {
-        self.store.refresh().await?;
-        let snapshot = self.snapshot(host, view, request).await?;
-        let (evaluation, _) = self.evaluate_twice(host, view, request, snapshot, choice).await?;
-        match evaluation.refused {
-            None => Ok((evaluation.chosen, evaluation.choice)),
-            Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => Err(error),
-        }
+        let choosing = metrics::Step::begin(AssignmentKind::Attachment, "choose");
+        let chosen = async {
+            self.store.refresh().await?;
+            let snapshot = self.snapshot(host, view, request).await?;
+            let (evaluation, _) = self.evaluate_twice(host, view, request, snapshot, choice).await?;
+            match evaluation.refused {
+                None => Ok((evaluation.chosen, evaluation.choice)),
+                Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => {
+                    Err(error)
+                }
+            }
+        };
+        choosing.ended(chosen.await)
     }
 
     /// Chooses devices with [`evaluate`](Self::evaluate). When too few are free, it reads foreign domains and the host drivers
     /// of busy IOMMU groups again and, if they changed, chooses once more: libvirt sends no event when another program
     /// edits a definition or when a driver is bound or unbound. It also returns the state that the last choice was
     /// based on.
-    async fn evaluate_twice(
+    pub(super) async fn evaluate_twice(
         &self,
         host: &Host,
         view: &DomainView,
@@ -285,7 +277,7 @@ impl Assignments {
 
     /// Returns the checks of the devices that a request would get if all matching devices were available. `refused` is
     /// why it gets none.
-    async fn checks_of_unavailable(
+    pub(super) async fn checks_of_unavailable(
         &self,
         host: &Host,
         view: &DomainView,
@@ -382,77 +374,6 @@ impl Assignments {
         });
         evaluation.checks.extend(verdict.checks);
         Ok(evaluation)
-    }
-
-    /// Reports which devices an attach would take, with all checks. It claims no device and unbinds no driver.
-    ///
-    /// # Errors
-    /// As [`Assignments::attach`], except that a failed check is part of the result.
-    pub async fn dry_run(&self, request: &AttachRequest) -> Result<DryRun, Error> {
-        self.known_aliases(request)?;
-        let (host, _) = self.hosts.find(request.server).await?;
-        host.ready().await?;
-        let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
-        request.expect_owner(&view)?;
-        let snapshot = self.snapshot(&host, &view, request).await?;
-        let mut checks = vec![match request::scope(&view, request.persistent) {
-            Ok(scope) => check("scope", CheckResult::Pass, into(scope).to_owned()),
-            Err(error) => check("scope", CheckResult::Fail, error.to_string()),
-        }];
-        if let Some(mac) = request.network.as_ref().and_then(|network| network.mac) {
-            checks.push(match self.mac_in_use(request).await? {
-                None => check("mac-address", CheckResult::Pass, format!("no attachment has {mac}")),
-                Some(in_use) => check("mac-address", CheckResult::Fail, in_use),
-            });
-        }
-        let (mut evaluation, snapshot) =
-            self.evaluate_twice(&host, &view, request, snapshot, &mut Exclusions::default()).await?;
-        if let Some(project) = owner_of(&view) {
-            checks.push(self.quota_check(&project, request, &evaluation).await?);
-        }
-        checks.push(match &evaluation.refused {
-            Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
-            Some(Refused::One(..) | Refused::Together(_)) | None => {
-                let names: Vec<_> =
-                    evaluation.chosen.iter().map(|chosen| chosen.device.facts.address.to_string()).collect();
-                check("choice", CheckResult::Pass, format!("{} would be taken", names.join(", ")))
-            }
-        });
-        if evaluation.checks.is_empty() {
-            // Too few devices are free: check unavailable ones too, so that the checks report the reason for each.
-            evaluation.checks = self
-                .checks_of_unavailable(&host, &view, request, &snapshot, evaluation.refused.as_ref())
-                .await?;
-        }
-        if !snapshot.availability.knows_guards() {
-            for check in evaluation.checks.iter_mut().filter(|check| check.name == "guard") {
-                check.result = CheckResult::Unknown;
-                check.message = "guards cannot be checked, because the host is another machine".into();
-            }
-        }
-        let enough = !matches!(evaluation.refused, Some(Refused::TooFew(_)));
-        checks.extend(evaluation.checks);
-        let devices = evaluation.chosen.into_iter().filter(|_| enough);
-        Ok(DryRun { devices: devices.map(|chosen| (chosen.alias, chosen.device)).collect(), checks })
-    }
-
-    /// Checks the quotas of a project for the devices that would be taken; a whole group counts with all its devices.
-    async fn quota_check(
-        &self,
-        project: &str,
-        request: &AttachRequest,
-        evaluation: &Evaluation,
-    ) -> Result<Check, Error> {
-        let aliases: Vec<&str> = if evaluation.chosen.is_empty() {
-            let parts = request.aliases.iter();
-            parts.flat_map(|part| std::iter::repeat_n(part.name.as_str(), part.count)).collect()
-        } else {
-            evaluation.chosen.iter().map(|chosen| chosen.alias.as_str()).collect()
-        };
-        Ok(match self.store.would_exceed(project, &of_aliases(aliases)).await? {
-            None => check("quota", CheckResult::Pass, format!("project {project} exceeds no quota")),
-            Some(exceeded) => check("quota", CheckResult::Fail, exceeded.to_string()),
-        })
     }
 
     /// Checks that all aliases of a request exist.
@@ -569,14 +490,7 @@ pub(super) fn unknown_alias(inventory: &Inventory, name: &str) -> Error {
     Error::UnknownAlias { name: name.to_owned(), known }
 }
 
-fn into(scope: Scope) -> &'static str {
-    match scope {
-        Scope::Live => "the device is added to the running guest, not to its definition",
-        Scope::Config => "the device is added to the definition; the guest gets it at its next start",
-        Scope::LiveAndConfig => "the device is added to the running guest and to its definition",
-    }
-}
-
-fn check(name: &'static str, result: CheckResult, message: String) -> Check {
+/// Returns a check that concerns no single device and has no cure.
+pub(super) fn check(name: &'static str, result: CheckResult, message: String) -> Check {
     Check { name, device: None, result, message, cure: None }
 }

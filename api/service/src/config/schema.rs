@@ -52,7 +52,7 @@ schemas! {
     }
     Levels: {
         "type": "string", "examples": ["info", "info,hotslot_driver=debug"],
-        "description": "The lowest level of lines, for all modules or for some.",
+        "description": "The lowest level that is written, and those of modules: off, error, warn, info, debug or trace.",
     }
     Account: { "type": ["string", "integer"], "description": "A user or group, by name or number." }
 }

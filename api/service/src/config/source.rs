@@ -32,9 +32,7 @@ impl Source {
         let table: Table = text.parse().unwrap_or_default();
         Self { path: path.to_owned(), started: table.clone(), table }
     }
-}
 
-impl Source {
     /// Returns the keys and values as TOML, with `…` in the place of secrets.
     pub fn without_secrets(&self) -> String {
         let mut table = self.table.clone();
@@ -54,7 +52,7 @@ impl Source {
     }
 }
 
-/// What reading the configuration again has changed. The texts name keys, never values.
+/// The changes that were found when the configuration was read again. The texts name keys, never values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Reloaded {
     /// The keys whose new values are in force, such as `[detach] attempts`.
@@ -113,7 +111,7 @@ impl Config {
     /// service follows, and what has changed.
     ///
     /// # Errors
-    /// What is wrong with the new file, or that there is no file.
+    /// Returns what is wrong with the new file, or says that there is no file.
     pub(crate) fn read_again(&self) -> Result<(Self, Reloaded), ConfigError> {
         let Some(source) = &self.source else {
             return Err(ConfigError::Value {

@@ -86,7 +86,7 @@ impl Callers {
     /// Checks that tokens can be validated; `None` when there are no tokens.
     ///
     /// # Errors
-    /// What cannot be used, and why.
+    /// Returns what cannot be used, and the reason.
     pub async fn check(&self) -> Option<Result<(), (&'static str, String)>> {
         if let Some(Err(reason)) = self.tokens.as_ref().map(Tokens::check) {
             return Some(Err(("the file of the tokens cannot be used", reason)));

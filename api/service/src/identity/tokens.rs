@@ -171,7 +171,7 @@ impl Tokens {
     /// Checks that the file can be used.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns what is wrong with it.
     pub(super) fn check(&self) -> Result<(), String> {
         self.with(CHECK, |tokens| tokens.map(drop).map_err(ToOwned::to_owned))
     }

@@ -1,7 +1,7 @@
 //! The part `Monitor`: the metrics as Prometheus reads them, in the text format of OpenMetrics.
 //!
-//! What happened is counted by [`metrics`](crate::metrics) as it happens. What is the case (devices, attachments, queues) is
-//! read when somebody asks.
+//! [`metrics`](crate::metrics) counts operations as they happen. The present state (devices, attachments, queues) is read
+//! for each request.
 
 mod process;
 
@@ -48,11 +48,12 @@ pub struct Monitor {
     detaching: Mutex<HashMap<AttachmentId, Millis>>,
 }
 
+/// The names and the values of the labels.
+type Labels<const LABELS: usize> = [(&'static str, Cow<'static, str>); LABELS];
+
 /// A gauge for each set of labels.
 #[derive(Default)]
-struct Gauges<const LABELS: usize>(
-    Family<[(&'static str, Cow<'static, str>); LABELS], Gauge<f64, AtomicU64>>,
-);
+struct Gauges<const LABELS: usize>(Family<Labels<LABELS>, Gauge<f64, AtomicU64>>);
 
 impl<const LABELS: usize> Gauges<LABELS> {
     fn set(&self, labels: [(&'static str, &str); LABELS], value: f64) {
@@ -65,7 +66,7 @@ impl<const LABELS: usize> Gauges<LABELS> {
     }
 }
 
-/// What the database says; read together, so that one time limit bounds it.
+/// The values that are read from the database. They are read together, so that one time limit bounds them.
 struct Recorded {
     assignments: Vec<Assignment>,
     last_event: EventId,
@@ -116,12 +117,9 @@ impl Monitor {
         let mut webhooks = Vec::new();
         for webhook in self.webhooks.iter() {
             let name = &webhook.config.name;
-            let told = match webhook.progress().delivered {
-                Some(told) => told,
-                None => self.store.last_delivered(name).await?,
-            };
+            let delivered = self.webhooks.delivered(webhook).await?;
             let (_, dead) = self.store.dead_letters(name, 1).await?;
-            webhooks.push((name.clone(), (last_event.0 - told.0).max(0), dead));
+            webhooks.push((name.clone(), (last_event.0 - delivered.0).max(0), dead));
         }
         Ok(Recorded { assignments, last_event, webhooks })
     }

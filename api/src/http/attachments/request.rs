@@ -20,6 +20,7 @@ const PHYSICAL_NETWORK: usize = 255;
 /// A request to attach devices to a server.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewPciAttachments)]
 pub(in crate::http) struct CreateBody {
     /// What is to be attached.
     #[serde(rename = "pciAttachment")]
@@ -32,6 +33,7 @@ pub(in crate::http) struct CreateBody {
 /// What is to be attached. Either `pci_passthrough:alias` or `flavor` is given.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewPciAttachment)]
 pub(in crate::http) struct CreateAttachment {
     /// Which devices: names of aliases with the number of devices of each, such as `a1:2,b1:1`.
     #[serde(rename = "pci_passthrough:alias")]

@@ -187,6 +187,7 @@ struct DryRunCheck {
 /// What a POST made, or would make.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
+#[schema(as = CreatedPciAttachments)]
 pub(in crate::http) enum Created {
     /// The attachments.
     Attached {

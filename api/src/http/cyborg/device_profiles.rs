@@ -117,7 +117,7 @@ fn shown(profile: &DeviceProfile, headers: &HeaderMap) -> Shown {
         uuid: profile.id,
         name: profile.name.clone(),
         description: profile.description.clone(),
-        groups: Group::shown_all(&profile.groups).into(),
+        groups: Group::shown_all(&profile.groups),
         created_at: time(profile.created_at),
         updated_at: None,
         links: links(headers, "device_profiles", profile.id),

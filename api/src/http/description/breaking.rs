@@ -152,7 +152,7 @@ mod tests {
         let of_type = |kind: &'static str| move |of: &mut Value| of["type"] = kind.into();
         assert!(!after("/components/schemas/PciDevice/properties/label", of_type("integer")).is_empty());
         let of_request = |of: &mut Value| of["required"] = serde_json::json!(["pciAttachment", "dry_run"]);
-        assert!(!after("/components/schemas/CreateBody", of_request).is_empty());
+        assert!(!after("/components/schemas/NewPciAttachments", of_request).is_empty());
         let of_query = |of: &mut Value| of["required"] = true.into();
         assert!(!after("/paths/~1v2.1~1os-pci/get/parameters/0", of_query).is_empty());
     }
