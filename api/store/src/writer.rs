@@ -244,7 +244,7 @@ impl Transaction {
         if let Pool::Postgres(pool) = &writer.pool {
             match &mut writer.open {
                 Some(Open::Postgres(open)) => {
-                    drop(soon(sqlx::raw_sql(SAVEPOINT).execute(&mut **open)).await?)
+                    soon(sqlx::raw_sql(SAVEPOINT).execute(&mut **open)).await?;
                 }
                 Some(Open::Sqlite(_)) | None => {
                     // The future of a pool may open a connection, and has 12 KiB.
