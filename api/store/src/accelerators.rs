@@ -223,7 +223,7 @@ impl Store {
         .fetch_optional(&mut draft.tx)
         .await?;
         let Some(row) = row else {
-            drop(draft);
+            draft.give_way().await;
             return Err(match self.accelerator(id).await? {
                 None => not_found(id),
                 Some(now) => changed(id, now.generation),

@@ -1,9 +1,10 @@
 //! The end of a transaction: the commit, and the memory that follows it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::error::Error;
 use crate::executor::Executor;
@@ -42,6 +43,14 @@ impl Store {
                 tracing::error!(%error, "a commit ended without an answer");
             }
         }
+    }
+
+    /// Returns the turn to write, after the commit of the transactions that wait for it. Use it for work that may take long:
+    /// an open transaction excludes other processes.
+    pub(crate) async fn own_turn(&self) -> OwnedMutexGuard<Writer> {
+        let mut turn = Arc::clone(&self.turn).lock_owned().await;
+        self.end(&mut turn).await;
+        turn
     }
 
     async fn end(&self, turn: &mut Writer) {

@@ -165,7 +165,7 @@ impl Store {
     /// Reads all rows that are not deleted into memory, as at start.
     pub(super) async fn read_devices(&self) -> Result<(), Error> {
         // Take the lock for writing, so that older rows do not replace what this process commits meanwhile.
-        let _turn = self.turn.lock().await;
+        let _turn = self.own_turn().await;
         // Read the number first. Rows that are newer than this number are read again later.
         let seq = query("SELECT seq FROM commits").fetch_one(&self.read).await?.try_get("seq")?;
         let (mut fresh, mut sharing) = (DeviceCache::default(), Interner::default());

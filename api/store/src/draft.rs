@@ -54,7 +54,10 @@ impl Store {
     pub(super) async fn draft(&self) -> Result<DeviceTransaction<'_>, Error> {
         let mut tx = self.begin().await?;
         if tx.has_to_catch_up() {
-            self.catch_up(Executor::Transaction(&mut tx)).await?;
+            // What those before this one have written is not committed yet, so it must not get into the memory.
+            let is_first = tx.is_first();
+            let on = if is_first { Executor::Transaction(&mut tx) } else { Executor::Pool(&self.read) };
+            self.catch_up(on).await?;
             tx.caught_up();
         }
         let (ahead, revived) = (tx.ahead(), BTreeMap::new());
@@ -292,8 +295,8 @@ impl DeviceTransaction<'_> {
         }
     }
 
-    /// Drops the transaction after [`claim`](Self::claim) has failed. Returns when the transactions before it are committed,
-    /// so that the caller chooses from rows that show what they have claimed.
+    /// Drops the transaction. Returns when the transactions before it are committed, so that the caller then reads what they
+    /// have written, for example which devices they have claimed.
     pub(super) async fn give_way(self) {
         let store = self.store;
         drop(self);

@@ -62,7 +62,12 @@ impl Kept {
         // A connection is dropped, and so tested, when the caller has gone or the statement has failed.
         let mut connection = self.connection().await?;
         let done = at_once(&mut connection, None, std::iter::once(query)).await?;
-        self.idle().push(connection);
+        let mut idle = self.idle();
+        // A connection that is kept after `close` has cleared them would never be closed.
+        if !self.free.is_closed() {
+            idle.push(connection);
+        }
+        drop(idle);
         Ok(done.of_last())
     }
 }
@@ -112,6 +117,10 @@ pub(super) struct Writer {
     ahead: BTreeMap<DeviceId, Arc<Device>>,
     /// Whether the memory may lack changes of a commit whose outcome was unknown.
     pub(super) is_behind: bool,
+    /// Whether the memory has all changes that were committed before the transaction of the database.
+    is_current: bool,
+    /// Whether the pool is about to be closed, so that no connection is kept.
+    is_closed: bool,
 }
 
 #[derive(Debug)]
@@ -120,14 +129,20 @@ enum Open {
     Postgres(sqlx::Transaction<'static, Postgres>),
 }
 
-/// The savepoint of each member but the first. A new one hides those before it.
-const SAVEPOINT: &str = "SAVEPOINT member";
-const UNDO: &str = "ROLLBACK TO SAVEPOINT member; RELEASE SAVEPOINT member";
+/// Returns the statement for the savepoint of the member after `before` others. Each has a name of its own, so that one that
+/// was not made cannot stand for another's.
+fn savepoint(before: usize) -> String {
+    format!("SAVEPOINT member{before}")
+}
+
+fn undo_to(before: usize) -> String {
+    format!("ROLLBACK TO SAVEPOINT member{before}; RELEASE SAVEPOINT member{before}")
+}
 
 impl Writer {
     pub(super) fn new(pool: Pool) -> Self {
         let (idle, open, members, ahead) = Default::default();
-        Self { pool, idle, open, members, ahead, is_behind: false }
+        Self { pool, idle, open, members, ahead, is_behind: false, is_current: false, is_closed: false }
     }
 
     /// Commits the members of the transaction of the database, and returns them. The callers of members that are not
@@ -140,13 +155,14 @@ impl Writer {
             return Ok(Vec::new());
         }
         self.ahead.clear();
+        self.is_current = false;
         let members = std::mem::take(&mut self.members);
         let call = Call::begin("commit");
         let committed = match self.open.take() {
             Some(Open::Sqlite(mut connection)) => {
                 match sqlx::raw_sql("COMMIT").execute(&mut *connection).await {
                     Ok(_) => {
-                        self.idle = Some(connection);
+                        self.keep(connection);
                         Ok(())
                     }
                     Err(error) => {
@@ -167,29 +183,44 @@ impl Writer {
         }
     }
 
-    /// Rolls back the transaction that has the turn.
-    async fn undo(&mut self) {
+    fn keep(&mut self, connection: PoolConnection<Sqlite>) {
+        if !self.is_closed {
+            self.idle = Some(connection);
+        }
+    }
+
+    /// Rolls back the transaction that has the turn. `cause` is the error for which it is rolled back.
+    async fn undo(&mut self, cause: Option<sqlx::Error>) {
         let is_alone = self.members.is_empty();
+        let undo = if is_alone { "ROLLBACK".to_owned() } else { undo_to(self.members.len()) };
         let undone = match self.open.as_mut() {
             None => return,
             Some(Open::Sqlite(connection)) => {
-                let undo = if is_alone { "ROLLBACK" } else { UNDO };
-                sqlx::raw_sql(undo).execute(&mut **connection).await.map(drop)
+                sqlx::raw_sql(AssertSqlSafe(undo)).execute(&mut **connection).await.map(drop)
             }
             Some(Open::Postgres(_)) if is_alone => Ok(()),
             Some(Open::Postgres(transaction)) => {
-                soon(sqlx::raw_sql(UNDO).execute(&mut **transaction)).await.map(drop)
+                let mut undone =
+                    soon(sqlx::raw_sql(AssertSqlSafe(undo.clone())).execute(&mut **transaction)).await;
+                if undone.as_ref().is_err_and(|error| error.as_database_error().is_some()) {
+                    // That was the answer to a statement whose caller had gone.
+                    undone = soon(sqlx::raw_sql(AssertSqlSafe(undo)).execute(&mut **transaction)).await;
+                }
+                undone.map(drop)
             }
         };
         match undone {
-            Ok(()) if is_alone => match self.open.take() {
-                Some(Open::Sqlite(connection)) => self.idle = Some(connection),
-                // If that fails, PostgreSQL rolls back when the connection is closed.
-                Some(Open::Postgres(transaction)) => drop(soon(transaction.rollback()).await),
-                None => {}
-            },
+            Ok(()) if is_alone => {
+                self.is_current = false;
+                match self.open.take() {
+                    Some(Open::Sqlite(connection)) => self.keep(connection),
+                    // If that fails, PostgreSQL rolls back when the connection is closed.
+                    Some(Open::Postgres(transaction)) => drop(soon(transaction.rollback()).await),
+                    None => {}
+                }
+            }
             Ok(()) => {}
-            Err(error) => self.lose(&error),
+            Err(error) => self.lose(&cause.unwrap_or(error)),
         }
     }
 
@@ -199,6 +230,7 @@ impl Writer {
             connection.close_on_drop();
         }
         self.ahead.clear();
+        self.is_current = false;
         for member in self.members.drain(..) {
             // The caller may have gone.
             let _ = member.answer.send(Err(again(error).into()));
@@ -208,6 +240,7 @@ impl Writer {
     /// Releases the connection, so that its pool can be closed.
     pub(super) fn release(&mut self) {
         self.idle = None;
+        self.is_closed = true;
     }
 }
 
@@ -220,6 +253,8 @@ pub(super) struct Transaction {
     later: Vec<(Query, bool)>,
     begun: bool,
     failed: bool,
+    /// The error of the statement that has failed.
+    cause: Option<sqlx::Error>,
 }
 
 /// The result of some statements.
@@ -238,22 +273,25 @@ impl Transaction {
     }
 
     async fn begin_uncounted(writer: OwnedMutexGuard<Writer>) -> sqlx::Result<Self> {
-        let mut tx = Self { writer: Some(writer), later: Vec::new(), begun: false, failed: false };
+        let mut tx =
+            Self { writer: Some(writer), later: Vec::new(), begun: false, failed: false, cause: None };
         let writer = tx.writer()?;
         // On SQLite, it begins with its first statement.
-        if let Pool::Postgres(pool) = &writer.pool {
-            match &mut writer.open {
-                Some(Open::Postgres(open)) => {
-                    soon(sqlx::raw_sql(SAVEPOINT).execute(&mut **open)).await?;
+        if let Pool::Postgres(pool) = writer.pool.clone() {
+            if let Some(Open::Postgres(open)) = &mut writer.open {
+                let made = sqlx::raw_sql(AssertSqlSafe(savepoint(writer.members.len()))).execute(&mut **open);
+                if let Err(error) = soon(made).await {
+                    // The connection has broken. Those before lose their work; this one has done none.
+                    writer.lose(&error);
                 }
-                Some(Open::Sqlite(_)) | None => {
-                    // The future of a pool may open a connection, and has 12 KiB.
-                    let mut open = soon(Box::pin(pool.begin())).await?;
-                    // Allows one writer as SQLite does; readers do not wait. The lock is a statement of its own, so that
-                    // giving up while it waits only rolls back an empty transaction.
-                    soon(sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *open)).await?;
-                    writer.open = Some(Open::Postgres(open));
-                }
+            }
+            if writer.open.is_none() {
+                // The future of a pool may open a connection, and has 12 KiB.
+                let mut open = soon(Box::pin(pool.begin())).await?;
+                // Allows one writer as SQLite does; readers do not wait. The lock is a statement of its own, so that
+                // giving up while it waits only rolls back an empty transaction.
+                soon(sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *open)).await?;
+                writer.open = Some(Open::Postgres(open));
             }
             tx.begun = true;
         }
@@ -270,17 +308,21 @@ impl Transaction {
         self.writer.as_deref().is_some_and(|writer| matches!(writer.pool, Pool::Postgres(_)))
     }
 
-    /// Whether the transaction of the database begins with this one, and the memory may lack changes.
+    /// Whether the memory may lack changes that were committed before the transaction of the database.
     pub(super) fn has_to_catch_up(&self) -> bool {
-        self.writer
-            .as_deref()
-            .is_some_and(|writer| writer.members.is_empty() && (writer.is_behind || self.has_others()))
+        let writer = self.writer.as_deref();
+        writer.is_some_and(|writer| !writer.is_current && (writer.is_behind || self.has_others()))
+    }
+
+    /// Whether the transaction of the database begins with this one.
+    pub(super) fn is_first(&self) -> bool {
+        self.writer.as_deref().is_some_and(|writer| writer.members.is_empty())
     }
 
     /// Notes that the memory has all changes.
     pub(super) fn caught_up(&mut self) {
         if let Some(writer) = self.writer.as_deref_mut() {
-            writer.is_behind = false;
+            (writer.is_behind, writer.is_current) = (false, true);
         }
     }
 
@@ -362,7 +404,7 @@ impl Transaction {
         self.failed = true;
         let must_write: Vec<_> = later.iter().map(|(_, one)| *one).collect();
         let queries = later.into_iter().map(|(query, _)| query);
-        let done = self.send_all(queries).await?;
+        let done = self.send_all(queries).await.inspect_err(|error| self.cause = Some(again(error)))?;
         let is_stale = must_write.iter().zip(&done.written).any(|(one, written)| *one && *written != 1);
         self.failed = is_stale;
         Ok((done, is_stale))
@@ -380,11 +422,11 @@ impl Transaction {
             };
             writer.open = Some(Open::Sqlite(connection));
         }
-        let is_first = writer.members.is_empty();
+        let before = writer.members.len();
         match &mut writer.open {
             Some(Open::Sqlite(connection)) => {
-                let begin = if is_first { "BEGIN IMMEDIATE" } else { SAVEPOINT };
-                at_once(connection, (!was_begun).then_some(begin), queries).await
+                let begin = if before == 0 { "BEGIN IMMEDIATE".to_owned() } else { savepoint(before) };
+                at_once(connection, (!was_begun).then_some(&*begin), queries).await
             }
             Some(Open::Postgres(transaction)) => {
                 let mut done = Done::default();
@@ -418,6 +460,9 @@ impl Done {
     }
 }
 
+/// The largest number of statements sent together that SQLite keeps prepared.
+const PREPARED: usize = 16;
+
 /// Sends statements to SQLite in one exchange. `begin` comes first and has no result.
 async fn at_once(
     connection: &mut SqliteConnection,
@@ -426,13 +471,16 @@ async fn at_once(
 ) -> sqlx::Result<Done> {
     let (mut text, mut values) = (String::new(), SqliteArguments::default());
     text.extend(begin);
+    let mut count = 0;
     for query in queries {
+        count += 1;
         if !text.is_empty() {
             text.push(';');
         }
         query.append(&mut text, &mut values).map_err(sqlx::Error::Encode)?;
     }
-    let statements = sqlx::query_with(AssertSqlSafe(text), values);
+    // SQLite keeps what it has prepared of a text, which is much for many statements.
+    let statements = sqlx::query_with(AssertSqlSafe(text), values).persistent(count <= PREPARED);
     let results: Vec<_> = connection.fetch_many(statements).try_collect().await?;
     let mut done = Done::default();
     done.add(results, |result| result.rows_affected(), Row::Sqlite);
@@ -446,9 +494,10 @@ async fn at_once(
 impl Drop for Transaction {
     fn drop(&mut self) {
         let Some(mut writer) = self.writer.take().filter(|_| self.begun) else { return };
+        let cause = self.cause.take();
         match tokio::runtime::Handle::try_current() {
             // The turn ends when the transaction is rolled back.
-            Ok(runtime) => drop(runtime.spawn(async move { writer.undo().await })),
+            Ok(runtime) => drop(runtime.spawn(async move { writer.undo(cause).await })),
             Err(_) => writer.lose(&sqlx::Error::WorkerCrashed),
         }
     }

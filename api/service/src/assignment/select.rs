@@ -182,6 +182,8 @@ impl Assignments {
     ) -> Result<Evaluation, Error> {
         let mut evaluation = Evaluation::default();
         loop {
+            // The devices of the last round may be chosen again.
+            evaluation.choice = None;
             let (chosen, kept) = match self.choose_among_free(host, view, request, snapshot, choice)? {
                 Some((selection, kept)) => (Ok(selection), Some(kept)),
                 None => (self.choose_among_all(host, view, request, snapshot, choice), None),
