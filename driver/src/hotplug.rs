@@ -337,7 +337,12 @@ async fn take_out(
     // Subscribe before the first call, so that the removal event cannot be missed.
     let mut events = hypervisor.events();
     let (mut presence, mut state) = device.read().await?;
-    if presence.config {
+    if presence.config && presence.live {
+        // The domain is read again after the guest was asked.
+        ignore_missing(device.detach(DetachScope::Config).await)?;
+        presence.config = false;
+    } else if presence.config {
+        // The domain may have been started meanwhile.
         (presence, state) = device.remove_from_definition().await?;
     }
     let until = limits.total.map(|total| Instant::now() + total);

@@ -137,6 +137,7 @@ impl Service {
             asking: Default::default(),
             verifying: InFlight::new("address of attachment", store.locks()),
             turns,
+            choosing: Arc::default(),
         });
         let accelerators = Arc::new(Accelerators {
             config: Arc::clone(&config),

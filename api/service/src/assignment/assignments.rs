@@ -11,6 +11,7 @@ use hotslot_model::id::AttachmentId;
 use hotslot_store::Store;
 
 use super::asking::Asking;
+use super::choosing::Choosing;
 use crate::config::Config;
 use crate::current::Current;
 use crate::hosts::Hosts;
@@ -35,6 +36,8 @@ pub struct Assignments {
     pub(crate) asking: Asking,
     /// Serializes attaches to one server.
     pub(crate) turns: Arc<KeyedMutex>,
+    /// The devices that attaches are about to claim.
+    pub(crate) choosing: Arc<Choosing>,
 }
 
 impl Assignments {
