@@ -9,10 +9,13 @@ STEP := tools/step
 # would compile most dependencies twice.
 BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 
-.PHONY: help demo demo-stop test check long-tests fuzz lab-test long-lab-test bench install install-lab build release lab lab-down clean
+.PHONY: help try page-test screenshots demo demo-stop test check long-tests fuzz lab-test long-lab-test bench install install-lab build release lab lab-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
+
+try: ## serve a made-up host, and print the link to its page: no root, no hardware, no lab
+	@cargo run --quiet --locked -p hotslot -- serve --simulate
 
 demo: install install-lab release lab ## attach a VF to a running guest through REST, and leave the service running
 	@$(STEP) "demo" vagrant/demo
@@ -41,6 +44,15 @@ long-tests: install fuzz ## make every step of attach and detach fail, and run t
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories steps::
 	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --lib processes
+
+page-test: install ## the stories of the page in Chromium
+	@$(STEP) "install for the page" tools/install page
+	@$(STEP) "build" $(BUILD_TESTS)
+	@$(STEP) "page tests" env RUST_TEST_THREADS=3 cargo test --quiet --locked -p hotslot-tests --test stories page:: -- --include-ignored
+
+screenshots: ## a picture of each page, in light, in dark and on a phone, in target/screenshots (after make page-test)
+	@env HOTSLOT_SCREENSHOTS=$(CURDIR)/target/screenshots cargo test --quiet --locked -p hotslot-tests --test stories page::chromium::no_page -- --include-ignored
+	@ls target/screenshots
 
 fuzz: install ## build the fuzz targets, and run each for some seconds
 	@$(STEP) "fuzz" tools/fuzz

@@ -30,6 +30,7 @@ mod metrics;
 mod overdue;
 mod own_clients;
 mod ownership;
+mod page;
 mod pages;
 mod policy;
 mod power;
