@@ -48,6 +48,7 @@ mod soak;
 mod socket;
 mod steps;
 mod tls;
+mod upgrades;
 mod users;
 mod web_pages;
 mod webhooks;

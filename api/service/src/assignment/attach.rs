@@ -291,7 +291,11 @@ impl Assignments {
     ) -> ReleaseOutcome {
         let (spec, keep) = (hostdev_spec(row, device), row.persistent && !row.forced);
         let hypervisor = host.hypervisor.as_ref();
-        hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, keep, limits).await.into()
+        let asked = self.asking.begin(row.id);
+        let count = &asked.count;
+        hotplug::unplug_counted(hypervisor, &self.templates, row.server.0, &spec, keep, limits, count)
+            .await
+            .into()
     }
 
     /// Checks that no guard holds a device that was chosen.
