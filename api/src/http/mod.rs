@@ -34,6 +34,7 @@ mod pci_config;
 mod pci_owner;
 mod permit;
 mod policy;
+mod query;
 mod quotas;
 mod requests;
 mod schema;
@@ -102,6 +103,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::answer_once))
         .layer(middleware::from_fn_with_state(app.clone(), limits::enforce))
         .layer(DefaultBodyLimit::max(limits::BODY))
+        .layer(middleware::from_fn(query::refuse_unknown))
         .layer(middleware::from_fn(microversion::refuse_unsupported))
         .layer(middleware::from_fn_with_state(app.clone(), policy::admit))
         .layer(middleware::from_fn_with_state(app.clone(), origin::refuse_other_origins))
