@@ -9,7 +9,9 @@ STEP := tools/step
 # would compile most dependencies twice.
 BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 
-.PHONY: help demo demo-stop test check long-tests fuzz lab-test long-lab-test bench install install-lab build release lab lab-down clean
+CONTRACT := env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories contract::
+
+.PHONY: help demo demo-stop test check long-tests contract fuzz lab-test long-lab-test bench install install-lab build release lab lab-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -37,10 +39,15 @@ check: install ## the quick tests: format, lints, licences, docs, tests on the s
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --locked --workspace
 
-long-tests: install fuzz ## make every step of attach and detach fail, and run the fuzz targets (an hour)
+long-tests: install fuzz ## make every step of attach and detach fail, send many generated requests, and run the fuzz targets (an hour)
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories steps::
 	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --lib processes
+	@$(STEP) "contract" $(CONTRACT)
+
+contract: install ## send many generated requests to every operation of docs/openapi.json, and run generated clients
+	@$(STEP) "build" $(BUILD_TESTS)
+	@$(STEP) "contract" $(CONTRACT)
 
 fuzz: install ## build the fuzz targets, and run each for some seconds
 	@$(STEP) "fuzz" tools/fuzz

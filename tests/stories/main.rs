@@ -11,6 +11,7 @@ mod clock;
 mod clouds;
 mod configuration;
 mod connections;
+mod contract;
 mod cyborg;
 mod database;
 mod database_files;
