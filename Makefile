@@ -9,11 +9,16 @@ STEP := tools/step
 # would compile most dependencies twice.
 BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 
-.PHONY: help demo demo-stop test check long-tests fuzz lab-test long-lab-test bench requirements lab-requirements build \
+CONTRACT := env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories contract::
+
+.PHONY: help try page-test screenshots demo demo-stop test check long-tests contract fuzz lab-test long-lab-test bench requirements lab-requirements build \
     release install uninstall deb dist package-test lab lab-down
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
+
+try: ## serve a made-up host, and print the link to its page: no root, no hardware, no lab
+	@cargo run --quiet --locked -p hotslot -- serve --simulate
 
 demo: requirements lab-requirements release lab ## attach a VF to a running guest through REST, and leave the service running
 	@$(STEP) "demo" vagrant/demo
@@ -38,10 +43,24 @@ check: requirements ## the quick tests: format, lints, licences, docs, tests on 
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --locked --workspace
 
-long-tests: requirements fuzz ## make every step of attach and detach fail, and run the fuzz targets (an hour)
+long-tests: requirements fuzz ## make every step of attach and detach fail, send many generated requests, and run the fuzz targets (an hour)
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories steps::
 	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --lib processes
+	@$(STEP) "contract" $(CONTRACT)
+
+contract: requirements ## send many generated requests to every operation of docs/openapi.json, and run generated clients
+	@$(STEP) "build" $(BUILD_TESTS)
+	@$(STEP) "contract" $(CONTRACT)
+
+page-test: requirements ## the stories of the page in Chromium
+	@$(STEP) "install for the page" tools/install page
+	@$(STEP) "build" $(BUILD_TESTS)
+	@$(STEP) "page tests" env RUST_TEST_THREADS=3 cargo test --quiet --locked -p hotslot-tests --test stories page:: -- --include-ignored
+
+screenshots: ## a picture of each page, in light, in dark and on a phone, in target/screenshots (after make page-test)
+	@env HOTSLOT_SCREENSHOTS=$(CURDIR)/target/screenshots cargo test --quiet --locked -p hotslot-tests --test stories page::chromium::no_page -- --include-ignored
+	@ls target/screenshots
 
 fuzz: requirements ## build the fuzz targets, and run each for some seconds
 	@$(STEP) "fuzz" tools/fuzz

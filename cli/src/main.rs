@@ -39,12 +39,14 @@ mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod simulate;
 mod status;
 mod table;
 mod tls;
 mod token;
 mod topology;
 mod tree;
+mod ui;
 mod version;
 mod wait;
 
@@ -96,8 +98,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the service, which serves the REST API.
-    Serve,
+    /// Run the service, which serves the REST API and the page.
+    Serve {
+        /// Serve a made-up host, to try hotslot without root, hardware or libvirt. A link to the page is printed.
+        #[arg(long, conflicts_with = "config")]
+        simulate: bool,
+    },
     /// Check whether this host can pass devices through to guests, and print a fix for each problem.
     Doctor(doctor::Doctor),
     /// Write the libvirt XML documents of a host into a directory, for bug reports and simulated hosts.
@@ -109,6 +115,8 @@ enum Command {
     /// Back up or restore the SQLite database.
     #[command(subcommand, after_help = db::HELP)]
     Db(db::DbCommand),
+    /// Open the page in a browser, as the user who runs this, through the unix socket of the service.
+    Ui,
     /// Make, list and revoke tokens with which clients identify themselves.
     #[command(subcommand, after_help = token::HELP)]
     Token(token::TokenCommand),
@@ -205,14 +213,14 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = arguments.config.as_deref();
     let own = || token::own(arguments.token_file.as_deref());
     let url = || arguments.url.clone().map_or_else(|| Address::found(config), Ok);
-    if matches!(arguments.command, Command::Serve | Command::Db(_) | Command::Token(_)) {
+    if matches!(arguments.command, Command::Serve { .. } | Command::Db(_) | Command::Token(_)) {
         // Files that these commands create are readable by hotslot's user only.
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     }
     match arguments.command {
-        Command::Serve => {
+        Command::Serve { simulate } => {
             heap::keep_small();
-            serve::run(config).map(|()| Exit::Done)
+            if simulate { simulate::run() } else { serve::run(config) }.map(|()| Exit::Done)
         }
         Command::Doctor(doctor) => {
             let own = own()?;
@@ -229,6 +237,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             let cli = client.map(|client| Cli { client, output: arguments.output });
             version::run(cli, arguments.output).await
         }),
+        Command::Ui => until_done(async { ui::run(url()?).await }),
         Command::Sim(sim) => sim.run(),
         Command::Token(command) => command.run(config, arguments.output),
         Command::Policy(command) => command.run(config, arguments.output),
@@ -332,6 +341,8 @@ mod tests {
             "hotslot attach vm1 --flavor gzm --dry-run -o json",
             "hotslot attach vm1 a1 b1:2 --dry-run --whole-group --numa-policy preferred",
             "hotslot attach vm1 vf --mac 52:54:00:12:34:56 --vlan 100 --physical-network net1 --trusted",
+            "hotslot serve --simulate",
+            "hotslot ui --url unix:/run/hotslot/api.sock",
             "hotslot attachment list vm1 -o json",
             "hotslot attachment list -l",
             "hotslot detach 3f2a 91c0 --no-wait",

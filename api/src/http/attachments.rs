@@ -34,6 +34,7 @@ use super::Version;
 use super::body::{Page, PageParams, Pairs, Path, id, read};
 use super::error::Fault;
 use super::permit::Permit;
+use super::schema;
 use super::servers::ServerPath;
 use super::state::{AttachParts, DeviceParts};
 
@@ -235,6 +236,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 pub(super) struct DetachQuery {
     /// How long to wait for the guest, above 0 and at most a day: `30s`, `500ms`, `2m` or `1h`; a number without a unit is in
     /// seconds. Callers with a role in a project may wait 600 seconds at most.
+    #[param(value_type = Option<schema::WaitTime>, inline)]
     timeout: Option<String>,
     /// Whether to detach a device that must not be taken from a running guest.
     force: Option<bool>,

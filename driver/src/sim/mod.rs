@@ -25,11 +25,13 @@
 //! open, store, config, open_error   the directory
 //! control          the control socket
 //! generate         large hosts for tests and benchmarks
+//! demo             the made-up host of `hotslot serve --simulate`
 //! ```
 
 mod attach;
 mod config;
 mod control;
+pub mod demo;
 mod detach;
 mod device;
 mod document;

@@ -13,10 +13,11 @@ use utoipa::{IntoParams, ToSchema};
 use super::wire::{Accelerator, hide, is_v1, wire};
 use crate::http::body::{Link, Page, PageParams, Pairs};
 use crate::http::error::Fault;
+use crate::http::schema;
 use crate::http::state::AcceleratorParts;
 
 /// The keys by which the list can be sorted.
-const SORT_KEYS: [&str; 18] = [
+pub(in crate::http) const SORT_KEYS: [&str; 18] = [
     "uuid",
     "name",
     "description",
@@ -111,8 +112,10 @@ impl Order {
 #[allow(dead_code, reason = "the description of the API is made from it; `Order` reads the keys")]
 pub(super) struct OrderQuery {
     /// The key by which the list is sorted. Only under `/v1`.
+    #[param(value_type = Option<schema::SortKey>, inline)]
     sort_key: Option<String>,
     /// `asc` or `desc`. Only under `/v1`.
+    #[param(value_type = Option<schema::SortDirection>, inline)]
     sort_dir: Option<String>,
     /// It has no effect: administrators see all projects, and others never do. Only under `/v1`.
     all_tenants: Option<bool>,

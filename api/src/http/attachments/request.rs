@@ -42,6 +42,7 @@ pub(in crate::http) struct CreateBody {
 pub(in crate::http) struct CreateAttachment {
     /// Which devices: names of aliases with the number of devices of each, such as `a1:2,b1:1`.
     #[serde(rename = "pci_passthrough:alias")]
+    #[schema(value_type = Option<schema::AliasRequests>)]
     alias: Option<String>,
     /// The id or name of a flavor whose extra specs name the aliases; an alternative to `alias`.
     flavor: Option<String>,
@@ -59,10 +60,12 @@ pub(in crate::http) struct CreateAttachment {
     /// Whether each part of the request takes whole IOMMU groups.
     #[serde(default)]
     whole_group: bool,
-    /// Overrides the NUMA policies of the aliases: `required`, `socket`, `preferred` or `legacy`.
+    /// Overrides the NUMA policies of the aliases.
+    #[schema(value_type = Option<schema::NumaPolicyName>)]
     numa_policy: Option<String>,
     /// The MAC address of a VF of a NIC. This key and the following ones apply to such a VF, which is then attached as
     /// `<interface type='hostdev'>`. Only administrators and services may give it.
+    #[schema(value_type = Option<schema::MacAddress>)]
     mac_address: Option<String>,
     /// The VLAN of the VF, 1 to 4094. Only administrators and services may give it.
     #[schema(minimum = 1, maximum = 4094)]
