@@ -11,22 +11,26 @@ BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 
 CONTRACT := env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories contract::
 
-.PHONY: help demo demo-stop test check long-tests contract fuzz lab-test long-lab-test bench install install-lab build release lab lab-down clean
+.PHONY: help try page-test screenshots demo demo-stop test check long-tests contract fuzz lab-test long-lab-test bench requirements lab-requirements build \
+    release install uninstall deb dist package-test lab lab-down
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
 
-demo: install install-lab release lab ## attach a VF to a running guest through REST, and leave the service running
+try: ## serve a made-up host, and print the link to its page: no root, no hardware, no lab
+	@cargo run --quiet --locked -p hotslot -- serve --simulate
+
+demo: requirements lab-requirements release lab ## attach a VF to a running guest through REST, and leave the service running
 	@$(STEP) "demo" vagrant/demo
 
 demo-stop: ## stop the service and the lab that `make demo` left running
 	@vagrant/down
 
 # The long tests rarely fail, so they have targets of their own.
-test: check install-lab release lab lab-test ## all tests except the long ones, including the tests in the lab
+test: check lab-requirements release lab lab-test ## all tests except the long ones, including the tests in the lab
 
 # Tests wait most of the time, so more of them run at once than there are cores.
-check: install ## the quick tests: format, lints, licences, docs, tests on the simulated host
+check: requirements ## the quick tests: format, lints, licences, docs, tests on the simulated host
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@$(STEP) "lock file of the fuzz targets" cargo fetch --quiet --locked --manifest-path fuzz/Cargo.toml
@@ -39,41 +43,86 @@ check: install ## the quick tests: format, lints, licences, docs, tests on the s
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --locked --workspace
 
-long-tests: install fuzz ## make every step of attach and detach fail, send many generated requests, and run the fuzz targets (an hour)
+long-tests: requirements fuzz ## make every step of attach and detach fail, send many generated requests, and run the fuzz targets (an hour)
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories steps::
 	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --lib processes
 	@$(STEP) "contract" $(CONTRACT)
 
-contract: install ## send many generated requests to every operation of docs/openapi.json, and run generated clients
+contract: requirements ## send many generated requests to every operation of docs/openapi.json, and run generated clients
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "contract" $(CONTRACT)
 
-fuzz: install ## build the fuzz targets, and run each for some seconds
+page-test: requirements ## the stories of the page in Chromium
+	@$(STEP) "install for the page" tools/install page
+	@$(STEP) "build" $(BUILD_TESTS)
+	@$(STEP) "page tests" env RUST_TEST_THREADS=3 cargo test --quiet --locked -p hotslot-tests --test stories page:: -- --include-ignored
+
+screenshots: ## a picture of each page, in light, in dark and on a phone, in target/screenshots (after make page-test)
+	@env HOTSLOT_SCREENSHOTS=$(CURDIR)/target/screenshots cargo test --quiet --locked -p hotslot-tests --test stories page::chromium::no_page -- --include-ignored
+	@ls target/screenshots
+
+fuzz: requirements ## build the fuzz targets, and run each for some seconds
 	@$(STEP) "fuzz" tools/fuzz
 
 lab-test: ## the tests in the lab, which must be up (make lab)
 	@$(STEP) "lab tests" tools/lab-test
 
-long-lab-test: install install-lab release lab ## the tests in the lab that take minutes each
+long-lab-test: requirements lab-requirements release lab ## the tests in the lab that take minutes each
 	@$(STEP) "long lab tests" tools/lab-test --long
 
-bench: install install-lab release lab ## measure attach, detach, inventory, connections, start and memory against lower bounds of the same run
+bench: requirements lab-requirements release lab ## measure attach, detach, inventory, connections, start and memory against lower bounds of the same run
 	@$(STEP) "benchmarks" tools/release bench -p hotslot-tests --features lab
 
-install: ## install the requirements of the build and the quick tests
+requirements: ## install the requirements of the build and the quick tests
 	@$(STEP) "install for build" tools/install build
 
-install-lab: ## install the requirements of the lab
+lab-requirements: ## install the requirements of the lab
 	@$(STEP) "install for the lab" tools/install lab
 
 build:
 	@$(STEP) "build" cargo build --quiet --locked --workspace
 
-release: ## build target/release/hotslot (needs the requirements of `make install`)
+release: ## build target/release/hotslot (needs the requirements of `make requirements`)
 	@$(STEP) "release build" tools/release
 
-lab: install-lab ## start the lab
+# Where `make install` puts the files. DESTDIR is put before every path, for packages.
+PREFIX ?= /usr/local
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+BINARY ?= $(or $(CARGO_TARGET_DIR),target)/release/hotslot
+SHARE := $(DESTDIR)$(PREFIX)/share
+
+install: ## install target/release/hotslot with its unit, manual pages and completions below PREFIX (/usr/local)
+	@test -x $(BINARY) || { echo "there is no $(BINARY); run make release" >&2; exit 1; }
+	install -Dm755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/hotslot
+	sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/hotslot.service | install -Dm644 /dev/stdin $(DESTDIR)$(UNITDIR)/hotslot.service
+	install -Dm644 packaging/hotslot.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/hotslot.conf
+	install -Dm644 packaging/hotslot.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf
+	install -Dm644 -t $(SHARE)/hotslot packaging/hotslot.dashboard.json packaging/hotslot.rules.yml hotslot.example.toml
+	install -Dm644 -t $(SHARE)/doc/hotslot README.md CHANGELOG.md docs/*.md docs/openapi.json
+	$(BINARY) completions bash | install -Dm644 /dev/stdin $(SHARE)/bash-completion/completions/hotslot
+	$(BINARY) completions zsh | install -Dm644 /dev/stdin $(SHARE)/zsh/vendor-completions/_hotslot
+	$(BINARY) completions fish | install -Dm644 /dev/stdin $(SHARE)/fish/vendor_completions.d/hotslot.fish
+	mkdir -p $(SHARE)/man/man1
+	$(BINARY) man-pages $(SHARE)/man/man1
+
+uninstall: ## remove what `make install` installed; the configuration and the records stay
+	rm -rf $(DESTDIR)$(PREFIX)/bin/hotslot $(DESTDIR)$(UNITDIR)/hotslot.service \
+	    $(DESTDIR)$(PREFIX)/lib/sysusers.d/hotslot.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf \
+	    $(SHARE)/hotslot $(SHARE)/doc/hotslot $(SHARE)/bash-completion/completions/hotslot \
+	    $(SHARE)/zsh/vendor-completions/_hotslot $(SHARE)/fish/vendor_completions.d/hotslot.fish \
+	    $(SHARE)/man/man1/hotslot.1 $(SHARE)/man/man1/hotslot-*.1
+
+deb: ## make the Debian package of the release: target/hotslot_VERSION_ARCH.deb
+	@$(STEP) "Debian package" tools/deb
+
+dist: release deb ## collect a release in target/dist: package, tarballs, list of libraries, notes, checksums
+	@$(STEP) "dist" tools/dist
+
+package-test: deb ## install, upgrade, remove and purge the package in a clean Debian 12 and 13
+	@$(STEP) "test of the package" tools/package-test
+
+lab: lab-requirements ## start the lab
 	@$(STEP) "lab up" vagrant/up
 
 lab-down: ## stop the lab

@@ -1,16 +1,20 @@
 //! `hotslot accelerator`: manages accelerators, which are named devices for a guest or for the host itself.
 
+use std::collections::HashMap;
 use std::str::FromStr;
 
 use clap::Subcommand;
+use clap_complete::ArgValueCompleter;
 use hotslot_driver::binding::HostDriver;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Column, Format, at, column, message};
+use crate::lookup::Noun;
+use crate::output::{self, at};
+use crate::table::{Column, column, id, message};
 use crate::wait::waiting;
-use crate::{Cli, detach, lookup};
+use crate::{Cli, complete, detach, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
@@ -35,6 +39,7 @@ pub(crate) enum AcceleratorCommand {
     /// Show one accelerator.
     Show {
         /// The UUID or the name of the accelerator.
+        #[arg(add = ArgValueCompleter::new(complete::accelerators))]
         accelerator: String,
     },
     /// Create an accelerator. This reserves no device.
@@ -52,6 +57,7 @@ pub(crate) enum AcceleratorCommand {
     /// Replace the spec of an accelerator.
     Spec {
         /// The UUID or the name of the accelerator.
+        #[arg(add = ArgValueCompleter::new(complete::accelerators))]
         accelerator: String,
         /// The spec: a JSON object with the keys device_type, num, vendor_id, product_id, numa_node, numa_policy,
         /// mdev_type, acc_capability and remote.
@@ -60,12 +66,13 @@ pub(crate) enum AcceleratorCommand {
     /// Attach the devices of an accelerator to a guest, or bind them for use by the host itself.
     Attach {
         /// The UUID or the name of the accelerator.
+        #[arg(add = ArgValueCompleter::new(complete::accelerators))]
         accelerator: String,
         /// The guest: its UUID or its name.
-        #[arg(required_unless_present = "host", conflicts_with = "host")]
+        #[arg(required_unless_present = "host", conflicts_with = "host", add = ArgValueCompleter::new(complete::servers))]
         server: Option<String>,
         /// The host that is to use the device. The device must be on this host.
-        #[arg(long)]
+        #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
         host: Option<String>,
         /// The driver for use by the host: native (the host driver) or vfio-pci (for DPDK and similar programs).
         #[arg(long, requires = "host", conflicts_with = "server")]
@@ -74,6 +81,7 @@ pub(crate) enum AcceleratorCommand {
     /// Release the devices of an accelerator, and wait until they are free. The accelerator keeps its name and spec.
     Detach {
         /// The UUID or the name of the accelerator.
+        #[arg(add = ArgValueCompleter::new(complete::accelerators))]
         accelerator: String,
         /// The time limit for unplug requests and waiting: 30s, 500ms, 2m. By default `[detach]` of the configuration
         /// applies.
@@ -86,6 +94,7 @@ pub(crate) enum AcceleratorCommand {
     /// Delete an accelerator, which must be detached.
     Delete {
         /// The UUID or the name of the accelerator.
+        #[arg(add = ArgValueCompleter::new(complete::accelerators))]
         accelerator: String,
     },
 }
@@ -112,7 +121,13 @@ impl AcceleratorCommand {
         match self {
             Self::List { long } => {
                 let all = cli.client.items(&[NOUN], NOUN).await?;
-                output::list(cli.format, "accelerators", &all, &columns(long))?;
+                let held = all.iter().any(|item| !item["instance_uuid"].is_null());
+                let names = if held && !cli.output.is_data() {
+                    lookup::server_names(cli).await?
+                } else {
+                    HashMap::new()
+                };
+                output::list(cli.output.long(long), "accelerators", &all, &columns(&names))?;
             }
             Self::Show { accelerator } => {
                 let id = find(cli, &accelerator).await?;
@@ -169,14 +184,14 @@ async fn attach(
             (body, format!("attaching {accelerator} to its host"))
         }
     };
-    show(cli, &waiting(&what, cli.client.put(&[NOUN, &id], &body)).await??)
+    show(cli, &waiting(cli.output, &what, cli.client.put(&[NOUN, &id], &body)).await??)
 }
 
 async fn release(cli: &Cli, accelerator: &str, timeout: Option<String>, force: bool) -> anyhow::Result<()> {
     let id = find(cli, accelerator).await?;
     let path = [NOUN, id.as_str()];
     let query = detach::query(timeout, force)?;
-    waiting(&format!("detaching {accelerator}"), cli.client.remove(&path, &query)).await??;
+    waiting(cli.output, &format!("detaching {accelerator}"), cli.client.remove(&path, &query)).await??;
     done(cli, &id, "detached")
 }
 
@@ -211,60 +226,35 @@ async fn undo_create(cli: &Cli, id: &str, name: &str, refused: Failure) -> Failu
 }
 
 fn done(cli: &Cli, id: &str, what: &str) -> anyhow::Result<()> {
-    match cli.format {
-        Format::Json => output::json(&json!({ "uuid": id, "status": what })),
-        Format::Table => output::print(&format!("{what} {id}\n")),
-    }
+    output::done(cli.output, what, id, &json!({ "uuid": id, "status": what }))
 }
 
-/// Returns the UUID of the accelerator with this UUID or name. A UUID has precedence over a name.
+/// Returns the UUID of the accelerator with this UUID or name, or whose UUID begins so.
 ///
 /// # Errors
-/// [`Exit::NotFound`] when there is none, [`Exit::Usage`] when several have the name.
+/// As [`Noun::find`].
 async fn find(cli: &Cli, accelerator: &str) -> Result<String, Failure> {
+    const ACCELERATORS: Noun =
+        Noun { noun: "accelerator", id: "/uuid", name: Some("/name"), list: "`hotslot accelerator list`" };
     let all = cli.client.items(&[NOUN], NOUN).await?;
-    let uuid = accelerator.to_ascii_lowercase();
-    if let Some(one) = all.iter().find(|item| item["uuid"] == uuid) {
-        return Ok(at(one, "/uuid"));
-    }
-    let called: Vec<_> = all.iter().filter(|item| item["name"] == accelerator).collect();
-    match called[..] {
-        [one] => Ok(at(one, "/uuid")),
-        [] => {
-            let message = format!(
-                "no accelerator has the UUID or name {accelerator}; `hotslot accelerator list` lists them"
-            );
-            Err(Failure::new(Exit::NotFound, message))
-        }
-        _ => {
-            let ids: Vec<_> = called.iter().map(|item| format!("\n  {}", at(item, "/uuid"))).collect();
-            let message = format!(
-                "several accelerators are called {accelerator}; give the UUID instead of the name:{}",
-                ids.concat()
-            );
-            Err(Failure::new(Exit::Usage, message))
-        }
-    }
+    ACCELERATORS.find(&all, accelerator).map(|one| at(one, "/uuid"))
 }
 
-fn columns(long: bool) -> Vec<Column<'static>> {
-    let mut columns = vec![
-        column("UUID", "/uuid"),
+fn columns(names: &HashMap<String, String>) -> Vec<Column<'_>> {
+    vec![
         column("NAME", "/name"),
         column("TYPE", "/device_type"),
         column("STATUS", "/status"),
         column("HOST", "/host"),
-        Column("ADDRESS", Box::new(|item| each(item, "/address"))),
-        column("SERVER", "/instance_uuid"),
-        Column("INNER ADDRESS", Box::new(|item| each(item, "/inner_address"))),
-    ];
-    if long {
-        columns.push(Column("DRIVER", Box::new(|item| each(item, "/driver"))));
-        columns.push(column("NUM", "/acc_specs/num"));
-        columns.push(column("VENDOR", "/vendor_id"));
-        columns.push(column("PRODUCT", "/product_id"));
-    }
-    columns
+        Column::new("ADDRESS", |item| each(item, "/address")),
+        Column::new("SERVER", |item| lookup::called(names, &at(item, "/instance_uuid"))),
+        Column::new("INNER ADDRESS", |item| each(item, "/inner_address")),
+        id("UUID", "/uuid"),
+        Column::new("DRIVER", |item| each(item, "/driver")).wide(),
+        column("NUM", "/acc_specs/num").wide(),
+        column("VENDOR", "/vendor_id").wide(),
+        column("PRODUCT", "/product_id").wide(),
+    ]
 }
 
 /// Joins the values of all devices that an accelerator holds. When it holds none, the value of the accelerator itself
@@ -278,48 +268,22 @@ fn each(item: &Value, pointer: &str) -> String {
 
 fn show(cli: &Cli, item: &Value) -> anyhow::Result<()> {
     let lines = [
-        column("UUID", "/uuid"),
         column("Name", "/name"),
+        column("UUID", "/uuid").name(),
         column("Status", "/status"),
         message("Reason", "/status_reason"),
         column("Type", "/device_type"),
+        column("Takes", "/takes"),
         column("Host", "/host"),
-        Column("Address", Box::new(|item| each(item, "/address"))),
+        Column::new("Address", |item| each(item, "/address")),
         column("Server", "/instance_uuid"),
-        Column("Inner address", Box::new(|item| each(item, "/inner_address"))),
-        Column("Driver", Box::new(|item| each(item, "/driver"))),
+        Column::new("Inner address", |item| each(item, "/inner_address")),
+        Column::new("Driver", |item| each(item, "/driver")),
         column("Vendor", "/vendor_id"),
         column("Product", "/product_id"),
         column("Spec", "/acc_specs"),
         column("Created", "/created_at"),
         column("Updated", "/updated_at"),
     ];
-    output::show(cli.format, item, &lines)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::client::answering;
-
-    #[tokio::test]
-    async fn an_accelerator_is_found_by_its_uuid_first_and_then_by_an_unambiguous_name() {
-        let item = |uuid: &str, name: &str| json!({ "uuid": uuid, "name": name });
-        let (one, other) = ("8e45a2ea-5364-4b0d-a252-bf8becaa606e", "00000000-0000-4000-8000-000000000001");
-        let all = json!({ NOUN: [item(other, one), item(one, "a"), item("2", "b"), item("3", "b")] });
-        for (name, expected) in [
-            (one, Ok(one)),
-            ("8E45A2EA-5364-4B0D-A252-BF8BECAA606E", Ok(one)),
-            ("a", Ok(one)),
-            ("b", Err(Exit::Usage)),
-            ("c", Err(Exit::NotFound)),
-        ] {
-            let answers = vec![(NOUN, 200, all.clone())];
-            let (found, _) = answering(answers, async |client| {
-                find(&Cli { client, format: Format::Json }, name).await.map_err(|failure| failure.exit())
-            })
-            .await;
-            assert_eq!(found, expected.map(str::to_owned), "{name}");
-        }
-    }
+    output::show(cli.output, item, &lines)
 }

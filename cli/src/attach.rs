@@ -5,33 +5,40 @@ use std::str::FromStr;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use clap_complete::ArgValueCompleter;
 use hotslot_driver::net::{MacAddress, VlanTag};
+use hotslot_driver::pci::PciAddress;
 use hotslot_model::rules::NumaPolicy;
 use serde_json::{Value, json};
 
+use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
-use crate::output::{Column, Format, aligned, column, message};
+use crate::output::{self, Output};
 use crate::remedy::by_options_of_attach;
+use crate::table::{Column, aligned, column, message};
 use crate::wait::waiting;
-use crate::{Cli, columns, lookup, output};
+use crate::{Cli, columns, complete, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
 Examples:
   hotslot attach vm1 a1
   hotslot attach vm1 a1 b1:2 --dry-run
+  hotslot attach vm1 0000:05:00.0
   hotslot attach vm1 --flavor gzm
   hotslot attach vm1 vf --mac 52:54:00:12:34:56 --vlan 100 --physical-network net1";
 
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
     /// The guest: its UUID or its name.
+    #[arg(add = ArgValueCompleter::new(complete::servers))]
     server: String,
-    /// The devices: configured aliases, each with the number of devices (default 1).
-    #[arg(required_unless_present = "flavor", conflicts_with = "flavor", value_name = "ALIAS[:N]")]
-    aliases: Vec<AliasCount>,
-    /// A flavor whose extra specs name the aliases, instead of `ALIAS[:N]`.
-    #[arg(long, value_name = "NAME")]
+    /// The devices: configured aliases, each with the number of devices (default 1), or addresses of devices on the host of the guest, as
+    /// `hotslot device list` prints them.
+    #[arg(required_unless_present = "flavor", conflicts_with = "flavor", value_name = "ALIAS[:N]|ADDRESS", add = ArgValueCompleter::new(complete::attachable))]
+    devices: Vec<Wanted>,
+    /// A flavor whose extra specs name the aliases, instead of `ALIAS[:N]`; `hotslot flavor list` lists them.
+    #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::flavors))]
     flavor: Option<String>,
     /// Attach to the running guest only. The device is gone after a power cycle.
     #[arg(long)]
@@ -67,21 +74,31 @@ fn vlan(text: &str) -> Result<VlanTag, String> {
     VlanTag::new(tag).map_err(|error| error.to_string())
 }
 
-/// An alias and a number of devices, as `a1:2`.
+/// What is to be attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct AliasCount(String);
+enum Wanted {
+    /// An alias and a number of devices, as `a1:2`.
+    Alias(String),
+    /// The device at an address of the host.
+    Device(PciAddress),
+}
 
-impl FromStr for AliasCount {
+impl FromStr for Wanted {
     type Err = String;
 
-    /// Parses `a1` (one device) or `a1:2`. The service checks the name and the upper limit of the number.
+    /// Parses `a1` (one device), `a1:2`, or an address. The service checks the name and the upper limit of the number.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(DeviceName::Address(address)) = text.parse() {
+            return Ok(Self::Device(address));
+        }
         let (name, count) = text.split_once(':').unwrap_or((text, "1"));
         let counts = count.parse::<u16>().is_ok_and(|count| count > 0);
         if name.is_empty() || name.contains(',') || !counts {
-            return Err("expected an alias, or an alias and a number of devices: a1 or a1:2".into());
+            return Err("expected an alias, an alias and a number of devices, or an address: a1, a1:2 or \
+                        0000:3b:00.1"
+                .into());
         }
-        Ok(Self(format!("{name}:{count}")))
+        Ok(Self::Alias(format!("{name}:{count}")))
     }
 }
 
@@ -93,27 +110,45 @@ impl Attach {
             Some(flavor) => format!("attaching flavor {flavor} to {}", self.server),
             None => format!("attaching {} to {}", self.wanted(), self.server),
         };
-        let answer = waiting(&what, cli.client.post(&path, &self.body())).await?;
+        let answer = waiting(cli.output, &what, cli.client.post(&path, &self.body())).await?;
         let answer = answer
             .map_err(|failure| Failure::new(failure.exit(), by_options_of_attach(&failure.to_string())))?;
         if self.dry_run {
-            return dry_run(cli.format, &answer["dry_run"]);
+            return dry_run(cli.output, &answer["dry_run"]);
         }
         let attached = answer["pci_devices"].as_array().map_or(&[][..], Vec::as_slice);
-        output::list(cli.format, "devices were attached", attached, &columns::attachments())?;
+        output::list(cli.output, "devices were attached", attached, &columns::attachments())?;
         Ok(Exit::Done)
     }
 
-    /// The aliases in the format of the API: `a1:1,b1:2`.
+    /// The devices as people name them: `a1:1,0000:3b:00.1`.
     fn wanted(&self) -> String {
-        let wanted: Vec<_> = self.aliases.iter().map(|alias| alias.0.as_str()).collect();
-        wanted.join(",")
+        self.aliases().into_iter().chain(self.addresses()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The aliases in the format of the API, each as `a1:1`.
+    fn aliases(&self) -> Vec<String> {
+        let alias = |wanted: &Wanted| match wanted {
+            Wanted::Alias(alias) => Some(alias.clone()),
+            Wanted::Device(_) => None,
+        };
+        self.devices.iter().filter_map(alias).collect()
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        let address = |wanted: &Wanted| match wanted {
+            Wanted::Alias(_) => None,
+            Wanted::Device(address) => Some(address.to_string()),
+        };
+        self.devices.iter().filter_map(address).collect()
     }
 
     /// The body of the request. Options that are not given are null.
     fn body(&self) -> Value {
+        let aliases = self.aliases();
         json!({ "pciAttachment": {
-            "pci_passthrough:alias": (!self.aliases.is_empty()).then(|| self.wanted()),
+            "pci_passthrough:alias": (!aliases.is_empty()).then(|| aliases.join(",")),
+            "addresses": self.addresses(),
             "flavor": self.flavor,
             "persistent": !self.live_only,
             "dry_run": self.dry_run,
@@ -127,16 +162,17 @@ impl Attach {
     }
 }
 
-fn dry_run(format: Format, run: &Value) -> anyhow::Result<Exit> {
-    match format {
-        Format::Json => output::json(run)?,
-        Format::Table => output::print(&verdict(run))?,
+fn dry_run(output: Output, run: &Value) -> anyhow::Result<Exit> {
+    if output.is_data() {
+        output::data(output, run)?;
+    } else {
+        output::print_table(&verdict(output, run))?;
     }
     Ok(if run["would_attach"] == true { Exit::Done } else { Exit::Refused })
 }
 
 /// Formats a dry run: the devices, the result of each check, and the remedies for failed checks.
-fn verdict(run: &Value) -> String {
+fn verdict(output: Output, run: &Value) -> String {
     let list = |key: &str| run[key].as_array().map_or(&[][..], Vec::as_slice);
     let (devices, checks) = (list("pci_devices"), list("checks"));
     let mut text = match (run["would_attach"] == true, devices) {
@@ -148,10 +184,10 @@ fn verdict(run: &Value) -> String {
     if !devices.is_empty() {
         let columns = [
             column("ALIAS", "/alias"),
-            Column("VENDOR:PRODUCT", Box::new(columns::ids)),
+            Column::new("VENDOR:PRODUCT", columns::ids),
             column("ADDRESS", "/address"),
         ];
-        text += &output::table(devices, &columns);
+        text += &output.table(devices, &columns);
     }
     let columns = [
         column("CHECK", "/check"),
@@ -159,7 +195,7 @@ fn verdict(run: &Value) -> String {
         column("RESULT", "/result"),
         message("MESSAGE", "/message"),
     ];
-    text += &format!("\n{}", output::table(checks, &columns));
+    text += &format!("\n{}", output.table(checks, &columns));
     let mut cures: Vec<Vec<String>> = Vec::new();
     for check in checks {
         let Some(cure) = check["cure"].as_str() else { continue };
@@ -195,12 +231,16 @@ mod tests {
     #[test]
     fn the_body_contains_the_given_options_and_null_for_the_others() {
         let nothing = json!({
-            "pci_passthrough:alias": null, "flavor": null, "persistent": true, "dry_run": false,
+            "pci_passthrough:alias": null, "addresses": [], "flavor": null, "persistent": true, "dry_run": false,
             "whole_group": false, "numa_policy": null, "mac_address": null, "vlan": null,
             "physical_network": null, "trusted": null,
         });
         for (line, expected) in [
             ("vm1 a1 b1:2", json!({ "pci_passthrough:alias": "a1:1,b1:2" })),
+            (
+                "vm1 05:00.0 a1 pci_0000_3b_10_0",
+                json!({ "pci_passthrough:alias": "a1:1", "addresses": ["0000:05:00.0", "0000:3b:10.0"] }),
+            ),
             (
                 "vm1 --flavor gzm --live-only --dry-run",
                 json!({ "flavor": "gzm", "persistent": false, "dry_run": true }),
@@ -259,8 +299,8 @@ guard       0000:07:00.0   pass      the root disk
 guard       0000:08:00.0   pass      the root disk
 free-port   -              unknown   it is off
 ";
-        assert_eq!(verdict(&run(true)), yes);
-        let no = verdict(&run(false));
+        assert_eq!(verdict(Output::TABLE, &run(true)), yes);
+        let no = verdict(Output::TABLE, &run(false));
         assert!(no.starts_with("nothing would be attached\n\nCHECK "), "{no}");
         assert!(no.ends_with("\n\nwhat to do:\nguard:   name it in [pci] unguarded\n"), "{no}");
     }
@@ -269,7 +309,7 @@ free-port   -              unknown   it is off
     async fn the_exit_code_of_a_dry_run_is_the_one_of_the_attach() {
         const SERVER: &str = "10000000-0000-4000-8000-000000000001";
         for (would_attach, exit) in [(true, Exit::Done), (false, Exit::Refused)] {
-            for format in [Format::Table, Format::Json] {
+            for output in [Output::TABLE, Output::JSON] {
                 let answers = vec![(
                     "servers/10000000-0000-4000-8000-000000000001/os-pci_attachments",
                     200,
@@ -277,7 +317,7 @@ free-port   -              unknown   it is off
                 )];
                 let attach = read(&format!("{SERVER} nvme --dry-run")).unwrap();
                 let (outcome, _) =
-                    answering(answers, async |client| attach.run(&Cli { client, format }).await).await;
+                    answering(answers, async |client| attach.run(&Cli { client, output }).await).await;
                 assert_eq!(outcome.unwrap(), exit);
             }
         }
@@ -285,9 +325,10 @@ free-port   -              unknown   it is off
 
     #[test]
     fn an_alias_without_a_number_is_one_device() {
-        let read = |text: &str| text.parse::<AliasCount>().map(|alias| alias.0);
-        assert_eq!(read("a1").unwrap(), "a1:1");
-        assert_eq!(read("a1:2").unwrap(), "a1:2");
+        let read = |text: &str| text.parse::<Wanted>();
+        for (text, alias) in [("a1", "a1:1"), ("a1:2", "a1:2"), ("12", "12:1")] {
+            assert_eq!(read(text).unwrap(), Wanted::Alias(alias.into()));
+        }
         for bad in ["", ":1", "a1:", "a1:0", "a1:x", "a1:-1", "a1,b1", "a1:1,b1:1"] {
             assert!(read(bad).is_err(), "{bad}");
         }

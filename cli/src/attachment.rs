@@ -3,17 +3,21 @@
 use std::collections::HashMap;
 
 use clap::Subcommand;
+use clap_complete::ArgValueCompleter;
 use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Column, Format, at, column, message};
-use crate::{Cli, columns, lookup};
+use crate::lookup::Noun;
+use crate::output::{self, at};
+use crate::table::{Column, column, message};
+use crate::{Cli, columns, complete, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AttachmentCommand {
     /// List the devices that are attached to guests, or are being attached or detached.
     List {
         /// Only the attachments of this guest: its UUID or its name.
+        #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: Option<String>,
         /// List the attachments that have ended, the latest first, instead of the current ones.
         #[arg(long)]
@@ -22,9 +26,10 @@ pub(crate) enum AttachmentCommand {
         #[arg(short, long)]
         long: bool,
     },
-    /// Show all properties of one attachment.
+    /// Show all properties of one attachment, whether it has ended or not.
     Show {
         /// The id of the attachment, or an unambiguous beginning of it.
+        #[arg(add = ArgValueCompleter::new(complete::attachment_ids))]
         attachment: String,
     },
 }
@@ -51,23 +56,21 @@ pub(crate) async fn ended(cli: &Cli) -> Result<Vec<Value>, Failure> {
 /// Finds the one attachment whose id begins with `prefix`.
 ///
 /// # Errors
-/// [`Exit::NotFound`] when there is none, [`Exit::Usage`] when there are several.
+/// As [`Noun::find`].
 pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Value, Failure> {
-    let begins =
-        |attachment: &&Value| at(attachment, "/attachment_id").starts_with(&prefix.to_ascii_lowercase());
-    let found: Vec<_> = attachments.iter().filter(begins).collect();
-    match found[..] {
-        [one] => Ok(one),
-        [] => {
-            let message = format!("no PCI attachment {prefix}; `hotslot attachment list` lists them");
-            Err(Failure::new(Exit::NotFound, message))
-        }
-        _ => {
-            let ids: Vec<_> =
-                found.iter().map(|attachment| format!("\n  {}", at(attachment, "/attachment_id"))).collect();
-            let message = format!("several PCI attachments begin with `{prefix}`:{}", ids.concat());
-            Err(Failure::new(Exit::Usage, message))
-        }
+    const ATTACHMENTS: Noun =
+        Noun { noun: "PCI attachment", id: "/attachment_id", name: None, list: "`hotslot attachment list`" };
+    ATTACHMENTS.find(attachments, prefix)
+}
+
+/// Finds the one attachment whose id begins with `prefix`: a current one of `all`, or else one that has ended.
+///
+/// # Errors
+/// As [`Noun::find`].
+pub(crate) async fn one(cli: &Cli, all: &[Value], prefix: &str) -> Result<Value, Failure> {
+    match find(all, prefix) {
+        Err(failure) if failure.exit() == Exit::NotFound => find(&ended(cli).await?, prefix).cloned(),
+        found => found.cloned(),
     }
 }
 
@@ -81,39 +84,36 @@ async fn list(cli: &Cli, server: Option<&str>, ended: bool, long: bool) -> anyho
         None if ended => self::ended(cli).await?,
         None => all(cli).await?,
     };
-    let people = cli.format == Format::Table && !attachments.is_empty();
+    let people = !cli.output.is_data() && !attachments.is_empty();
     let names = if people { lookup::server_names(cli).await? } else { HashMap::new() };
     let called = |attachment: &Value| lookup::called(&names, &at(attachment, "/serverId"));
     let mut columns = columns::attachments();
-    columns.splice(1..1, [Column("SERVER", Box::new(called)), column("HOST", "/host")]);
+    columns.splice(1..1, [Column::new("SERVER", called), column("HOST", "/host")]);
     if ended {
         columns.push(column("ENDED", "/ended_at"));
     }
-    if long {
-        columns.extend([
-            column("MAC", "/mac_address"),
-            column("VLAN", "/vlan"),
-            column("NETWORK", "/physical_network"),
-            column("TRUSTED", "/trusted"),
-            column("WHOLE GROUP", "/whole_group"),
-        ]);
-    }
-    output::list(cli.format, "PCI attachments", &attachments, &columns)?;
+    columns.extend([
+        column("MAC", "/mac_address").wide(),
+        column("VLAN", "/vlan").wide(),
+        column("NETWORK", "/physical_network").wide(),
+        column("TRUSTED", "/trusted").wide(),
+        column("WHOLE GROUP", "/whole_group").wide(),
+    ]);
+    output::list(cli.output.long(long), "PCI attachments", &attachments, &columns)?;
     Ok(Exit::Done)
 }
 
 async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
-    let attachments = all(cli).await?;
-    let attachment = find(&attachments, prefix)?;
+    let attachment = &one(cli, &all(cli).await?, prefix).await?;
     let mut lines = vec![
-        column("ID", "/attachment_id"),
+        column("ID", "/attachment_id").name(),
         column("Server", "/serverId"),
         column("Host", "/host"),
         column("Alias", "/alias"),
         column("Node device", "/dev_id"),
-        Column("Vendor:product", Box::new(columns::ids)),
+        Column::new("Vendor:product", columns::ids),
         column("Address", "/address"),
-        Column("Inner address", Box::new(columns::inner_address)),
+        Column::new("Inner address", columns::inner_address),
         column("Status", "/status"),
         message("Reason", "/status_reason"),
         column("Persistent", "/persistent"),
@@ -123,10 +123,13 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
         column("Attached", "/attached_at"),
         column("Updated", "/updated_at"),
     ];
+    if !attachment["ended_at"].is_null() {
+        lines.push(column("Ended", "/ended_at"));
+    }
     if !attachment["mac_address"].is_null() {
         lines.extend(network());
     }
-    output::show(cli.format, attachment, &lines)?;
+    output::show(cli.output, attachment, &lines)?;
     Ok(Exit::Done)
 }
 
@@ -145,17 +148,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn an_unambiguous_beginning_of_an_id_finds_the_attachment() {
-        let attachments = ["a1b2", "a1c3", "ff00"].map(|id| json!({ "attachment_id": id }));
-        assert_eq!(find(&attachments, "F").unwrap()["attachment_id"], "ff00");
-        assert_eq!(find(&attachments, "a1c").unwrap()["attachment_id"], "a1c3");
-        let several = find(&attachments, "a1").unwrap_err();
-        assert_eq!(several.exit(), Exit::Usage);
-        assert!(several.to_string().contains("a1b2") && several.to_string().contains("a1c3"), "{several}");
-        assert_eq!(find(&attachments, "0").unwrap_err().exit(), Exit::NotFound);
-    }
 
     #[test]
     fn an_inner_address_is_shown_with_its_source() {

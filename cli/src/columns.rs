@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use crate::lookup;
-use crate::output::{Column, at, column, message};
+use crate::output::at;
+use crate::table::{Column, column, id, message};
 
 /// Returns the server that has a device, or else its `owner`, such as a domain to which someone else attached it.
 pub(crate) fn holder(names: &HashMap<String, String>, device: &Value) -> String {
@@ -23,11 +24,11 @@ pub(crate) fn ids(device: &Value) -> String {
 /// The columns of a table of attachments, without the server.
 pub(crate) fn attachments() -> Vec<Column<'static>> {
     vec![
-        column("ID", "/attachment_id"),
+        id("ID", "/attachment_id"),
         column("ALIAS", "/alias"),
-        Column("VENDOR:PRODUCT", Box::new(ids)),
+        Column::new("VENDOR:PRODUCT", ids).wide(),
         column("ADDRESS", "/address"),
-        Column("INNER ADDRESS", Box::new(inner_address)),
+        Column::new("INNER ADDRESS", inner_address),
         column("STATUS", "/status"),
         message("REASON", "/status_reason"),
     ]

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::Cli;
 use crate::exit::Exit;
-use crate::output::{self, Column, Format, column, message};
+use crate::output::{self, Output};
+use crate::table::{Column, column, message};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
@@ -63,9 +64,9 @@ pub(crate) enum LocalCommand {
 
 impl LocalCommand {
     /// `config` is the file of `--config`.
-    pub(crate) fn run(self, config: Option<&Path>, format: Format) -> anyhow::Result<Exit> {
+    pub(crate) fn run(self, config: Option<&Path>, output: Output) -> anyhow::Result<Exit> {
         match self {
-            Self::Check { file } => check::run(&file, format),
+            Self::Check { file } => check::run(&file, output),
             Self::Show { file } => show(file.as_deref().or(config)),
             Self::Schema => {
                 output::json(&schema())?;
@@ -116,7 +117,7 @@ impl FromStr for Entry {
 impl ConfigCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
-            Self::Local(command) => command.run(None, cli.format),
+            Self::Local(command) => command.run(None, cli.output),
             Self::Reload => reload(cli).await,
             Self::Whitelist(entries) => entries.run(cli, "whitelist").await,
             Self::Alias(entries) => entries.run(cli, "alias").await,
@@ -133,32 +134,30 @@ impl Entries {
             Self::List => {
                 let entries = cli.client.items(&path, kind).await?;
                 let columns = [
-                    column("ID", "/id"),
+                    column("ID", "/id").name(),
                     column("SOURCE", "/source"),
                     column("READ-ONLY", "/read_only"),
                     column("POSITION", "/position"),
-                    Column("ENTRY", Box::new(entry)),
+                    Column::new("ENTRY", entry).wrapped(),
                     message("PROBLEM", "/problem"),
                 ];
-                output::list(cli.format, "entries", &entries, &columns)?;
+                output::list(cli.output, "entries", &entries, &columns)?;
             }
             Self::Add { entry: Entry(added) } => {
                 let answer = cli.client.post(&path, &json!({ kind: added })).await?;
                 let lines = [
-                    column("ID", "/id"),
+                    column("ID", "/id").name(),
                     column("Source", "/source"),
                     column("Position", "/position"),
-                    Column("Entry", Box::new(entry)),
+                    Column::new("Entry", entry),
                 ];
-                output::show(cli.format, &answer[kind], &lines)?;
+                output::show(cli.output, &answer[kind], &lines)?;
             }
             Self::Remove { id, force } => {
                 let query = if force { "force=true" } else { "" };
                 cli.client.remove(&[path[0], path[1], &id], query).await?;
-                match cli.format {
-                    Format::Json => output::json(&json!({ "id": id, "status": "removed" }))?,
-                    Format::Table => output::print(&format!("removed {id}\n"))?,
-                }
+                let removed = json!({ "id": id, "status": "removed" });
+                output::done(cli.output, "removed", &id, &removed)?;
             }
         }
         Ok(Exit::Done)
@@ -179,8 +178,8 @@ fn show(file: Option<&Path>) -> anyhow::Result<Exit> {
 async fn reload(cli: &Cli) -> anyhow::Result<Exit> {
     let answer = cli.client.post(&["service", "reload"], &json!({})).await?;
     let found = &answer["reload"];
-    if cli.format == Format::Json {
-        output::json(found)?;
+    if cli.output.is_data() {
+        output::data(cli.output, found)?;
         return Ok(Exit::Done);
     }
     let mut text = String::new();
@@ -205,7 +204,7 @@ mod tests {
     use crate::client::answered;
 
     async fn run(entries: Entries, kind: &str, answer: &'static str) -> (anyhow::Result<Exit>, String) {
-        answered(answer, async |client| entries.run(&Cli { client, format: Format::Table }, kind).await).await
+        answered(answer, async |client| entries.run(&Cli { client, output: Output::TABLE }, kind).await).await
     }
 
     #[tokio::test]

@@ -1,19 +1,34 @@
 //! `hotslot detach`: detaches devices, and waits until their guests have released them.
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
 
 use crate::client::query_string;
+use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Format, at};
-use crate::wait::waiting;
-use crate::{Cli, attachment};
+use crate::output::{self, at};
+use crate::wait::{Watched, watching};
+use crate::{Cli, attachment, complete, lookup};
+
+/// The examples in `--help`.
+pub(crate) const HELP: &str = "\
+Examples:
+  hotslot detach 3f2a
+  hotslot detach 3f2a 91c0 --no-wait
+  hotslot detach vm1 vf --timeout 30s
+  hotslot detach vm1 0000:3b:10.0
+  hotslot detach vm1 --all";
 
 #[derive(Debug, Args)]
 pub(crate) struct Detach {
-    /// The ids of the attachments, or unambiguous beginnings of them.
-    #[arg(required = true, value_name = "ATTACHMENT")]
-    attachments: Vec<String>,
+    /// The ids of attachments, or unambiguous beginnings of them. Or a guest, and its attachments by their aliases, their
+    /// addresses on the host or in the guest, or their ids.
+    #[arg(required = true, value_name = "ATTACHMENT|SERVER ALIAS|ADDRESS", add = ArgValueCompleter::new(complete::attachments))]
+    names: Vec<String>,
+    /// Detach all devices of the guest.
+    #[arg(long)]
+    all: bool,
     /// Only send the unplug requests; do not wait until the guests have released the devices.
     #[arg(long)]
     no_wait: bool,
@@ -30,35 +45,30 @@ pub(crate) struct Detach {
 impl Detach {
     /// Detaches as many of the devices as possible. Returns the highest of their exit codes.
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
-        let (all, mut ended) = (attachment::all(cli).await?, None);
-        let mut wanted: Vec<(String, Result<Value, Failure>)> = Vec::new();
-        for prefix in &self.attachments {
-            let mut found = attachment::find(&all, prefix).cloned();
-            // A detach of an attachment that has ended succeeds, so that a client which missed the response can repeat
-            // it.
-            if found.as_ref().is_err_and(|failure| failure.exit() == Exit::NotFound) {
-                if ended.is_none() {
-                    ended = Some(attachment::ended(cli).await?);
-                }
-                found = attachment::find(ended.as_deref().unwrap_or_default(), prefix).cloned();
-            }
-            let id = found.as_ref().map_or_else(|_| prefix.clone(), |found| at(found, "/attachment_id"));
-            if wanted.iter().all(|(other, _)| *other != id) {
-                wanted.push((id, found));
-            }
-        }
+        let wanted = self.wanted(cli).await?;
         let what = match &wanted[..] {
             [(id, _)] => format!("detaching {id}"),
             several => format!("detaching {} devices", several.len()),
         };
-        let outcomes = waiting(&what, detach(cli, wanted, &self.query()?, !self.no_wait)).await?;
+        let watched = match &wanted[..] {
+            [(id, Ok(attachment))] => {
+                let server = at(attachment, "/serverId");
+                let path = ["servers".to_owned(), server, "os-pci_attachments".to_owned(), id.clone()];
+                Some(Watched { client: cli.client.clone(), path })
+            }
+            _ => None,
+        };
+        let query = self.query()?;
+        let work = detach(cli, wanted, &query, !self.no_wait);
+        let outcomes = watching(cli.output, &what, watched, work).await?;
         let done = if self.no_wait { "detaching" } else { "detached" };
-        if cli.format == Format::Json {
-            output::json(&outcomes.iter().map(|outcome| outcome.json(done)).collect())?;
+        if cli.output.is_data() {
+            output::data(cli.output, &outcomes.iter().map(|outcome| outcome.json(done)).collect())?;
         }
         for Outcome { id, result } in &outcomes {
             match result {
-                Ok(address) if cli.format == Format::Table => {
+                Ok(_) if cli.output.is_names() => output::print(&format!("{id}\n"))?,
+                Ok(address) if !cli.output.is_data() => {
                     output::print(&format!("{done} {id} ({address})\n"))?;
                 }
                 Ok(_) => {}
@@ -70,8 +80,104 @@ impl Detach {
         Ok(exits.max().unwrap_or(Exit::Done))
     }
 
+    /// Finds the attachments that are to be detached, each once.
+    async fn wanted(&self, cli: &Cli) -> Result<Vec<(String, Result<Value, Failure>)>, Failure> {
+        let all = attachment::all(cli).await?;
+        let is_id = |name: &String| {
+            attachment::find(&all, name).map_err(|failure| failure.exit()) != Err(Exit::NotFound)
+        };
+        let mut wanted: Vec<(String, Result<Value, Failure>)> = Vec::new();
+        let mut add = |name: &str, found: Result<Value, Failure>| {
+            let id = found.as_ref().map_or_else(|_| name.to_owned(), |found| at(found, "/attachment_id"));
+            if wanted.iter().all(|(other, _)| *other != id) {
+                wanted.push((id, found));
+            }
+        };
+        match &self.names[..] {
+            [server] if self.all => {
+                for attachment in of_server(cli, &all, server).await? {
+                    add("", Ok(attachment));
+                }
+            }
+            _ if self.all => {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "--all is for one guest: `hotslot detach SERVER --all`",
+                ));
+            }
+            [server, devices @ ..] if !devices.is_empty() && !is_id(server) => {
+                // An attachment that has ended is no longer among those of the server, but its detach succeeds.
+                let ended = attachment::one(cli, &all, server).await;
+                if let Ok(ended) = ended {
+                    add(server, Ok(ended));
+                    for name in devices {
+                        add(name, attachment::one(cli, &all, name).await);
+                    }
+                } else {
+                    let own = of_server(cli, &all, server).await?;
+                    for name in devices {
+                        add(name, named(&own, server, name));
+                    }
+                }
+            }
+            names => {
+                for name in names {
+                    // A detach of an attachment that has ended succeeds, so that a client which missed the response can
+                    // repeat it.
+                    add(name, attachment::one(cli, &all, name).await);
+                }
+            }
+        }
+        Ok(wanted)
+    }
+
     fn query(&self) -> anyhow::Result<String> {
         query(self.timeout.clone(), self.force)
+    }
+}
+
+/// Returns the attachments of a server that have not ended.
+async fn of_server(cli: &Cli, all: &[Value], server: &str) -> Result<Vec<Value>, Failure> {
+    let id = lookup::server(cli, server).await?;
+    Ok(all.iter().filter(|attachment| attachment["serverId"] == id).cloned().collect())
+}
+
+/// Finds the one attachment of a server with this alias, address on the host, address in the guest, or beginning of its
+/// id.
+fn named(own: &[Value], server: &str, name: &str) -> Result<Value, Failure> {
+    let address = match name.parse() {
+        Ok(DeviceName::Address(address)) => Some(address.to_string()),
+        Ok(DeviceName::Id(_) | DeviceName::Uuid(_)) | Err(_) => None,
+    };
+    let is = |attachment: &&Value| match &address {
+        Some(address) => attachment["address"] == **address || attachment["inner_address"] == **address,
+        None => attachment["alias"] == name,
+    };
+    let mut found: Vec<_> = own.iter().filter(is).collect();
+    if let Some(address) = &address
+        && found.len() > 1
+    {
+        // Where an address of the host is also one in the guest, the one that `attach` takes has precedence.
+        found.retain(|attachment| attachment["address"] == **address);
+    }
+    match found[..] {
+        [one] => Ok(one.clone()),
+        [] => attachment::find(own, name).cloned().map_err(|failure| {
+            let message = format!(
+                "{server} has no attachment `{name}`; `hotslot attachment list {server}` lists those it has"
+            );
+            Failure::new(failure.exit(), message)
+        }),
+        _ => {
+            let lines: String = found
+                .iter()
+                .map(|it| format!("\n  {}  {}", at(it, "/address"), at(it, "/attachment_id")))
+                .collect();
+            let message = format!(
+                "{server} has several devices of alias {name}; name one by its address or id:{lines}"
+            );
+            Err(Failure::new(Exit::Usage, message))
+        }
     }
 }
 
@@ -137,6 +243,29 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn a_device_of_a_server_is_named_by_its_alias_an_address_or_its_id() {
+        let own = [
+            json!({ "attachment_id": "a1b2", "alias": "vf", "address": "0000:3b:10.0", "inner_address": "0000:05:00.0" }),
+            json!({ "attachment_id": "c3d4", "alias": "gpu", "address": "0000:05:00.0", "inner_address": null }),
+            json!({ "attachment_id": "e5f6", "alias": "gpu", "address": "0000:06:00.0", "inner_address": null }),
+        ];
+        let found = |name: &str| named(&own, "web1", name).map(|it| at(&it, "/attachment_id"));
+        for (name, id) in [
+            ("vf", "a1b2"),
+            ("3b:10.0", "a1b2"),
+            ("0000:05:00.0", "c3d4"),
+            ("06:00.0", "e5f6"),
+            ("a1", "a1b2"),
+        ] {
+            assert_eq!(found(name).unwrap(), id, "{name}");
+        }
+        let several = found("gpu").unwrap_err();
+        assert_eq!(several.exit(), Exit::Usage);
+        assert!(several.to_string().contains("0000:06:00.0  e5f6"), "{several}");
+        assert_eq!(found("nope").unwrap_err().exit(), Exit::NotFound);
+    }
 
     #[derive(Debug, Parser)]
     struct Line {

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 
 use clap::{Args, Subcommand};
+use clap_complete::ArgValueCompleter;
 use serde_json::Value;
 
 use crate::device_name::{DeviceName, OneDevice};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Column, Format, at, column};
+use crate::output::{self, Output, at};
 use crate::remedy::by_commands;
-use crate::{Cli, columns, device_name, host, lookup};
+use crate::table::{Column, column};
+use crate::{Cli, columns, complete, device_name, host, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
@@ -22,7 +24,7 @@ pub(crate) enum DeviceCommand {
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Only the devices of this host.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     host: Option<String>,
     /// List every PCI function, with its driver and its IOMMU group.
     #[arg(long)]
@@ -50,40 +52,36 @@ impl List {
             (records(cli, &hosts).await?, Vec::new())
         };
         let wants_names =
-            cli.format == Format::Table && devices.iter().any(|device| !device["instance_uuid"].is_null());
+            !cli.output.is_data() && devices.iter().any(|device| !device["instance_uuid"].is_null());
         let names = if wants_names { lookup::server_names(cli).await? } else { HashMap::new() };
-        list(cli.format, &devices, &self.columns(&names), &unreachable)
+        list(cli.output.long(self.long), &devices, &self.columns(&names), &unreachable)
     }
 
     fn columns<'a>(&self, names: &'a HashMap<String, String>) -> Vec<Column<'a>> {
         let mut columns = vec![
             column("HOST", "/host"),
-            column("ADDRESS", "/address"),
-            Column("VENDOR:PRODUCT", Box::new(columns::ids)),
+            column("ADDRESS", "/address").name(),
+            Column::new("VENDOR:PRODUCT", columns::ids),
             column("TYPE", "/dev_type"),
         ];
         if self.all {
             columns.extend([column("DRIVER", "/driver"), column("GROUP", "/iommu_group/number")]);
         }
         columns.push(column("STATUS", "/status"));
-        columns.push(Column("SERVER", Box::new(|device| columns::holder(names, device))));
-        if self.long {
-            columns.extend([
-                column("ID", "/id"),
-                column("DEV_ID", "/dev_id"),
-                column("NUMA", "/numa_node"),
-                column("PF", "/parent_addr"),
-            ]);
-        }
-        if self.long && self.all {
-            columns.extend([
-                column("NET", "/net"),
-                column("BLOCK", "/block"),
-                column("CLASS", "/class_name"),
-            ]);
-        }
+        columns.push(Column::new("SERVER", |device| columns::holder(names, device)));
+        columns.extend([
+            column("ID", "/id").wide(),
+            column("DEV_ID", "/dev_id").wide(),
+            column("NUMA", "/numa_node").wide(),
+            column("PF", "/parent_addr").wide(),
+        ]);
         if self.all {
-            columns.push(Column("NAME", Box::new(name)));
+            columns.extend([
+                column("NET", "/net").wide(),
+                column("BLOCK", "/block").wide(),
+                column("CLASS", "/class_name").wide(),
+                Column::new("NAME", name).wrapped(),
+            ]);
         }
         columns
     }
@@ -123,13 +121,13 @@ pub(crate) async fn of_hosts(
 /// Prints the devices of the reachable hosts, and reports the unreachable hosts. It does not print "no devices" when a
 /// host is unreachable, because that host may have some.
 pub(crate) fn list(
-    format: Format,
+    output: Output,
     devices: &[Value],
     columns: &[Column<'_>],
     unreachable: &[Failure],
 ) -> anyhow::Result<Exit> {
-    if unreachable.is_empty() || !devices.is_empty() || format == Format::Json {
-        output::list(format, "devices", devices, columns)?;
+    if unreachable.is_empty() || !devices.is_empty() || output.is_data() {
+        output::list(output, "devices", devices, columns)?;
     }
     Ok(report(unreachable))
 }
@@ -151,7 +149,7 @@ fn is_unreachable(host: &Value, failure: &Failure) -> bool {
 
 async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
     let found = find(cli, name, host).await?;
-    output::show(cli.format, &found.device, &lines())?;
+    output::show(cli.output, &found.device, &lines())?;
     Ok(report(&found.unreachable))
 }
 
@@ -218,11 +216,11 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
 
 fn lines() -> Vec<Column<'static>> {
     vec![
-        column("Address", "/address"),
+        column("Address", "/address").name(),
         column("Host", "/host"),
         column("Node device", "/dev_id"),
-        Column("Vendor:product", Box::new(columns::ids)),
-        Column("Name", Box::new(name)),
+        Column::new("Vendor:product", columns::ids),
+        Column::new("Name", name),
         column("Class", "/class_name"),
         column("Type", "/dev_type"),
         column("PF", "/parent_addr"),
@@ -233,16 +231,16 @@ fn lines() -> Vec<Column<'static>> {
         column("Group members", "/iommu_group/members"),
         column("NUMA node", "/numa_node"),
         column("PCI Express", "/express"),
-        Column("Link", Box::new(link)),
+        Column::new("Link", link),
         column("Network", "/net"),
         column("Block", "/block"),
         column("Serial", "/serial"),
-        Column("Reset", Box::new(reset)),
-        Column("Guard", Box::new(guard)),
-        Column("Offered", Box::new(offered)),
+        Column::new("Reset", reset),
+        Column::new("Guard", guard),
+        Column::new("Offered", offered),
         column("os-pci id", "/id"),
         column("Status", "/status"),
-        Column("Server", Box::new(|device| columns::holder(&HashMap::new(), device))),
+        Column::new("Server", |device| columns::holder(&HashMap::new(), device)),
     ]
 }
 
@@ -358,7 +356,7 @@ mod tests {
 
     async fn found(state: &str, name: &str, host: Option<&str>) -> anyhow::Result<Found> {
         let (outcome, _) = answering(two_hosts(state), async |client| {
-            find(&Cli { client, format: Format::Json }, &name.parse().unwrap(), host).await
+            find(&Cli { client, output: Output::JSON }, &name.parse().unwrap(), host).await
         })
         .await;
         outcome
@@ -391,7 +389,7 @@ mod tests {
         let mut answers = two_hosts("up");
         answers[0].2["hypervisors"].as_array_mut().unwrap().pop();
         let (device, _) = answering(answers, async |client| {
-            find(&Cli { client, format: Format::Json }, &"3b:00.1".parse().unwrap(), None).await
+            find(&Cli { client, output: Output::JSON }, &"3b:00.1".parse().unwrap(), None).await
         })
         .await;
         let device = device.unwrap().device;

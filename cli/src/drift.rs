@@ -1,18 +1,20 @@
 //! `hotslot drift`: reports where the records, the guests and the hosts disagree, and repairs it with `--repair`.
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
 
-use crate::Cli;
 use crate::exit::Exit;
-use crate::output::{self, Column, Format, at, column, message};
+use crate::output::{self, at};
 use crate::remedy::by_commands;
+use crate::table::{Column, column, id, message};
 use crate::wait::waiting;
+use crate::{Cli, complete};
 
 #[derive(Debug, Args)]
 pub(crate) struct Drift {
     /// Only this host.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     host: Option<String>,
     /// Repair what can be repaired, and wait until that is finished.
     #[arg(long)]
@@ -34,16 +36,16 @@ impl Drift {
             None => vec!["drift"],
         };
         let answer = if self.repair {
-            waiting("repairing", cli.client.post(&path, &json!({}))).await??
+            waiting(cli.output, "repairing", cli.client.post(&path, &json!({}))).await??
         } else {
             cli.client.get(&path).await?
         };
         let list = |key: &str| answer[key].as_array().map(Vec::as_slice).unwrap_or_default();
         let (found, unreachable) = (list("drift"), list("hosts_away"));
-        if found.is_empty() && cli.format == Format::Table {
-            eprintln!("nothing disagrees");
+        if found.is_empty() && !cli.output.is_data() {
+            output::note(cli.output, "nothing disagrees");
         } else {
-            output::list(cli.format, "disagreements", found, &self.columns())?;
+            output::list(cli.output, "disagreements", found, &self.columns())?;
         }
         for host in unreachable {
             output::complain(&by_commands(&at(host, "/reason")));
@@ -60,13 +62,13 @@ impl Drift {
         let mut columns = vec![
             column("HOST", "/host"),
             column("KIND", "/kind"),
-            Column("SERVER", Box::new(server)),
+            Column::new("SERVER", server),
             column("ADDRESS", "/address"),
-            column("ATTACHMENT", "/attachment_id"),
-            Column("STATES", Box::new(states)),
+            id("ATTACHMENT", "/attachment_id"),
+            Column::new("STATES", states).wrapped(),
         ];
         if self.repair {
-            columns.push(Column("REPAIRED", Box::new(repaired)));
+            columns.push(Column::new("REPAIRED", repaired).wrapped());
         } else {
             columns.push(message("REPAIR", "/action"));
             columns.push(column("WHEN", "/done"));
@@ -104,6 +106,7 @@ fn repaired(finding: &Value) -> String {
 mod tests {
     use super::*;
     use crate::client::answering;
+    use crate::output::Output;
 
     #[tokio::test]
     async fn the_exit_code_tells_whether_a_disagreement_is_left() {
@@ -118,7 +121,7 @@ mod tests {
         ] {
             let answer = json!({ "drift": drift, "hosts_away": away });
             let (outcome, _) = answering(vec![("drift", 200, answer)], async |client| {
-                Drift { host: None, repair }.run(&Cli { client, format: Format::Json }).await
+                Drift { host: None, repair }.run(&Cli { client, output: Output::JSON }).await
             })
             .await;
             assert_eq!(outcome.unwrap(), exit);

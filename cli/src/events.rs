@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use hotslot_model::event::EventKind;
 use serde_json::Value;
 
 use crate::client::query_string;
 use crate::event_stream::{EventStream, Message};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Format, at, json_text, print_on};
+use crate::output::{self, Format, Output, at, json_text, print_on};
 use crate::pci::key_values;
 use crate::remedy::by_commands;
-use crate::{Cli, lookup};
+use crate::{Cli, complete, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -46,16 +47,16 @@ pub(crate) struct Events {
     #[arg(long, value_parser = |text: &str| EventKind::known(text).map(str::to_owned))]
     kind: Option<String>,
     /// Only events of this host.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     host: Option<String>,
     /// Only events of this guest: its UUID, or its name if the guest still exists.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::servers))]
     server: Option<String>,
     /// Only events of this device: its os-pci id, UUID or address.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::devices))]
     device: Option<String>,
     /// Only events of this attachment: its full id.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::attachment_ids))]
     attachment: Option<String>,
     /// Only events of the user with this name, such as a local user or a token.
     #[arg(long, value_name = "NAME")]
@@ -100,7 +101,7 @@ impl Events {
 /// Prints the recorded events, page by page.
 async fn list(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
     let mut query = query.to_owned();
-    let mut lines = Lines::of(cli.format);
+    let mut lines = Lines::of(cli.output);
     loop {
         let (events, next) = cli.client.page(&["events"], &query, "events").await?;
         for event in &events {
@@ -113,15 +114,15 @@ async fn list(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
             None => break,
         }
     }
-    if lines.none && cli.format == Format::Table {
-        eprintln!("no events");
+    if lines.none && !cli.output.is_data() {
+        output::note(cli.output, "no events");
     }
     Ok(Exit::Done)
 }
 
 /// Prints events as they happen, until the reader of stdout closes it.
 async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
-    let mut lines = Lines::of(cli.format);
+    let mut lines = Lines::of(cli.output);
     let mut last: Option<String> = None;
     let mut retry = RETRY.0;
     loop {
@@ -156,23 +157,26 @@ async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
 
 /// Prints events as they arrive, one in each line.
 struct Lines {
-    format: Format,
+    output: Output,
     none: bool,
 }
 
 impl Lines {
-    fn of(format: Format) -> Self {
-        Self { format, none: true }
+    fn of(output: Output) -> Self {
+        Self { output, none: true }
     }
 
     /// Prints one event. Returns whether the reader of stdout is still there.
     fn print(&mut self, event: &Value) -> anyhow::Result<bool> {
         let first = std::mem::replace(&mut self.none, false);
-        if self.format == Format::Json {
-            return print_on(&format!("{}\n", json_text(&event.to_string())));
+        match self.output.format() {
+            Format::Json => return print_on(&format!("{}\n", json_text(&event.to_string()))),
+            Format::Yaml => return print_on(&format!("---\n{}", output::yaml(event)?)),
+            Format::Name => return print_on(&format!("{}\n", at(event, "/id"))),
+            Format::Table | Format::Wide => {}
         }
         let titles = ["ID", "TIME", "KIND", "WHAT", "CHANGE", "WHO"].map(str::to_owned);
-        let title = if first { line(&titles) } else { String::new() };
+        let title = if first && self.output.has_headers() { line(&titles) } else { String::new() };
         print_on(&format!("{title}{}", line(&cells(event))))
     }
 }

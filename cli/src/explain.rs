@@ -5,14 +5,16 @@ use std::num::NonZeroU8;
 use std::str::FromStr;
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use serde_json::Value;
 
 use crate::client::query_string;
 use crate::device::{self, Found};
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Column, Format, at, column, message};
-use crate::{Cli, columns, lookup, pci};
+use crate::output::{self, at};
+use crate::table::{Column, aligned, column, message};
+use crate::{Cli, columns, complete, lookup, pci};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -26,13 +28,13 @@ Examples:
 pub(crate) struct Explain {
     /// A device: its address (0000:3b:00.1), its node device name (pci_0000_3b_00_1), or its os-pci id or UUID. Any
     /// other text is an alias, optionally with the number of devices of the request.
-    #[arg(value_name = "DEVICE|ALIAS[:N]")]
+    #[arg(value_name = "DEVICE|ALIAS[:N]", add = ArgValueCompleter::new(complete::attachable))]
     subject: Subject,
     /// Only this host. For a device it is required when several hosts have a device at this address.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     host: Option<String>,
     /// For an alias: the devices that this guest (UUID or name) would get, considering its host and its NUMA cells.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::servers))]
     server: Option<String>,
     /// For an alias: explain a request for whole IOMMU groups.
     #[arg(long)]
@@ -96,22 +98,22 @@ impl Explain {
         let columns = [
             column("PLACE", "/place"),
             column("HOST", "/host"),
-            column("ADDRESS", "/address"),
-            Column("VENDOR:PRODUCT", Box::new(columns::ids)),
+            column("ADDRESS", "/address").name(),
+            Column::new("VENDOR:PRODUCT", columns::ids),
             column("TYPE", "/dev_type"),
             column("STATUS", "/status"),
             message("WHY", "/why"),
         ];
-        device::list(cli.format, &candidates, &columns, &unreachable)
+        device::list(cli.output, &candidates, &columns, &unreachable)
     }
 }
 
 async fn explain_device(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
     let Found { device, unreachable } = device::find(cli, name, host).await?;
-    if cli.format == Format::Json {
-        output::json(&device)?;
+    if cli.output.is_data() {
+        output::data(cli.output, &device)?;
     } else {
-        output::print(&explanation(&device, unreachable.is_some(), &lookup::server_names(cli).await?))?;
+        output::print_table(&explanation(&device, unreachable.is_some(), &lookup::server_names(cli).await?))?;
     }
     Ok(device::report(&unreachable))
 }
@@ -148,7 +150,7 @@ fn explanation(device: &Value, unreachable: bool, names: &HashMap<String, String
             rows.push(vec![std::mem::take(&mut title), line]);
         }
     }
-    output::aligned(&rows)
+    aligned(&rows)
 }
 
 /// Lists the entry that decides first, and then the others.
@@ -247,6 +249,7 @@ mod tests {
 
     use super::*;
     use crate::client::answering;
+    use crate::output::Output;
 
     const SERVER: &str = "10000000-0000-4000-8000-000000000001";
 
@@ -390,7 +393,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             ),
         ];
         let ((all, guests, unknown, usage), requests) = answering(answers, async |client| {
-            let cli = Cli { client, format: Format::Table };
+            let cli = Cli { client, output: Output::TABLE };
             let guests = Explain { server: Some(SERVER.into()), whole_group: true, ..explain("vf") };
             let usage = Explain { whole_group: true, ..explain("3b:00.1") };
             (

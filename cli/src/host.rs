@@ -1,33 +1,74 @@
 //! `hotslot host`: lists the configured hosts.
 
 use clap::Subcommand;
+use clap_complete::ArgValueCompleter;
 use serde_json::Value;
 
-use crate::Cli;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Column, at, column};
+use crate::output::{self, at};
+use crate::table::{Column, column, message};
+use crate::{Cli, columns, complete};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
     /// List the configured hosts, and whether their hypervisors are reachable.
     List,
+    /// Show one host, with its pools of assignable devices and the calls to its hypervisor that have not returned.
+    Show {
+        /// The name or id of the host.
+        #[arg(add = ArgValueCompleter::new(complete::hosts))]
+        host: String,
+    },
 }
 
 impl HostCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
-        let Self::List = self;
-        let hosts = cli.client.items(&["os-hypervisors", "detail"], "hypervisors").await?;
-        let columns = [
-            column("NAME", "/hypervisor_hostname"),
-            column("STATE", "/state"),
-            Column("HYPERVISOR", Box::new(hypervisor)),
-            Column("LIBVIRT", Box::new(libvirt)),
-            column("URI", "/uri"),
-            column("REASON", "/state_reason"),
-        ];
-        output::list(cli.format, "hosts", &hosts, &columns)?;
+        match self {
+            Self::List => {
+                let hosts = cli.client.items(&["os-hypervisors", "detail"], "hypervisors").await?;
+                let columns = [
+                    column("NAME", "/hypervisor_hostname").name(),
+                    column("STATE", "/state"),
+                    Column::new("HYPERVISOR", hypervisor),
+                    Column::new("LIBVIRT", libvirt),
+                    column("URI", "/uri"),
+                    column("ID", "/id").wide(),
+                    message("REASON", "/state_reason"),
+                ];
+                output::list(cli.output, "hosts", &hosts, &columns)?;
+            }
+            Self::Show { host } => {
+                let host = cli.client.item(&["os-hypervisors", &host], "hypervisor").await?;
+                let lines = [
+                    column("Name", "/hypervisor_hostname").name(),
+                    column("ID", "/id"),
+                    column("State", "/state"),
+                    message("Reason", "/state_reason"),
+                    Column::new("Hypervisor", hypervisor),
+                    Column::new("libvirt", libvirt),
+                    column("URI", "/uri"),
+                    Column::new("Free devices", free),
+                    Column::new("Stuck calls", stuck),
+                ];
+                output::show(cli.output, &host, &lines)?;
+            }
+        }
         Ok(Exit::Done)
     }
+}
+
+/// The number of free devices of each pool, by their ids.
+fn free(host: &Value) -> String {
+    let pools = host["pci_stats"].as_array().into_iter().flatten();
+    let pools: Vec<_> = pools.map(|pool| format!("{} {}", at(pool, "/count"), columns::ids(pool))).collect();
+    if pools.is_empty() { "-".into() } else { pools.join(", ") }
+}
+
+fn stuck(host: &Value) -> String {
+    let calls = host["stuck_calls"].as_array().into_iter().flatten();
+    let calls: Vec<_> =
+        calls.map(|call| format!("{} for {} s", at(call, "/operation"), at(call, "/seconds"))).collect();
+    if calls.is_empty() { "none".into() } else { calls.join(", ") }
 }
 
 /// Gets all hosts; none when the caller may not list them.

@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::Cli;
 use crate::exit::Exit;
-use crate::output::{self, column};
+use crate::output;
+use crate::table::column;
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -37,7 +38,7 @@ impl LogLevel {
             }
         };
         let lines = [column("Levels", "/levels"), column("Configured", "/configured")];
-        output::show(cli.format, &answer["log"], &lines)?;
+        output::show(cli.output, &answer["log"], &lines)?;
         Ok(Exit::Done)
     }
 }

@@ -11,45 +11,98 @@ use crate::exit::{Exit, Failure};
 use crate::output::at;
 use crate::{Cli, host};
 
-/// Returns the UUID of the server with this UUID or name.
+/// What a list of items has, by which people name them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Noun {
+    /// What one of them is called in messages.
+    pub(crate) noun: &'static str,
+    /// The JSON pointer of the UUID.
+    pub(crate) id: &'static str,
+    /// The JSON pointer of the name, if they have one.
+    pub(crate) name: Option<&'static str>,
+    /// The command that lists them.
+    pub(crate) list: &'static str,
+}
+
+impl Noun {
+    /// Finds the one item with this UUID or name, or whose UUID begins so. A UUID has precedence over a name, and a name
+    /// over the beginning of a UUID.
+    ///
+    /// # Errors
+    /// [`Exit::NotFound`] when there is none, [`Exit::Usage`] when there are several.
+    pub(crate) fn find<'a>(&self, items: &'a [Value], text: &str) -> Result<&'a Value, Failure> {
+        let Self { noun, id, name, list } = *self;
+        let uuid = text.to_ascii_lowercase();
+        if let Some(one) = items.iter().find(|item| item.pointer(id).is_some_and(|id| *id == *uuid)) {
+            return Ok(one);
+        }
+        let mut found: Vec<_> = match name {
+            Some(name) => {
+                items.iter().filter(|item| item.pointer(name).is_some_and(|it| it == text)).collect()
+            }
+            None => Vec::new(),
+        };
+        let named = !found.is_empty();
+        if !named && !uuid.is_empty() {
+            found = items.iter().filter(|item| at(item, id).starts_with(&uuid)).collect();
+        }
+        match found[..] {
+            [one] => Ok(one),
+            [] => {
+                let message = match name {
+                    Some(_) => {
+                        format!("no {noun} is called `{text}`, and no id begins so; {list} lists them")
+                    }
+                    None => format!("no {noun} {text}; {list} lists them"),
+                };
+                Err(Failure::new(Exit::NotFound, message))
+            }
+            _ => {
+                let how = if named {
+                    format!("several {noun}s are called `{text}`; give the id instead of the name")
+                } else {
+                    format!("several {noun}s begin with `{text}`")
+                };
+                let lines: String = found
+                    .iter()
+                    .map(|item| match at(item, "/host") {
+                        host if host == "-" => format!("\n  {}", at(item, id)),
+                        host => format!("\n  {} on {host}", at(item, id)),
+                    })
+                    .collect();
+                Err(Failure::new(Exit::Usage, format!("{how}:{lines}")))
+            }
+        }
+    }
+}
+
+/// Guests.
+const SERVERS: Noun = Noun { noun: "server", id: "/id", name: Some("/name"), list: "`hotslot server list`" };
+
+/// Returns the UUID of the server with this UUID or name, or whose UUID begins so.
 ///
 /// # Errors
-/// [`Exit::NotFound`] when no server has the name, [`Exit::Unreachable`] when it may be on an unreachable host,
-/// [`Exit::Usage`] when several servers have it.
+/// [`Exit::NotFound`] when there is none, [`Exit::Unreachable`] when it may be on an unreachable host,
+/// [`Exit::Usage`] when there are several.
 pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
     if let Ok(id) = Uuid::try_parse(server) {
         return Ok(id.to_string());
     }
     let servers = cli.client.items(&["servers"], "servers").await?;
-    let found: Vec<_> = servers.iter().filter(|candidate| candidate["name"] == server).collect();
-    match found[..] {
-        [one] => Ok(at(one, "/id")),
-        [] => {
+    match SERVERS.find(&servers, server) {
+        Ok(one) => Ok(at(one, "/id")),
+        Err(failure) if failure.exit() == Exit::NotFound => {
             let hosts = host::all_if_permitted(cli).await?;
             let unreachable = host::unreachable(&hosts);
-            Err(if unreachable.is_empty() {
-                Failure::new(
-                    Exit::NotFound,
-                    format!("no server is called `{server}`; `hotslot server list` lists them"),
-                )
-            } else {
-                let hosts = unreachable.join(", ");
-                let message =
-                    format!("no server of the reachable hosts is called `{server}`; unreachable: {hosts}");
-                Failure::new(Exit::Unreachable, message)
-            })
+            if unreachable.is_empty() {
+                return Err(failure);
+            }
+            let hosts = unreachable.join(", ");
+            let message =
+                format!("no server of the reachable hosts is called `{server}`; unreachable: {hosts}");
+            Err(Failure::new(Exit::Unreachable, message))
         }
-        _ => {
-            let ids: Vec<_> = found
-                .iter()
-                .map(|server| format!("\n  {} on {}", at(server, "/id"), at(server, "/host")))
-                .collect();
-            let message = format!(
-                "several servers are called `{server}`; give the UUID instead of the name:{}",
-                ids.concat()
-            );
-            Err(Failure::new(Exit::Usage, message))
-        }
+        Err(failure) => Err(failure),
     }
 }
 
@@ -83,4 +136,34 @@ pub(crate) async fn records(cli: &Cli, name: &DeviceName) -> anyhow::Result<Vec<
             vec![cli.client.item(&["os-pci", &name.to_string()], "pci_device").await?]
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_item_is_found_by_its_id_its_name_or_a_beginning_of_its_id() {
+        let items = [("a1b2", "web"), ("a1c3", "db"), ("ff00", "db"), ("0abc", "ff")]
+            .map(|(id, name)| json!({ "id": id, "name": name }));
+        let found = |noun: Noun, text: &str| noun.find(&items, text).map(|item| at(item, "/id"));
+        for (text, id) in
+            [("A1B2", "a1b2"), ("web", "a1b2"), ("ff", "0abc"), ("ff0", "ff00"), ("a1c", "a1c3")]
+        {
+            assert_eq!(found(SERVERS, text).unwrap(), id, "{text}");
+        }
+        assert_eq!(found(Noun { name: None, ..SERVERS }, "FF").unwrap(), "ff00");
+        for (text, exit, words) in [
+            ("a1", Exit::Usage, "several servers begin with `a1`:\n  a1b2\n  a1c3"),
+            ("db", Exit::Usage, "several servers are called `db`; give the id instead"),
+            ("x", Exit::NotFound, "no server is called `x`"),
+            ("", Exit::NotFound, "`hotslot server list` lists them"),
+        ] {
+            let failure = found(SERVERS, text).unwrap_err();
+            assert_eq!(failure.exit(), exit, "{text}");
+            assert!(failure.to_string().contains(words), "{failure}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ mod capture;
 mod client;
 mod cloud;
 mod columns;
+mod complete;
 mod config;
 mod db;
 mod detach;
@@ -22,6 +23,7 @@ mod event_stream;
 mod events;
 mod exit;
 mod explain;
+mod flavor;
 mod heap;
 mod host;
 mod log_level;
@@ -37,11 +39,14 @@ mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod simulate;
 mod status;
+mod table;
 mod tls;
 mod token;
 mod topology;
 mod tree;
+mod ui;
 mod version;
 mod wait;
 
@@ -50,13 +55,14 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::CompleteEnv;
 
 use crate::address::Address;
 use crate::client::Client;
 use crate::cloud::Cloud;
 use crate::exit::Exit;
 use crate::login::Login;
-use crate::output::Format;
+use crate::output::Output;
 use crate::tls::Tls;
 
 /// Hot-plugs PCI devices into running libvirt guests, and reports the address at which the guest sees each device.
@@ -84,17 +90,20 @@ struct Arguments {
     /// of the service type `hotslot` in Keystone's catalog.
     #[arg(long, global = true, env = "OS_CLOUD", value_name = "NAME")]
     os_cloud: Option<String>,
-    /// The output format: a table for people, or the JSON of the API for programs.
-    #[arg(short, long, global = true, value_enum, default_value_t)]
-    output: Format,
+    #[command(flatten)]
+    output: Output,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the service, which serves the REST API.
-    Serve,
+    /// Run the service, which serves the REST API and the page.
+    Serve {
+        /// Serve a made-up host, to try hotslot without root, hardware or libvirt. A link to the page is printed.
+        #[arg(long, conflicts_with = "config")]
+        simulate: bool,
+    },
     /// Check whether this host can pass devices through to guests, and print a fix for each problem.
     Doctor(doctor::Doctor),
     /// Write the libvirt XML documents of a host into a directory, for bug reports and simulated hosts.
@@ -106,6 +115,8 @@ enum Command {
     /// Back up or restore the SQLite database.
     #[command(subcommand, after_help = db::HELP)]
     Db(db::DbCommand),
+    /// Open the page in a browser, as the user who runs this, through the unix socket of the service.
+    Ui,
     /// Make, list and revoke tokens with which clients identify themselves.
     #[command(subcommand, after_help = token::HELP)]
     Token(token::TokenCommand),
@@ -114,9 +125,12 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Print the versions of this program, of the service, and of the libvirt of its hosts.
     Version,
-    /// Print the completion script of a shell.
+    /// Print the completion script of a shell, which completes names that the service knows too.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
+    /// Write the manual pages into a directory.
+    #[command(hide = true)]
+    ManPages { directory: PathBuf },
     #[command(flatten)]
     Service(ServiceCommand),
 }
@@ -125,9 +139,12 @@ enum Command {
 /// grouped with the other `config` commands.
 #[derive(Debug, Subcommand)]
 enum ServiceCommand {
-    /// List the hosts.
+    /// List and show the hosts.
     #[command(subcommand)]
     Host(host::HostCommand),
+    /// List and show the configured flavors.
+    #[command(subcommand)]
+    Flavor(flavor::FlavorCommand),
     /// List and show the PCI devices of the hosts.
     #[command(subcommand)]
     Device(device::DeviceCommand),
@@ -156,8 +173,7 @@ enum ServiceCommand {
     #[command(after_help = attach::HELP)]
     Attach(attach::Attach),
     /// Detach devices from guests, and wait until the guests have released them.
-    #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait\n  \
-                           hotslot detach 3f2a --timeout 30s")]
+    #[command(after_help = detach::HELP)]
     Detach(detach::Detach),
     /// Manage accelerators: named devices for a guest or for the host itself.
     #[command(subcommand, after_help = accelerator::HELP)]
@@ -179,10 +195,11 @@ enum ServiceCommand {
 /// The client and the output format, for the commands that talk to the service.
 struct Cli {
     client: Client,
-    format: Format,
+    output: Output,
 }
 
 fn main() -> ExitCode {
+    CompleteEnv::with_factory(Arguments::command).complete();
     let arguments = Arguments::parse();
     run(arguments)
         .unwrap_or_else(|error| {
@@ -196,14 +213,14 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = arguments.config.as_deref();
     let own = || token::own(arguments.token_file.as_deref());
     let url = || arguments.url.clone().map_or_else(|| Address::found(config), Ok);
-    if matches!(arguments.command, Command::Serve | Command::Db(_) | Command::Token(_)) {
+    if matches!(arguments.command, Command::Serve { .. } | Command::Db(_) | Command::Token(_)) {
         // Files that these commands create are readable by hotslot's user only.
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     }
     match arguments.command {
-        Command::Serve => {
+        Command::Serve { simulate } => {
             heap::keep_small();
-            serve::run(config).map(|()| Exit::Done)
+            if simulate { simulate::run() } else { serve::run(config) }.map(|()| Exit::Done)
         }
         Command::Doctor(doctor) => {
             let own = own()?;
@@ -217,16 +234,19 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 Ok(own) => connect(url, arguments.tls, own, cloud, config).await,
                 Err(error) => Err(error),
             };
-            let cli = client.map(|client| Cli { client, format: arguments.output });
+            let cli = client.map(|client| Cli { client, output: arguments.output });
             version::run(cli, arguments.output).await
         }),
+        Command::Ui => until_done(async { ui::run(url()?).await }),
         Command::Sim(sim) => sim.run(),
         Command::Token(command) => command.run(config, arguments.output),
         Command::Policy(command) => command.run(config, arguments.output),
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "hotslot", &mut script);
-            output::print(&String::from_utf8(script)?)?;
+            output::print(&complete::script(shell)?)?;
+            Ok(Exit::Done)
+        }
+        Command::ManPages { directory } => {
+            clap_mangen::generate_to(Arguments::command(), directory)?;
             Ok(Exit::Done)
         }
         // These commands need no service, and their file may not even have a valid address of one.
@@ -236,7 +256,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Service(command) => until_done(async {
             let (url, cloud) = (arguments.url, arguments.os_cloud.as_deref());
             let client = connect(url, arguments.tls, own()?, cloud, config).await?;
-            command.run(&Cli { client, format: arguments.output }).await
+            command.run(&Cli { client, output: arguments.output }).await
         }),
     }
 }
@@ -271,6 +291,7 @@ impl ServiceCommand {
     async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
             Self::Host(command) => command.run(cli).await,
+            Self::Flavor(command) => command.run(cli).await,
             Self::Device(command) => command.run(cli).await,
             Self::Pci(command) => command.run(cli).await,
             Self::Explain(command) => command.run(cli).await,
@@ -311,10 +332,17 @@ mod tests {
             "hotslot server set vm1 --project 7c1f",
             "hotslot policy list -o json",
             "hotslot server set vm1 --no-project",
-            "hotslot attach vm1 a1 b1:2 --live-only",
+            "hotslot attach vm1 a1 b1:2 0000:05:00.0 --live-only",
+            "hotslot detach vm1 vf 05:00.0 -q",
+            "hotslot detach vm1 --all",
+            "hotslot host show node1 -o wide --no-headers",
+            "hotslot flavor show gzm -o yaml",
+            "hotslot attachment list -o name",
             "hotslot attach vm1 --flavor gzm --dry-run -o json",
             "hotslot attach vm1 a1 b1:2 --dry-run --whole-group --numa-policy preferred",
             "hotslot attach vm1 vf --mac 52:54:00:12:34:56 --vlan 100 --physical-network net1 --trusted",
+            "hotslot serve --simulate",
+            "hotslot ui --url unix:/run/hotslot/api.sock",
             "hotslot attachment list vm1 -o json",
             "hotslot attachment list -l",
             "hotslot detach 3f2a 91c0 --no-wait",

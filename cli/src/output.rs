@@ -4,31 +4,87 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use hotslot_driver::text;
 use serde_json::Value;
 
-use crate::remedy::by_commands;
+use crate::table::{self, Column, aligned};
 
-/// The output format: tables for people, or the JSON of the API (a list or an object) for programs.
+/// The form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Format {
+    /// A table, with the columns that most people need.
     #[default]
     Table,
+    /// A table with all columns and whole ids.
+    Wide,
+    /// The JSON of the API.
     Json,
+    /// The same as YAML.
+    Yaml,
+    /// Only the names or ids by which commands know the items, one in each line.
+    Name,
 }
 
-/// A column: its title, and the function that returns its cell for an item.
-pub(crate) struct Column<'a>(pub(crate) &'static str, pub(crate) Box<dyn Fn(&Value) -> String + 'a>);
-
-/// A column that shows the value at a JSON pointer.
-pub(crate) fn column(title: &'static str, pointer: &'static str) -> Column<'static> {
-    Column(title, Box::new(move |item| at(item, pointer)))
+// A doc comment here would replace the help text of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub(crate) struct Output {
+    /// The form of the output: tables for people, the JSON or YAML of the API for programs, or only names.
+    #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t)]
+    format: Format,
+    /// Leave out the titles of tables.
+    #[arg(long, global = true)]
+    no_headers: bool,
+    /// Print only names or ids, like `-o name`, and no progress.
+    #[arg(short, long, global = true, conflicts_with = "format")]
+    quiet: bool,
 }
 
-/// A column that shows a message of the service, with commands in place of REST routes.
-pub(crate) fn message(title: &'static str, pointer: &'static str) -> Column<'static> {
-    Column(title, Box::new(move |item| by_commands(&at(item, pointer))))
+impl Output {
+    #[cfg(test)]
+    pub(crate) const JSON: Self = Self::of(Format::Json);
+    #[cfg(test)]
+    pub(crate) const TABLE: Self = Self::of(Format::Table);
+
+    #[cfg(test)]
+    const fn of(format: Format) -> Self {
+        Self { format, no_headers: false, quiet: false }
+    }
+
+    /// The form of the output.
+    pub(crate) fn format(self) -> Format {
+        if self.quiet { Format::Name } else { self.format }
+    }
+
+    /// Whether the output is for programs: the whole JSON of the API, as JSON or YAML.
+    pub(crate) fn is_data(self) -> bool {
+        matches!(self.format(), Format::Json | Format::Yaml)
+    }
+
+    /// Whether only names are printed.
+    pub(crate) fn is_names(self) -> bool {
+        self.format() == Format::Name
+    }
+
+    /// Whether progress and notes are left out.
+    pub(crate) fn is_quiet(self) -> bool {
+        self.quiet
+    }
+
+    /// Whether tables begin with titles.
+    pub(crate) fn has_headers(self) -> bool {
+        !self.no_headers
+    }
+
+    /// The same output, with wide tables if `long`.
+    pub(crate) fn long(self, long: bool) -> Self {
+        if long && self.format() == Format::Table { Self { format: Format::Wide, ..self } } else { self }
+    }
+
+    /// Formats items, one in each row of a table.
+    pub(crate) fn table(self, items: &[Value], columns: &[Column<'_>]) -> String {
+        table::table(items, columns, self.format() == Format::Wide, self.has_headers())
+    }
 }
 
 /// Returns the value at a JSON pointer as text for people, or `-` when there is none or it is empty.
@@ -49,42 +105,75 @@ pub(crate) fn at(item: &Value, pointer: &str) -> String {
     }
 }
 
-/// Prints items, one in each line. When there are none, the table format prints `no <noun>` on stderr.
+/// Prints items, one in each row. When there are none, a table is replaced by `no <noun>` on stderr.
 pub(crate) fn list(
-    format: Format,
+    output: Output,
     noun: &str,
     items: &[Value],
     columns: &[Column<'_>],
 ) -> anyhow::Result<()> {
-    if format == Format::Json {
-        return json(&items.into());
+    if output.is_data() {
+        return data(output, &items.into());
+    }
+    if output.is_names()
+        && let Some(names) = table::names(items, columns)
+    {
+        return print(&names.iter().map(|name| format!("{name}\n")).collect::<String>());
     }
     if items.is_empty() {
-        eprintln!("no {noun}");
+        note(output, &format!("no {noun}"));
         return Ok(());
     }
-    print(&table(items, columns))
-}
-
-/// Formats items, one in each line, below the titles of the columns.
-pub(crate) fn table(items: &[Value], columns: &[Column<'_>]) -> String {
-    let titles = columns.iter().map(|column| column.0.to_owned()).collect();
-    let rows = items.iter().map(|item| columns.iter().map(|column| (column.1)(item)).collect());
-    aligned(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
+    print_table(&output.table(items, columns))
 }
 
 /// Prints one item, one property in each line.
-pub(crate) fn show(format: Format, item: &Value, lines: &[Column<'_>]) -> anyhow::Result<()> {
-    if format == Format::Json {
-        return json(item);
+pub(crate) fn show(output: Output, item: &Value, lines: &[Column<'_>]) -> anyhow::Result<()> {
+    if output.is_data() {
+        return data(output, item);
     }
-    let rows: Vec<_> = lines.iter().map(|line| vec![format!("{}:", line.0), (line.1)(item)]).collect();
-    print(&aligned(&rows))
+    if output.is_names()
+        && let Some(names) = table::names(std::slice::from_ref(item), lines)
+    {
+        return print(&(names.concat() + "\n"));
+    }
+    let rows: Vec<_> = lines.iter().map(|line| vec![format!("{}:", line.title()), line.cell(item)]).collect();
+    print_table(&aligned(&rows))
+}
+
+/// Prints what was done with the item that commands know by `name`.
+pub(crate) fn done(output: Output, what: &str, name: &str, item: &Value) -> anyhow::Result<()> {
+    if output.is_data() {
+        return data(output, item);
+    }
+    print(&if output.is_names() { format!("{name}\n") } else { format!("{what} {name}\n") })
+}
+
+/// Prints a note for people on stderr.
+pub(crate) fn note(output: Output, what: &str) {
+    if !output.is_quiet() && !output.is_names() {
+        eprintln!("{what}");
+    }
+}
+
+/// Prints a value for programs, as JSON or YAML.
+pub(crate) fn data(output: Output, value: &Value) -> anyhow::Result<()> {
+    if output.format() == Format::Yaml { print(&yaml(value)?) } else { json(value) }
 }
 
 /// Prints JSON.
 pub(crate) fn json(value: &Value) -> anyhow::Result<()> {
     print(&(json_text(&serde_json::to_string_pretty(value)?) + "\n"))
+}
+
+/// Formats a value as a YAML document in which characters that are unsafe on a terminal are escaped.
+pub(crate) fn yaml(value: &Value) -> anyhow::Result<String> {
+    let yaml = serde_saphyr::to_string(value)?;
+    if !yaml.contains(|letter: char| letter != '\n' && text::is_unsafe(letter)) {
+        return Ok(yaml);
+    }
+    // Only JSON has an escape sequence for these characters wherever they are, and it is YAML too.
+    Ok(json_text(&serde_json::to_string_pretty(value)?).into_owned() + "\n")
 }
 
 /// Escapes the unsafe characters in a JSON text, such as control characters beyond ASCII, in the JSON syntax
@@ -117,36 +206,23 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     print_on(text).map(drop)
 }
 
+/// Prints a table on stdout. Its cells are escaped already; on a terminal it has the escape sequences of colours.
+pub(crate) fn print_table(table: &str) -> anyhow::Result<()> {
+    write(table).map(drop)
+}
+
 /// Prints text on stdout, like [`print()`]. Returns whether the reader of a pipe is still there.
 pub(crate) fn print_on(what: &str) -> anyhow::Result<bool> {
+    write(&text::escape_but(what, &['\n', '\t']))
+}
+
+fn write(text: &str) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
-    let what = text::escape_but(what, &['\n', '\t']);
-    match stdout.write_all(what.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Formats rows with aligned columns, three spaces apart.
-pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
-    let rows: Vec<Vec<_>> =
-        rows.iter().map(|row| row.iter().map(|cell| text::escape(cell)).collect()).collect();
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<_> = (0..columns).map(width).collect();
-    let mut lines = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(line, "{cell:width$}   ");
-        }
-        lines += line.trim_end();
-        lines.push('\n');
-    }
-    lines
 }
 
 #[cfg(test)]
@@ -154,20 +230,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn columns_are_aligned_and_no_line_ends_in_spaces() {
-        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
-        let text =
-            aligned(&[row(["NAME", "STATE", "X"]), row(["büro-1", "up", ""]), row(["b", "down", "y"])]);
-        assert_eq!(text, "NAME     STATE   X\nbüro-1   up\nb        down    y\n");
-    }
-
-    #[test]
-    fn control_characters_in_cells_are_escaped() {
-        let text = aligned(&[vec!["a\u{1b}[2J".into(), "b\nc\t".into()], vec!["büro".into(), "x".into()]]);
-        assert_eq!(text, "a\\u{1b}[2J   b\\nc\\t\nbüro         x\n");
-    }
 
     #[test]
     fn unsafe_characters_in_json_are_escaped_and_the_json_stays_valid() {

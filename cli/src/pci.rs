@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
+use clap_complete::ArgValueCompleter;
 use hotslot_driver::pci::PciId;
 use hotslot_model::device::{DevType, DeviceStatus};
 use serde_json::{Value, json};
@@ -12,8 +13,9 @@ use crate::client::query_string;
 use crate::device_name::{DeviceName, OneDevice};
 use crate::exit::{Exit, Failure};
 use crate::lookup::records;
-use crate::output::{self, Column, Format, at, column};
-use crate::{Cli, columns, device_name, lookup};
+use crate::output::{self, at};
+use crate::table::{Column, column};
+use crate::{Cli, columns, complete, device_name, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -35,7 +37,7 @@ pub(crate) enum PciCommand {
     /// Show the number of free devices in each pool.
     Stats {
         /// Only the pools of this host.
-        #[arg(long)]
+        #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
         host: Option<String>,
     },
 }
@@ -43,7 +45,7 @@ pub(crate) enum PciCommand {
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Only the devices of this host.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     host: Option<String>,
     /// Only devices with this vendor id, such as 8086.
     #[arg(long)]
@@ -58,7 +60,7 @@ pub(crate) struct List {
     #[arg(long, value_parser = PossibleValuesParser::new(DeviceStatus::ALL.iter().map(|it| it.as_str())))]
     status: Option<String>,
     /// Only the devices of this guest: its UUID or its name.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::servers))]
     server: Option<String>,
     /// Only devices with this value in extra_info. The option may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
@@ -80,7 +82,7 @@ impl PciCommand {
         match self {
             Self::List(list) => list.run(cli).await,
             Self::Show(OneDevice { device, host }) => {
-                output::show(cli.format, &find(cli, &device, host.as_deref()).await?, &lines())?;
+                output::show(cli.output, &find(cli, &device, host.as_deref()).await?, &lines())?;
                 Ok(Exit::Done)
             }
             Self::Cleaned(OneDevice { device, host }) => cleaned(cli, &device, host.as_deref()).await,
@@ -102,9 +104,9 @@ impl List {
         let query = query_string(&self.pairs(host, server))?;
         let devices = cli.client.query(&["os-pci", "detail"], &query, "pci_devices").await?;
         let wants_names =
-            cli.format == Format::Table && devices.iter().any(|device| !device["instance_uuid"].is_null());
+            !cli.output.is_data() && devices.iter().any(|device| !device["instance_uuid"].is_null());
         let names = if wants_names { lookup::server_names(cli).await? } else { HashMap::new() };
-        output::list(cli.format, "devices", &devices, &self.columns(&names))?;
+        output::list(cli.output.long(self.long), "devices", &devices, &self.columns(&names))?;
         Ok(Exit::Done)
     }
 
@@ -124,21 +126,19 @@ impl List {
     fn columns<'a>(&self, names: &'a HashMap<String, String>) -> Vec<Column<'a>> {
         let mut columns = vec![
             column("HOST", "/host"),
-            column("ADDRESS", "/address"),
-            Column("VENDOR:PRODUCT", Box::new(columns::ids)),
+            column("ADDRESS", "/address").name(),
+            Column::new("VENDOR:PRODUCT", columns::ids),
             column("TYPE", "/dev_type"),
             column("STATUS", "/status"),
-            Column("SERVER", Box::new(|device| columns::holder(names, device))),
+            Column::new("SERVER", |device| columns::holder(names, device)),
         ];
-        if self.long {
-            columns.extend([
-                column("ID", "/id"),
-                column("UUID", "/uuid"),
-                column("NUMA", "/numa_node"),
-                column("PF", "/parent_addr"),
-                Column("EXTRA_INFO", Box::new(|device| key_values(&device["extra_info"], &[]))),
-            ]);
-        }
+        columns.extend([
+            column("ID", "/id").wide(),
+            column("UUID", "/uuid").wide(),
+            column("NUMA", "/numa_node").wide(),
+            column("PF", "/parent_addr").wide(),
+            Column::new("EXTRA_INFO", |device| key_values(&device["extra_info"], &[])).wide().wrapped(),
+        ]);
         columns
     }
 }
@@ -174,23 +174,23 @@ async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Resul
 async fn cleaned(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
     let id = at(&find(cli, name, host).await?, "/id");
     let answer = cli.client.post(&["os-pci", &id, "action"], &json!({ "cleaned": null })).await?;
-    output::show(cli.format, &answer["pci_device"], &lines())?;
+    output::show(cli.output, &answer["pci_device"], &lines())?;
     Ok(Exit::Done)
 }
 
 fn lines() -> Vec<Column<'static>> {
     vec![
-        column("ID", "/id"),
+        column("ID", "/id").name(),
         column("UUID", "/uuid"),
         column("Host", "/host"),
         column("Address", "/address"),
         column("Node device", "/dev_id"),
-        Column("Vendor:product", Box::new(columns::ids)),
+        Column::new("Vendor:product", columns::ids),
         column("Type", "/dev_type"),
         column("PF", "/parent_addr"),
         column("NUMA node", "/numa_node"),
         column("Label", "/label"),
-        Column("Extra info", Box::new(|device| key_values(&device["extra_info"], &[]))),
+        Column::new("Extra info", |device| key_values(&device["extra_info"], &[])),
         column("Status", "/status"),
         column("Server", "/instance_uuid"),
         column("Request", "/request_id"),
@@ -217,11 +217,11 @@ async fn stats(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     let columns = [
         column("HOST", "/host"),
         column("COUNT", "/count"),
-        Column("VENDOR:PRODUCT", Box::new(columns::ids)),
+        Column::new("VENDOR:PRODUCT", columns::ids),
         column("NUMA", "/numa_node"),
-        Column("EXTRA_INFO", Box::new(tags)),
+        Column::new("EXTRA_INFO", tags).wrapped(),
     ];
-    output::list(cli.format, "pools", &all, &columns)?;
+    output::list(cli.output, "pools", &all, &columns)?;
     Ok(Exit::Done)
 }
 
@@ -260,6 +260,7 @@ pub(crate) fn key_values(object: &Value, except: &[&str]) -> String {
 mod tests {
     use super::*;
     use crate::client::{answered, answering};
+    use crate::output::Output;
 
     #[test]
     fn pools_are_listed_with_the_tags_that_they_are_grouped_by() {
@@ -279,7 +280,7 @@ mod tests {
         const ANSWER: &str = "HTTP/1.1 200 OK\r\n\r\n\
             {\"hypervisor\":{\"hypervisor_hostname\":\"node1\",\"pci_stats\":[]}}";
         let (outcome, request) = answered(ANSWER, async |client| {
-            stats(&Cli { client, format: Format::Json }, Some("node1")).await
+            stats(&Cli { client, output: Output::JSON }, Some("node1")).await
         })
         .await;
         assert_eq!(outcome.unwrap(), Exit::Done);
@@ -300,7 +301,7 @@ mod tests {
         ];
         let name = "3b:00.1".parse().unwrap();
         let (outcome, requests) = answering(answers, async |client| {
-            let cli = Cli { client, format: Format::Table };
+            let cli = Cli { client, output: Output::TABLE };
             (cleaned(&cli, &name, Some("2")).await, cleaned(&cli, &name, None).await)
         })
         .await;

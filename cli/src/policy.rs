@@ -9,7 +9,8 @@ use hotslot_service::config::{Config, ConfigError};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::output::{self, Column, Format, column};
+use crate::output::{self, Output};
+use crate::table::{Column, column};
 
 pub(crate) const HELP: &str = "\
 Examples:
@@ -28,7 +29,7 @@ pub(crate) enum PolicyCommand {
 }
 
 impl PolicyCommand {
-    pub(crate) fn run(self, config: Option<&Path>, format: Format) -> anyhow::Result<Exit> {
+    pub(crate) fn run(self, config: Option<&Path>, output: Output) -> anyhow::Result<Exit> {
         let Self::List = self;
         let config = match config {
             Some(path) => Config::load(path)?,
@@ -39,13 +40,13 @@ impl PolicyCommand {
             anyhow::anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
         })?;
         let columns = [
-            column("RULE", "/rule"),
+            column("RULE", "/rule").name(),
             column("FROM", "/from"),
             column("REQUIRES", "/requires"),
-            Column("ROUTES", Box::new(routes)),
-            column("DESCRIPTION", "/description"),
+            Column::new("ROUTES", routes),
+            column("DESCRIPTION", "/description").wrapped(),
         ];
-        output::list(format, "rules", &rules, &columns)?;
+        output::list(output, "rules", &rules, &columns)?;
         Ok(Exit::Done)
     }
 }

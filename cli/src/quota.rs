@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use crate::Cli;
 use crate::exit::Exit;
-use crate::output::{self, Format, column};
+use crate::output;
+use crate::table::column;
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -78,8 +79,8 @@ impl QuotaCommand {
 
 async fn show(cli: &Cli, project: &str) -> anyhow::Result<()> {
     let set = cli.client.item(&["os-quota-sets", project, "detail"], "quota_set").await?;
-    if cli.format == Format::Json {
-        return output::json(&set);
+    if cli.output.is_data() {
+        return output::data(cli.output, &set);
     }
     let rows = set.as_object().into_iter().flatten().filter(|(_, usage)| usage.is_object());
     let rows: Vec<Value> = rows
@@ -90,18 +91,19 @@ async fn show(cli: &Cli, project: &str) -> anyhow::Result<()> {
         })
         .collect();
     let columns = [
-        column("RESOURCE", "/resource"),
+        column("RESOURCE", "/resource").name(),
         column("LIMIT", "/limit"),
         column("IN USE", "/in_use"),
         column("RESERVED", "/reserved"),
     ];
-    output::list(cli.format, "quotas", &rows, &columns)
+    output::list(cli.output, "quotas", &rows, &columns)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::client::answered;
+    use crate::output::Output;
 
     #[tokio::test]
     async fn limits_are_sent_as_numbers() {
@@ -109,7 +111,7 @@ mod tests {
             "HTTP/1.1 403 Forbidden\r\n\r\n{\"forbidden\":{\"code\":403,\"message\":\"no\"}}";
         let limits = ["pci_attachments:a=b=2", "accelerators=-1"].map(|text| text.parse().unwrap()).into();
         let set = QuotaCommand::Set { project: "p".into(), limits };
-        let run = async |client| set.run(&Cli { client, format: Format::Table }).await;
+        let run = async |client| set.run(&Cli { client, output: Output::TABLE }).await;
         let (outcome, request) = answered(REFUSED, run).await;
         assert_eq!(Exit::of(&outcome.unwrap_err()), Exit::NotPermitted);
         assert!(request.starts_with("PUT /v2.1/os-quota-sets/p HTTP/1.1"), "{request}");

@@ -13,7 +13,7 @@ const ROUTES: [(&str, &str); 14] = [
     ("GET accelerators", "`hotslot accelerator list`"),
     ("GET drift", "`hotslot drift`"),
     ("GET events", "`hotslot events`"),
-    ("GET flavors", "the configuration ([[flavor]])"),
+    ("GET flavors", "`hotslot flavor list`"),
     ("PUT os-quota-sets/{}", "`hotslot quota set {}`"),
     ("DELETE accelerators/{}", "`hotslot accelerator detach {}`"),
     ("DELETE accelerator/v2/accelerator_requests/{}", "`openstack accelerator arq delete {}`"),

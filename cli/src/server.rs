@@ -1,23 +1,26 @@
 //! `hotslot server`: lists and shows the guests, with the devices that are attached to them, and sets whose they are.
 
 use clap::Subcommand;
+use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::output::{self, Format, at, column, message};
-use crate::{Cli, columns, host, lookup};
+use crate::output::{self, at};
+use crate::table::{column, id, message};
+use crate::{Cli, columns, complete, host, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServerCommand {
     /// List the guests of all hosts.
     List {
         /// Only the guests of this host.
-        #[arg(long)]
+        #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
         host: Option<String>,
     },
     /// Show one guest, and the devices that are attached to it.
     Show {
         /// The UUID or the name of the guest.
+        #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: String,
     },
     /// Set the project whose members may attach devices to a guest. Only for guests that Nova did not create.
@@ -26,6 +29,7 @@ pub(crate) enum ServerCommand {
     /// use the guest.
     Set {
         /// The UUID or the name of the guest.
+        #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: String,
         /// The id of the project.
         #[arg(long, required_unless_present = "no_project", conflicts_with = "no_project")]
@@ -55,9 +59,14 @@ async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     let name = host.map(|_| at(&hosts[0], "/hypervisor_hostname"));
     let mut servers = cli.client.items(&["servers"], "servers").await?;
     servers.retain(|server| name.as_ref().is_none_or(|name| server["host"] == *name));
-    let columns =
-        [column("ID", "/id"), column("NAME", "/name"), column("STATUS", "/status"), column("HOST", "/host")];
-    output::list(cli.format, "servers", &servers, &columns)?;
+    let columns = [
+        column("NAME", "/name"),
+        column("STATUS", "/status"),
+        column("HOST", "/host"),
+        id("ID", "/id"),
+        column("PROJECT", "/tenant_id").wide(),
+    ];
+    output::list(cli.output, "servers", &servers, &columns)?;
     let unreachable = host::unreachable(&hosts);
     for host in &unreachable {
         output::complain(&format!("the list lacks the servers of host {host}, which is unreachable"));
@@ -71,7 +80,7 @@ async fn set(cli: &Cli, server: &str, project: Option<String>) -> anyhow::Result
     let owner = cli.client.put(&["servers", &id, "pci_owner"], &body).await?["pci_owner"].take();
     let lines =
         [column("ID", "/server_id"), column("Project", "/project_id"), message("Problem", "/problem")];
-    output::show(cli.format, &owner, &lines)?;
+    output::show(cli.output, &owner, &lines)?;
     Ok(Exit::Done)
 }
 
@@ -80,22 +89,25 @@ async fn show(cli: &Cli, server: &str) -> anyhow::Result<Exit> {
     let mut server = cli.client.item(&["servers", &id], "server").await?;
     let attachments = cli.client.items(&["servers", &id, "os-pci_attachments"], "pciAttachment").await?;
     let lines = [
-        column("ID", "/id"),
         column("Name", "/name"),
+        column("ID", "/id").name(),
         column("Status", "/status"),
         column("Host", "/host"),
         column("Project", "/tenant_id"),
         column("Created", "/created"),
     ];
-    if cli.format == Format::Json {
+    if cli.output.is_data() {
         server["pciAttachment"] = Value::Array(attachments);
-        output::json(&server)?;
+        output::data(cli.output, &server)?;
     } else {
-        output::show(cli.format, &server, &lines)?;
+        output::show(cli.output, &server, &lines)?;
+        if cli.output.is_names() {
+            return Ok(Exit::Done);
+        }
         if !attachments.is_empty() {
             output::print("\n")?;
         }
-        output::list(cli.format, "PCI attachments", &attachments, &columns::attachments())?;
+        output::list(cli.output, "PCI attachments", &attachments, &columns::attachments())?;
     }
     Ok(Exit::Done)
 }

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use crate::Cli;
 use crate::exit::Exit;
-use crate::output::{self, Format, at};
+use crate::output::{self, at};
 use crate::remedy::by_commands;
+use crate::table::aligned;
 
 /// The text in `--help`.
 pub(crate) const HELP: &str = "\
@@ -53,17 +54,14 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
     let warnings = ready["warnings"].as_array().into_iter().flatten();
     lines.extend(warnings.map(|warning| Line::of("warning", at(warning, ""), false)));
     let bad = lines.iter().any(|line| line.bad);
-    match cli.format {
-        Format::Json => {
-            let lines =
-                lines.iter().map(|line| json!({ "what": line.what, "state": line.state, "bad": line.bad }));
-            output::json(&lines.collect())?;
-        }
-        Format::Table => {
-            let mark = |line: &Line| if line.bad { "!" } else { " " }.to_owned();
-            let rows = lines.iter().map(|line| vec![mark(line), line.what.clone(), line.state.clone()]);
-            output::print(&output::aligned(&rows.collect::<Vec<_>>()))?;
-        }
+    if cli.output.is_data() {
+        let lines =
+            lines.iter().map(|line| json!({ "what": line.what, "state": line.state, "bad": line.bad }));
+        output::data(cli.output, &lines.collect())?;
+    } else {
+        let mark = |line: &Line| if line.bad { "!" } else { " " }.to_owned();
+        let rows = lines.iter().map(|line| vec![mark(line), line.what.clone(), line.state.clone()]);
+        output::print_table(&aligned(&rows.collect::<Vec<_>>()))?;
     }
     Ok(if bad { Exit::Failed } else { Exit::Done })
 }

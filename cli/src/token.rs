@@ -8,10 +8,11 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use hotslot_service::config::{Age, Config};
 use hotslot_service::identity::tokens::{Token, TokenFile};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::output::{self, Format};
+use crate::output::{self, Output, at};
+use crate::table::{Column, column};
 
 pub(crate) const HELP: &str = "\
 Examples:
@@ -56,7 +57,7 @@ pub(crate) struct Create {
 }
 
 impl TokenCommand {
-    pub(crate) fn run(self, config: Option<&Path>, format: Format) -> anyhow::Result<Exit> {
+    pub(crate) fn run(self, config: Option<&Path>, output: Output) -> anyhow::Result<Exit> {
         let configured = config.map(Config::load).transpose()?.and_then(|config| config.identity.tokens);
         let mut file = TokenFile::open(&configured.unwrap_or_else(|| PathBuf::from(FILE)))?;
         match self {
@@ -66,24 +67,20 @@ impl TokenCommand {
                 let text = file.create(&create.name, roles, create.project, expires)?;
                 output::print(&format!("{text}\n"))?;
             }
-            Self::List if format == Format::Json => {
+            Self::List if output.is_data() => {
                 let all: Vec<_> = file.tokens.iter().map(shown).collect();
-                output::json(&json!({ "tokens": all }))?;
+                output::data(output, &json!({ "tokens": all }))?;
             }
             Self::List => {
-                let head = ["NAME", "ROLES", "PROJECT", "EXPIRES", "CREATED"].map(str::to_owned).to_vec();
-                let rows = file.tokens.iter().map(|token| {
-                    let expires = match token.expires {
-                        Some(_) if token.has_expired() => "expired".to_owned(),
-                        Some(expires) => expires.to_string(),
-                        None => "never".to_owned(),
-                    };
-                    let roles = token.roles.iter().cloned().collect::<Vec<_>>().join(",");
-                    let project = token.project.clone().unwrap_or_else(|| "-".to_owned());
-                    vec![token.name.clone(), roles, project, expires, token.created.to_string()]
-                });
-                let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-                output::print(&output::aligned(&rows))?;
+                let all: Vec<_> = file.tokens.iter().map(shown).collect();
+                let columns = [
+                    column("NAME", "/name").name(),
+                    column("ROLES", "/roles"),
+                    column("PROJECT", "/project"),
+                    Column::new("EXPIRES", expiry),
+                    column("CREATED", "/created"),
+                ];
+                output::list(output, "tokens", &all, &columns)?;
             }
             Self::Revoke { name } => file.revoke(&name)?,
         }
@@ -91,12 +88,22 @@ impl TokenCommand {
     }
 }
 
-fn shown(token: &Token) -> serde_json::Value {
+/// When a token expires, or that it has expired.
+fn expiry(token: &Value) -> String {
+    match (token["expired"] == true, at(token, "/expires")) {
+        (true, _) => "expired".to_owned(),
+        (false, never) if never == "-" => "never".to_owned(),
+        (false, expires) => expires,
+    }
+}
+
+fn shown(token: &Token) -> Value {
     json!({
         "name": token.name,
         "roles": token.roles,
         "project": token.project,
         "expires": token.expires.map(|time| time.to_string()),
+        "expired": token.has_expired(),
         "created": token.created.to_string(),
     })
 }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use hotslot_driver::pci::PciAddress;
 use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Format, at};
+use crate::output::{self, at};
 use crate::tree::{Line, tree};
-use crate::{Cli, columns, device, lookup};
+use crate::{Cli, columns, complete, device, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -21,6 +22,7 @@ Examples:
 #[derive(Debug, Args)]
 pub(crate) struct Topology {
     /// The name of a host, or the name or UUID of a guest. A host has precedence over a guest of the same name.
+    #[arg(add = ArgValueCompleter::new(complete::trees))]
     name: String,
     /// NAME is the name of a host.
     #[arg(long, conflicts_with = "server")]
@@ -61,8 +63,8 @@ impl Topology {
 async fn of_host(cli: &Cli, host: &Value) -> anyhow::Result<Exit> {
     let path = ["os-hypervisors", &at(host, "/id"), "pci_devices"];
     let functions = cli.client.items(&path, "pci_devices").await?;
-    if cli.format == Format::Json {
-        output::json(&functions.into())?;
+    if cli.output.is_data() {
+        output::data(cli.output, &functions.into())?;
     } else {
         let names = lookup::server_names(cli).await?;
         output::print(&host_tree(&at(host, "/hypervisor_hostname"), &functions, &names))?;
@@ -122,9 +124,10 @@ fn facts(facts: &[String]) -> String {
 
 async fn of_server(cli: &Cli, id: &str) -> anyhow::Result<Exit> {
     let topology = cli.client.item(&["servers", id, "pci_topology"], "pci_topology").await?;
-    match cli.format {
-        Format::Json => output::json(&topology)?,
-        Format::Table => output::print(&server_tree(&topology))?,
+    if cli.output.is_data() {
+        output::data(cli.output, &topology)?;
+    } else {
+        output::print(&server_tree(&topology))?;
     }
     Ok(Exit::Done)
 }

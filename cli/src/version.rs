@@ -5,19 +5,21 @@ use serde_json::{Value, json};
 use crate::Cli;
 use crate::exit::{Exit, Failure};
 use crate::host::{hypervisor, libvirt};
-use crate::output::{self, Format, at};
+use crate::output::{self, Output, at};
+use crate::table::aligned;
 
 /// Prints the versions. When no service answers, those of this program.
-pub(crate) async fn run(cli: anyhow::Result<Cli>, format: Format) -> anyhow::Result<Exit> {
+pub(crate) async fn run(cli: anyhow::Result<Cli>, output: Output) -> anyhow::Result<Exit> {
     let answer = match cli {
         Ok(cli) => of_service(&cli).await.map_err(|failure| failure.to_string()),
         Err(error) => Err(format!("{error:#}")),
     };
     let own = json!({ "version": env!("CARGO_PKG_VERSION"), "schema": hotslot_store::schema() });
-    if format == Format::Json {
+    if output.is_data() {
         let problem = answer.as_ref().err();
         let (service, hosts) = answer.clone().unwrap_or_default();
-        output::json(&json!({ "program": own, "service": service, "hosts": hosts, "problem": problem }))?;
+        let all = json!({ "program": own, "service": service, "hosts": hosts, "problem": problem });
+        output::data(output, &all)?;
         return Ok(Exit::Done);
     }
     let named = |of: &Value| format!("hotslot {}, schema {}", at(of, "/version"), at(of, "/schema"));
@@ -32,7 +34,7 @@ pub(crate) async fn run(cli: anyhow::Result<Cli>, format: Format) -> anyhow::Res
         }
         Err(problem) => rows.push(vec!["service".to_owned(), problem]),
     }
-    output::print(&output::aligned(&rows))?;
+    output::print_table(&aligned(&rows))?;
     Ok(Exit::Done)
 }
 

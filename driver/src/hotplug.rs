@@ -12,6 +12,7 @@
 mod mdev;
 mod preflight;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use mdev::create_mdev;
@@ -289,7 +290,23 @@ pub async fn unplug(
     persistent: bool,
     limits: DetachLimits,
 ) -> Result<Unplugged, Error> {
-    let outcome = take_out(hypervisor, domain, spec.alias(), limits).await;
+    unplug_counted(hypervisor, templates, domain, spec, persistent, limits, &AtomicU32::new(0)).await
+}
+
+/// Does the same as [`unplug`], and counts the unplug requests in `asked`.
+///
+/// # Errors
+/// As [`unplug`].
+pub async fn unplug_counted(
+    hypervisor: &dyn Hypervisor,
+    templates: &Templates,
+    domain: Uuid,
+    spec: &dyn Pluggable,
+    persistent: bool,
+    limits: DetachLimits,
+    asked: &AtomicU32,
+) -> Result<Unplugged, Error> {
+    let outcome = take_out(hypervisor, domain, spec.alias(), limits, asked).await;
     let stays = match &outcome {
         Ok(Unplugged::Refused { .. }) => true,
         Ok(Unplugged::Gone | Unplugged::Pending { .. }) => false,
@@ -314,18 +331,25 @@ async fn take_out(
     domain: Uuid,
     alias: UserAlias,
     limits: DetachLimits,
+    asked: &AtomicU32,
 ) -> Result<Unplugged, Error> {
     let device = Attached { hypervisor, domain, alias };
     // Subscribe before the first call, so that the removal event cannot be missed.
     let mut events = hypervisor.events();
     let (mut presence, mut state) = device.read().await?;
-    if presence.config {
+    if presence.config && presence.live {
+        // The domain is read again after the guest was asked.
+        ignore_missing(device.detach(DetachScope::Config).await)?;
+        presence.config = false;
+    } else if presence.config {
+        // The domain may have been started meanwhile.
         (presence, state) = device.remove_from_definition().await?;
     }
     let until = limits.total.map(|total| Instant::now() + total);
     let mut attempt = 0;
     while presence.live {
         attempt += 1;
+        asked.store(attempt, Ordering::Relaxed);
         let begun = Instant::now();
         let (mut refused, time) = device.request_unplug(attempt, limits).await?;
         let next = until.map_or(begun + time, |until| until.min(begun + time));

@@ -51,6 +51,8 @@ async fn over_tls(dir: &Path) -> (Hotslot, ClientConfig) {
 async fn ask(service: &Hotslot, tls: Option<&TlsConnector>, request: &str) -> (Box<dyn Stream>, String) {
     let address = service.url().split_once("://").expect("a URL").1;
     let stream = TcpStream::connect(address).await.expect("a connection");
+    // As curl and browsers do. Otherwise the request waits for the acknowledgement of the end of the handshake.
+    stream.set_nodelay(true).expect("a socket option");
     let mut stream: Box<dyn Stream> = match tls {
         Some(tls) => {
             let name = ServerName::try_from("localhost").expect("a name");

@@ -101,4 +101,24 @@ async fn measure() {
     println!("   ratio {:.2}", report("REST attach", &mut rest_attach) / floor);
     let floor = report("floor: libvirt's detach", &mut own_detach);
     println!("   ratio {:.2}", report("REST detach", &mut rest_detach) / floor);
+    print_parts(api.get("/metrics").await.expect(200).body.as_str().expect("a text"));
+}
+
+/// Prints where the service spent its time since its start: the mean duration of each step and of each call to libvirt.
+fn print_parts(metrics: &str) {
+    let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+    for family in ["hotslot_step_duration_seconds", "hotslot_hypervisor_call_duration_seconds"] {
+        for line in metrics.lines().filter(|line| line.starts_with(&format!("{family}_sum"))) {
+            let count = line.replacen("_sum", "_count", 1);
+            let name = count.rsplit_once(' ').map_or("", |(name, _)| name);
+            let count = metrics.lines().find(|line| line.starts_with(&format!("{name} "))).and_then(value);
+            if let (Some(sum), Some(count)) = (value(line), count) {
+                println!(
+                    "{count:6.0} times, mean {:8.1} ms  {}",
+                    1000.0 * sum / count,
+                    name.replacen("_count", "", 1)
+                );
+            }
+        }
+    }
 }

@@ -7,9 +7,8 @@
 use std::time::{Duration, Instant};
 
 use hotslot_driver::sim::generate;
-use hotslot_tests::measure::{report, resident, switches};
+use hotslot_tests::measure::{durable_transactions, report, resident, switches};
 use hotslot_tests::{Hotslot, Q35, binary, host, path};
-use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 const ROUNDS: usize = 300;
 
@@ -22,7 +21,7 @@ alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type
 #[tokio::main]
 async fn main() {
     assert!(binary().display().to_string().contains("release"), "measure the release build: cargo bench");
-    let mut durable = durable_transactions().await;
+    let mut durable = durable_transactions(ROUNDS).await;
     let durable = report("floor: one durable transaction", &mut durable);
     let small = Hotslot::on("small").await;
     one_by_one(&small, Q35, durable).await;
@@ -82,29 +81,6 @@ async fn one_by_one(service: &Hotslot, server: &str, durable: f64) -> Times {
         times.attach / floor,
         times.detach / floor
     );
-    times
-}
-
-/// Measures writing and committing two rows with a sync on this disk.
-async fn durable_transactions() -> Vec<Duration> {
-    let dir = tempfile::tempdir().expect("a directory");
-    let url = format!("sqlite://{}/floor.db?mode=rwc", dir.path().display());
-    let mut db = SqliteConnection::connect(&url).await.expect("a database");
-    for line in [
-        "PRAGMA journal_mode = WAL",
-        "PRAGMA synchronous = FULL",
-        "CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT)",
-    ] {
-        db.execute(line).await.expect("a statement");
-    }
-    let mut times = Vec::new();
-    for _ in 0..ROUNDS {
-        let start = Instant::now();
-        db.execute("BEGIN; INSERT INTO t (text) VALUES ('a'); INSERT INTO t (text) VALUES ('b'); COMMIT")
-            .await
-            .expect("a transaction");
-        times.push(start.elapsed());
-    }
     times
 }
 

@@ -73,6 +73,7 @@ impl Api {
         // A test that blocks its thread does not notice that the service has closed an idle connection, and a request
         // on such a connection fails. Idle connections are therefore not reused after some seconds.
         let builder = reqwest::Client::builder().no_proxy().pool_idle_timeout(Duration::from_secs(3));
+        let builder = builder.redirect(reqwest::redirect::Policy::none());
         let (builder, url) = match url.strip_prefix("unix:") {
             Some(path) => (builder.unix_socket(path), "http://localhost".to_owned()),
             None => (builder, url),
@@ -159,7 +160,7 @@ impl Api {
         let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
         let headers = response.headers().clone();
         let is_text = header("content-type").is_some_and(|kind| {
-            ["application/openmetrics-text", "text/plain", "text/html"]
+            ["application/openmetrics-text", "text/", "image/svg+xml"]
                 .iter()
                 .any(|text| kind.starts_with(text))
         });

@@ -2,6 +2,7 @@
 //! simulated host of its own. The tests use HTTP and the command line.
 
 mod api;
+pub mod browser;
 pub mod description;
 pub mod keystone;
 pub mod lab;

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 /// Returns a quantile in milliseconds. `part` is from 0 to 1. Sorts the times.
 pub fn quantile(times: &mut [Duration], part: f64) -> f64 {
@@ -50,4 +52,27 @@ pub fn switches(process: u32) -> u64 {
         Some(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>())
     };
     of_threads(process, "status", count).values().sum()
+}
+
+/// Measures writing and committing two rows with a sync on this disk.
+pub async fn durable_transactions(rounds: usize) -> Vec<Duration> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let url = format!("sqlite://{}/floor.db?mode=rwc", dir.path().display());
+    let mut db = SqliteConnection::connect(&url).await.expect("a database");
+    for line in [
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT)",
+    ] {
+        db.execute(line).await.expect("a statement");
+    }
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let start = Instant::now();
+        db.execute("BEGIN; INSERT INTO t (text) VALUES ('a'); INSERT INTO t (text) VALUES ('b'); COMMIT")
+            .await
+            .expect("a transaction");
+        times.push(start.elapsed());
+    }
+    times
 }

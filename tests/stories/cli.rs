@@ -67,30 +67,116 @@ async fn commands_list_attach_and_detach_a_vf() {
     let functions = hotslot("device list --all --host node1").expect(0);
     assert_eq!(functions.line("04:10.0")[4..6], ["igbvf", "22"]);
     let servers = hotslot("server list").expect(0);
-    assert_eq!(servers.line("q35"), [Q35, "q35", "ACTIVE", "node1"]);
+    assert_eq!(servers.line("q35"), ["q35", "ACTIVE", "node1", &Q35[..8]]);
     let none = hotslot("attachment list").expect(0);
     assert_eq!((none.out.as_str(), none.err.as_str()), ("", "no PCI attachments\n"));
 
     let attached = hotslot("attach q35 vf").expect(0);
     let row = attached.line("04:10.0");
     let id = row[0];
-    let rest = ["vf", "8086:10ca", "0000:04:10.0", "0000:02:00.0 (computed)", "attached", "-"];
+    let rest = ["vf", "0000:04:10.0", "0000:02:00.0 (computed)", "attached", "-"];
     assert_eq!(row[1..], rest);
 
     let listed = hotslot("attachment list q35").expect(0);
     assert_eq!(listed.line(id)[1..3], ["q35", "node1"]);
     assert_eq!(hotslot("device list").expect(0).line("04:10.0")[4..], ["allocated", "q35"]);
     assert!(hotslot(&format!("server show {Q35}")).expect(0).out.contains(id));
-    let shown = hotslot(&format!("attachment show {}", &id[..8])).expect(0);
+    let shown = hotslot(&format!("attachment show {id}")).expect(0);
     assert_eq!(shown.line("Persistent"), ["Persistent:", "yes"]);
+    let whole = shown.line("ID:")[1];
+    assert!(id.len() == 8 && whole.starts_with(id) && whole.len() == 36, "{shown:?}");
 
-    let detached = hotslot(&format!("detach {}", &id[..8])).expect(0);
-    assert_eq!(detached.out, format!("detached {id} (0000:04:10.0)\n"));
+    let detached = hotslot(&format!("detach {id}")).expect(0);
+    assert_eq!(detached.out, format!("detached {whole} (0000:04:10.0)\n"));
     // Detaching it again succeeds.
-    let again = hotslot(&format!("detach {} --timeout 5s", &id[..8])).expect(0);
+    let again = hotslot(&format!("detach {id} --timeout 5s")).expect(0);
     assert_eq!(again.out, detached.out);
-    assert_eq!(hotslot("attachment list --ended -o json").expect(0).json()[0]["attachment_id"], *id);
+    assert_eq!(hotslot("attachment list --ended -o json").expect(0).json()[0]["attachment_id"], whole);
+    let ended = hotslot(&format!("attachment show {id}")).expect(0);
+    assert_eq!(ended.line("Status:"), ["Status:", "detached"]);
+    assert!(ended.out.contains("\nEnded: "), "{ended:?}");
     service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn what_is_shown_can_be_typed() {
+    let config = "[[flavor]]\nname = 'gzm'\nextra_specs = { 'pci_passthrough:alias' = 'e1000e:1' }\n";
+    let service = Hotslot::with(&host("small"), config).await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+
+    // Names alone, for other commands.
+    assert_eq!(hotslot("host list -o name").expect(0).out, "node1\n");
+    assert_eq!(hotslot("flavor list -q").expect(0).out, "gzm\n");
+    assert_eq!(
+        hotslot("flavor show gzm").expect(0).line("Extra"),
+        ["Extra specs:", "pci_passthrough:alias=e1000e:1"]
+    );
+    assert_eq!(hotslot("host show node1").expect(0).line("State:"), ["State:", "up"]);
+    let servers = hotslot("server list -q").expect(0);
+    assert!(servers.out.lines().any(|line| line == Q35), "{servers:?}");
+    assert_eq!(hotslot("attachment list -q").expect(0).err, "", "no note about an empty list");
+
+    // A device by its address.
+    let attached = hotslot("attach q35 05:00.0 -q").expect(0);
+    let id = attached.out.trim_end().to_owned();
+    let wide = hotslot("attachment list -o wide --no-headers").expect(0);
+    assert_eq!(wide.out.lines().count(), 1, "{wide:?}");
+    assert_eq!(wide.line("0000:05:00.0")[..4], [&id, "q35", "node1", "0000:05:00.0"]);
+    let yaml = hotslot("attachment list -o yaml").expect(0).out;
+    assert!(yaml.contains(&format!("attachment_id: {id}\n")), "{yaml}");
+    for (code, arguments, why) in [
+        (6, "attach q35 0000:05:00.0", "0000:05:00.0 asks for 1 device(s), 0 free: 1 in use"),
+        (6, "attach q35 0000:00:10.0", "no assignable device matches"),
+        (6, "attach q35 0000:05:00.0 05:00.0", "given twice"),
+        (3, "detach q35 nope", "q35 has no attachment `nope`"),
+        (2, "detach q35 vf --all", "--all is for one guest"),
+        (3, "flavor show nope", "`hotslot flavor list`"),
+    ] {
+        let refused = hotslot(arguments).expect(code);
+        assert!(refused.err.contains(why), "{arguments}: {refused:?}");
+    }
+
+    // A device of a guest by its alias or address, and all of them.
+    hotslot("attach q35 vf").expect(0);
+    let detached = hotslot("detach q35 vf").expect(0);
+    assert!(detached.out.ends_with(" (0000:04:10.0)\n"), "{detached:?}");
+    assert_eq!(hotslot("detach q35 0000:05:00.0 -q").expect(0).out, format!("{id}\n"));
+    hotslot("attach q35 vf:2").expect(0);
+    let several = hotslot("detach q35 vf").expect(2);
+    assert!(several.err.contains("several devices of alias vf"), "{several:?}");
+    assert_eq!(hotslot(&format!("detach {} --all", &Q35[..8])).expect(0).out.lines().count(), 2);
+    service.expect_clean().await;
+}
+
+/// Returns what a shell would offer for the last word of a command line.
+fn completed(url: &str, line: &str) -> Vec<String> {
+    let words: Vec<_> = line.split(' ').collect();
+    let output = Command::new(binary())
+        .arg("--")
+        .args(&words)
+        .env("COMPLETE", "bash")
+        .env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string())
+        .env("_CLAP_COMPLETE_COMP_TYPE", "9")
+        .env("_CLAP_IFS", "\n")
+        .env("HOTSLOT_URL", url)
+        .output()
+        .expect("run hotslot");
+    String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn completions_know_guests_aliases_attachments_and_addresses() {
+    let service = Hotslot::on("small").await;
+    let url = service.url();
+    assert!(hotslot(url, "completions bash").expect(0).out.contains("COMPLETE="));
+    assert_eq!(completed(url, "hotslot attach q3"), ["q35"]);
+    assert_eq!(completed(url, "hotslot attach q35 v"), ["vf"]);
+    assert!(completed(url, "hotslot attach q35 0000:04:1").contains(&"0000:04:10.0".to_owned()));
+    assert_eq!(completed(url, "hotslot topology no"), ["node1"]);
+    let id = id(&hotslot(url, "-o json attach q35 vf").expect(0));
+    assert_eq!(completed(url, &format!("hotslot detach {}", &id[..4])), [id]);
+    // Without a service nothing is completed, and nothing fails.
+    assert_eq!(completed("http://127.0.0.1:1", "hotslot attach q3"), [""; 0]);
 }
 
 #[tokio::test]
@@ -147,6 +233,7 @@ async fn each_failure_has_its_exit_code_and_message() {
         (4, "attach full vf", "no free hot-plug port"),
         (6, "attach q35 gpu", "no PCI alias is called `gpu`"),
         (6, "attach q35 vf:9", "2 free"),
+        (6, "attach q35 vf:9", "ask for 2 of them"),
         (6, "attach q35 gpu --dry-run", "no PCI alias is called `gpu`"),
         (6, "attach q35 --flavor gzm", "there is no flavor `gzm`"),
         (3, "pci cleaned 9999", "PCI device 9999 not found"),
@@ -245,14 +332,14 @@ async fn remedies_are_commands_and_options_of_the_command_line() {
     hotslot(r#"accelerator create nic0 --spec {"product_id":"10d3"}"#).expect(0);
     hotslot("accelerator attach nic0 q35").expect(0);
     let listed = hotslot("attachment list").expect(0);
-    let of_accelerator = listed.line("0000:05:00.0")[0];
+    let of_accelerator = listed.line("0000:05:00.0")[0].to_owned();
 
     for (code, arguments, remedy) in [
         (3, "server show 00000000-0000-4000-8000-000000000000", "`hotslot server list` lists"),
         (3, "accelerator show nope", "`hotslot accelerator list` lists"),
         (4, &format!("detach {id}"), "with --force"),
         (4, &format!("detach {of_accelerator}"), "`hotslot accelerator detach "),
-        (6, "attach q35 vf:9", "detach one"),
+        (6, "attach q35 vf:9", "ask for 1 of them"),
     ] {
         let output = hotslot(arguments).expect(code);
         assert!(output.err.contains(remedy), "{arguments}: {output:?}");
@@ -459,7 +546,7 @@ async fn accelerator_create_is_atomic_and_names_are_unambiguous() {
     hotslot("accelerator attach vf0 --host node1").expect(0);
     let held = hotslot("accelerator delete vf0").expect(4);
     assert!(held.err.contains("accelerator detach vf0"), "{held:?}");
-    assert_eq!(hotslot("accelerator list").expect(0).line("vf0")[3], "attached");
+    assert_eq!(hotslot("accelerator list").expect(0).line("vf0")[2], "attached");
     hotslot("accelerator detach vf0").expect(0);
     hotslot("accelerator delete vf0").expect(0);
 
@@ -488,7 +575,7 @@ async fn the_sim_command_controls_a_simulated_host() {
     let dir = service.host_dir();
     let sim = |line: &str| hotslot(service.url(), &format!("sim {} {line}", dir.display()));
     assert_eq!(sim("pause q35").expect(0).out, "ok\n");
-    assert_eq!(hotslot(service.url(), "server list").line("q35")[2], "PAUSED");
+    assert_eq!(hotslot(service.url(), "server list").line("q35")[1], "PAUSED");
     assert!(sim("dance q35").expect(1).err.contains("dance"));
     assert!(
         hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("no service serves")

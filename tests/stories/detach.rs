@@ -53,6 +53,25 @@ async fn pending() -> (Hotslot, Value) {
 }
 
 #[tokio::test]
+async fn the_requests_to_a_guest_are_shown_while_their_answers_are_awaited() {
+    let service = with("[detach]\nattempts = 3\ntimeout = 2\n", "").await;
+    let vf = attach(&service).await;
+    assert!(shown(&service, &vf).await.get("progress").is_none());
+    service.sim("guest q35 unplug=ignore");
+    let watch = async {
+        service
+            .until("the second request", async || shown(&service, &vf).await["progress"]["attempt"] == 2)
+            .await;
+        let progress = shown(&service, &vf).await["progress"].clone();
+        assert_eq!((&progress["attempts"], &progress["seconds"]), (&json!(3), &json!(2.0)));
+    };
+    let vf_path = path(&vf);
+    let (detached, ()) = tokio::join!(service.delete(&vf_path), watch);
+    detached.expect(409);
+    assert!(shown(&service, &vf).await.get("progress").is_none());
+}
+
+#[tokio::test]
 async fn a_pending_detach_survives_a_restart_of_the_service() {
     let (mut service, vf) = pending().await;
     service.kill();

@@ -87,7 +87,7 @@ fn requests() -> Vec<String> {
 }
 
 /// The routes that need no identity.
-const OPEN: [&str; 13] = [
+const OPEN: [&str; 20] = [
     "/openapi.json",
     "/docs",
     "/",
@@ -101,6 +101,13 @@ const OPEN: [&str; 13] = [
     "/readyz",
     "/accelerator/",
     "/accelerator/v2/",
+    "/ui",
+    "/ui/",
+    "/ui/page.css",
+    "/ui/page.js",
+    "/ui/icon.svg",
+    "/ui/sign-in",
+    "/ui/sign-out",
 ];
 
 /// Every route of the router, from `data/routes.json`, for every caller: `data/access.json` has the status of each.
@@ -131,8 +138,19 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
             let method_name = method;
             let method: Method = method.parse().unwrap();
             let answer = service.send_with(method, &path, headers(described), body).await;
+            let is_page = path.starts_with("/ui/");
             let expected = match who {
+                // A browser is sent to the form to sign in.
+                "nobody" if is_page && !open && answer.status == 303 => {
+                    assert!(
+                        answer.headers["location"].to_str().unwrap().starts_with("sign-in?next="),
+                        "{request}"
+                    );
+                    None
+                }
                 "nobody" => Some(401),
+                // These two need no right.
+                _ if ["/ui/account", "/ui/home"].contains(&path.as_str()) => None,
                 "none" | "stranger" | "unscoped admin" | "domain admin" => Some(403),
                 _ => None,
             };
@@ -140,10 +158,19 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
                 Some(status) => {
                     assert_eq!(answer.status, status, "{request} has no rule? {who}: {}", answer.body)
                 }
-                None if open => assert!(answer.status == 200, "{request}: {who}"),
+                // A form without the token of the page is refused after that.
+                None if open && is_page => {
+                    assert!([200, 303, 403, 415].contains(&answer.status), "{request}: {who}")
+                }
+                None if open => assert!([200, 303].contains(&answer.status), "{request}: {who}"),
                 None => {}
             }
-            let described = description::problems(method_name, &path, answer.status, &answer.body);
+            // The description is that of the API.
+            let described = if path.starts_with("/ui") {
+                Vec::new()
+            } else {
+                description::problems(method_name, &path, answer.status, &answer.body)
+            };
             undescribed.extend(described.into_iter().map(|problem| format!("{who}: {problem}")));
             assert_ne!(answer.status, 500, "{request}: {who}: {}", answer.body);
             by_status.entry(answer.status.to_string()).or_default().push(who);
@@ -301,7 +328,7 @@ fn cli(arguments: &[&str], token: Option<&str>) -> Output {
 
 /// A service with the tokens of an administrator, a reader, and a member of a project. Returns also the path of the file
 /// of the tokens and of the configuration.
-async fn with_tokens() -> (Hotslot, PathBuf, String, [String; 3]) {
+pub(crate) async fn with_tokens() -> (Hotslot, PathBuf, String, [String; 3]) {
     let mut service = Hotslot::on("small").await;
     let file = service.database().with_file_name("tokens");
     let config = service.database().with_file_name("hotslot.toml").display().to_string();

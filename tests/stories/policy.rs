@@ -4,15 +4,42 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use hotslot_tests::{Hotslot, binary};
+use hotslot_tests::{Hotslot, Q35, attachments, binary};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Runs a command, and returns its exit code and what it says.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let said = Command::new(binary()).args(arguments).env_remove("HOTSLOT_CONFIG").output().unwrap();
     let text = [said.stdout, said.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
     (said.status.code(), text)
+}
+
+#[tokio::test]
+async fn a_device_is_attached_by_its_address_only_with_the_right() {
+    let mut service = Hotslot::on("small").await;
+    service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
+    service.kill();
+    service.start_again().await;
+    let attach = async |role: &str, body: Value| {
+        let headers = [("x-user-id", "u"), ("x-project-id", "p"), ("x-roles", role)];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let body = json!({ "pciAttachment": body });
+        service.send_with(Method::POST, &attachments(Q35), headers, Some(body.to_string())).await
+    };
+    let by_address = json!({ "addresses": ["0000:05:00.0"] });
+    attach("member", by_address.clone()).await.expect(403);
+    let attached = attach("admin", by_address).await.expect(200);
+    assert_eq!(attached.body["pci_devices"][0]["address"], "0000:05:00.0");
+    for (body, says) in [
+        (json!({ "addresses": ["05:00"] }), "addresses: "),
+        (json!({ "addresses": [] }), "or addresses"),
+        (json!({ "addresses": ["04:10.0"], "flavor": "x" }), "there is no flavor"),
+        (json!({ "addresses": ["04:10.0"], "pci_passthrough:alias": "" }), "pci_passthrough:alias"),
+    ] {
+        let refused = attach("admin", body.clone()).await.expect(400);
+        assert!(refused.message().contains(says), "{body}: {}", refused.message());
+    }
 }
 
 #[tokio::test]

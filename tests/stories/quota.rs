@@ -275,6 +275,18 @@ async fn specs_and_idempotency_keys_are_limited() {
     assert!(refused.message().starts_with(reason), "{}", refused.message());
     create("a", MEMBER, "a").await.expect(201);
     create("d", OTHER, "d").await.expect(201);
+    // Of several that arrive together, those that succeed are kept.
+    let limits = json!({ "quota_set": { "idempotency_keys": 5, "accelerators": 20 } });
+    send(Method::PUT, "/v2.1/os-quota-sets/p", ADMIN, limits, None).await.expect(200);
+    let names: Vec<_> = (0..8).map(|number| format!("n{number}")).collect();
+    let made = join_all(names.iter().map(|name| create(name, MEMBER, name))).await;
+    let made: Vec<_> = names.iter().zip(made).filter(|(_, answer)| answer.status == 201).collect();
+    assert!((1..=2).contains(&made.len()), "{made:?}");
+    for (name, answer) in made {
+        assert_eq!(create(name, MEMBER, name).await.expect(201).location, answer.location);
+    }
+    let limits = json!({ "quota_set": { "accelerators": 3 } });
+    send(Method::PUT, "/v2.1/os-quota-sets/p", ADMIN, limits, None).await.expect(200);
 
     let spec = async |path: &str, letters: usize| {
         let spec = json!({ "acc_specs": { "acc_capability": { "x": "a".repeat(letters) } } });

@@ -486,14 +486,23 @@ pub(crate) mod wal {
 
     /// Returns the number of pages that were committed since the log was last restarted.
     pub fn committed(database: &Path) -> u64 {
+        commits(database).last().map_or(0, |index| *index as u64 + 1)
+    }
+
+    /// Returns the number of transactions that were committed since the log was last restarted.
+    pub fn transactions(database: &Path) -> u64 {
+        commits(database).len() as u64
+    }
+
+    /// Returns the index of the last page of each committed transaction.
+    fn commits(database: &Path) -> Vec<usize> {
         let file = format!("{}-wal", database.display());
         let bytes = std::fs::read(file).unwrap_or_default();
         let salt = bytes.get(16..24).unwrap_or_default();
         let frames = bytes.get(HEADER as usize..).unwrap_or_default().chunks_exact(FRAME as usize);
         let ours = frames.take_while(|frame| &frame[8..16] == salt);
         // The header of a transaction's last page gives the size of the database in pages.
-        let last = ours.enumerate().filter(|(_, frame)| frame[4..8] != [0; 4]).last();
-        last.map_or(0, |(index, _)| index as u64 + 1)
+        ours.enumerate().filter(|(_, frame)| frame[4..8] != [0; 4]).map(|(index, _)| index).collect()
     }
 }
 

@@ -152,14 +152,25 @@ impl KeyedMutex {
     /// # Errors
     /// Errors of the database.
     pub async fn of(&self, thing: String) -> Result<KeyedGuard, Error> {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            // Remove the mutexes that no task holds or waits for.
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry(thing.clone()).or_default())
-        };
-        let within = turn.lock_owned().await;
+        let within = self.turn(&thing).lock_owned().await;
         let between = self.locks.lock(thing).await?;
         Ok(KeyedGuard { _between: between, _within: within })
+    }
+
+    /// Locks a name that is free. Returns `None` when a task of this or another process has it.
+    ///
+    /// # Errors
+    /// Errors of the database.
+    pub(crate) async fn try_of(&self, thing: String) -> Result<Option<KeyedGuard>, Error> {
+        let Ok(within) = self.turn(&thing).try_lock_owned() else { return Ok(None) };
+        let between = self.locks.try_lock(thing).await?;
+        Ok(between.map(|between| KeyedGuard { _between: between, _within: within }))
+    }
+
+    fn turn(&self, thing: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Remove the mutexes that no task holds or waits for.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(thing.to_owned()).or_default())
     }
 }

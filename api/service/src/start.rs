@@ -134,8 +134,10 @@ impl Service {
             idempotency: Arc::clone(&idempotency),
             templates,
             in_flight: InFlight::new("attachment", store.locks()),
+            asking: Default::default(),
             verifying: InFlight::new("address of attachment", store.locks()),
             turns,
+            choosing: Arc::default(),
         });
         let accelerators = Arc::new(Accelerators {
             config: Arc::clone(&config),

@@ -27,7 +27,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use self::request::{CreateBody, EXAMPLE};
-use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, described, shown, with_device};
+use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, Progress, described, shown, with_device};
 
 use super::Version;
 use super::body::{Page, PageParams, Pairs, Path, id, read};
@@ -52,6 +52,9 @@ impl AttachmentPath {
     }
 }
 
+/// The rule for attaching a device by its address.
+pub(super) const BY_ADDRESS: &str = "hotslot:attachment:create_by_address";
+
 /// Attaches devices to a server: all of them, or none.
 ///
 /// With an `Idempotency-Key`, a request that is sent again is executed once.
@@ -70,6 +73,9 @@ pub(super) async fn create(
 ) -> Result<Json<Created>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
+    if !body.attachment.addresses.is_empty() {
+        permit.require_for_all(BY_ADDRESS)?;
+    }
     let request = body.attachment.request(&config.flavor, path.id()?, key.map(|Extension(key)| key))?;
     let owner = permit.check(&hosts, request.server).await?;
     let request = AttachRequest { owner, ..request };
@@ -209,7 +215,14 @@ pub(super) async fn show(
     if attachment.state.is_final() {
         return Err(Error::NoAttachment(id).into());
     }
-    Ok(Json(PciAttachmentAnswer { attachment: with_device(&parts, &permit, attachment).await? }))
+    let mut attachment = with_device(&parts, &permit, attachment).await?;
+    let limits = assignments.detach_limits();
+    attachment.progress = assignments.attempt(id).map(|attempt| Progress {
+        attempt,
+        attempts: limits.attempts,
+        seconds: limits.timeout.as_secs_f64(),
+    });
+    Ok(Json(PciAttachmentAnswer { attachment }))
 }
 
 /// The longest time for which a project's caller may wait for a detach.

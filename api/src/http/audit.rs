@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
 use hotslot_model::identity::{Actor, Peer, global_request_id};
 use hotslot_service::audit::{Audit, Fields, RefusedRequest};
+use hotslot_web::Problem;
 
 use super::error::Fault;
 
@@ -48,6 +49,10 @@ pub(super) fn record(audit: &Audit, sent: (&Method, &str), unidentified: Arc<Act
     let ((method, path), status) = (sent, response.status());
     let identified = response.extensions().get::<Identified>();
     let actor = identified.map_or(unidentified, |identified| Arc::clone(&identified.actor));
+    // What a page tells of a refusal by a route was recorded when the route refused it.
+    if response.extensions().get::<Problem>().is_some_and(|problem| problem.is_recorded) {
+        return;
+    }
     if is_refusal(status) {
         let fault = response.extensions().get::<Fault>();
         audit.refused(

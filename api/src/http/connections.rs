@@ -15,7 +15,7 @@ use hotslot_model::identity::{Origin, Peer};
 use hotslot_service::config::Api;
 use hotslot_service::metrics::CONNECTIONS;
 use hotslot_service::rate::is_exempt;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -328,9 +328,11 @@ impl Open {
     }
 }
 
-/// Sends a 503 and closes the connection.
+/// Sends a 503 when the request begins to arrive, and closes the connection.
 async fn send_refusal(stream: Stream) {
-    async fn tell(stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+        // Many clients treat a response that arrives before their request as an error of the connection.
+        stream.read_u8().await?;
         let message =
             "all connections of this service are busy; try again later ([api] connections sets the limit)";
         refuse(stream, "503 Service Unavailable\r\nretry-after: 5", "serviceUnavailable", message).await
@@ -362,7 +364,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use axum::body::Bytes;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
     use tokio::net::UnixStream;
 
     use super::*;

@@ -64,7 +64,7 @@ async fn answer(
 ) -> Result<Response, Fault> {
     // A repetition that arrives while the first request is running waits for its response.
     let _turn = idempotency.turn(&key).await?;
-    if let Some(kept) = idempotency.kept(&key).await? {
+    let _promise = if let Some(kept) = idempotency.kept(&key).await? {
         if kept.fingerprint != key.fingerprint {
             return Err(Fault::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -84,9 +84,10 @@ async fn answer(
             }
             return Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response());
         }
+        None
     } else {
-        idempotency.may_keep(&key).await?;
-    }
+        idempotency.may_keep(&key).await?
+    };
     let response = next.run(request).await;
     if !response.status().is_success() {
         return Ok(response);

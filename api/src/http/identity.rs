@@ -18,6 +18,11 @@ use super::certificate::ClientCertificate;
 use super::error::Fault;
 use super::state::{App, IdentityParts};
 
+/// The caller on whose behalf the page sends a request in this process. No client can send this, because it is no
+/// header.
+#[derive(Debug, Clone)]
+pub(super) struct OnBehalf(pub(super) Caller);
+
 /// The header with the secret of the proxy.
 const PROXY_SECRET: &str = "x-hotslot-proxy-secret";
 

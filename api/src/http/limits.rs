@@ -44,19 +44,42 @@ pub(super) async fn enforce(State(config): State<Arc<Config>>, request: Request,
     if let Err(fault) = expect_json(request.headers()) {
         return fault.into_response();
     }
+    match received(&config, request).await {
+        Ok(request) => next.run(request).await,
+        Err(response) => *response,
+    }
+}
+
+/// As [`enforce`], for forms of the page. The page's own handlers check the media type.
+pub(super) async fn enforce_form(
+    State(config): State<Arc<Config>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if let Some(fault) = excess(&request) {
+        return fault.into_response();
+    }
+    match received(&config, request).await {
+        Ok(request) => next.run(request).await,
+        Err(response) => *response,
+    }
+}
+
+/// Returns a request with its whole body, or the response to one whose body does not arrive in time.
+async fn received(config: &Config, request: Request) -> Result<Request, Box<Response>> {
     let limit = config.api.body_timeout.0;
     let (parts, body) = request.into_parts();
     let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &());
     match tokio::time::timeout(limit, body).await {
-        Ok(Ok(body)) => next.run(Request::from_parts(parts, Body::from(body))).await,
-        Ok(Err(rejection)) => unreadable(&rejection).into_response(),
+        Ok(Ok(body)) => Ok(Request::from_parts(parts, Body::from(body))),
+        Ok(Err(rejection)) => Err(Box::new(unreadable(&rejection).into_response())),
         Err(_) => {
             let seconds = limit.as_secs_f64();
             let message = format!("the body did not arrive within {seconds} seconds; send it faster");
             let mut response = Fault::new(StatusCode::REQUEST_TIMEOUT, message).into_response();
             // On an open connection, the rest of the body would be parsed as the next request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            response
+            Err(Box::new(response))
         }
     }
 }

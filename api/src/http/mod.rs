@@ -28,11 +28,13 @@ mod limits;
 mod metrics;
 mod microversion;
 mod origin;
+mod own_page;
 mod pci;
 mod pci_config;
 mod pci_owner;
 mod permit;
 mod policy;
+mod query;
 mod quotas;
 mod requests;
 mod schema;
@@ -41,6 +43,7 @@ mod service;
 mod state;
 mod tls;
 mod topology;
+mod ui;
 mod versions;
 mod webhooks;
 
@@ -59,6 +62,7 @@ use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::metrics::{REQUESTS, Timer, answered};
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+pub use own_page::OwnPage;
 pub use policy::routes_of;
 pub use tls::Tls;
 
@@ -93,18 +97,21 @@ pub fn router(service: Arc<Service>) -> Router {
         .merge(aliases())
         .merge(cyborg::aliases());
     let (routes, _) = routes.split_for_parts();
-    routes
+    let routes = routes
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::no_method)
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::answer_once))
         .layer(middleware::from_fn_with_state(app.clone(), limits::enforce))
         .layer(DefaultBodyLimit::max(limits::BODY))
+        .layer(middleware::from_fn(query::refuse_unknown))
         .layer(middleware::from_fn(microversion::refuse_unsupported))
         .layer(middleware::from_fn_with_state(app.clone(), policy::admit))
         .layer(middleware::from_fn_with_state(app.clone(), origin::refuse_other_origins))
         .layer(middleware::from_fn(cyborg::microversion))
         .layer(middleware::from_fn_with_state(app.clone(), with_request_id))
-        .with_state(app)
+        .with_state(app.clone());
+    let pages = ui::pages(&app, routes.clone());
+    routes.merge(pages.layer(middleware::from_fn_with_state(app, with_request_id)))
 }
 
 /// Returns the routes under the prefixes that the description has.

@@ -231,6 +231,27 @@ struct Filter {
     extra_info: Vec<(String, String)>,
 }
 
+/// The columns by which devices are filtered.
+const COLUMNS: [&str; 17] = [
+    "host",
+    "hypervisor_hostname",
+    "compute_node_id",
+    "vendor_id",
+    "product_id",
+    "dev_type",
+    "status",
+    "instance_uuid",
+    "server_uuid",
+    "address",
+    "parent_addr",
+    "numa_node",
+    "id",
+    "uuid",
+    "request_id",
+    "dev_id",
+    "label",
+];
+
 impl Filter {
     fn read(hosts: &Hosts, pairs: Vec<(String, String)>) -> Result<Self, Error> {
         fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
@@ -287,6 +308,27 @@ impl Filter {
         Ok(filter)
     }
 
+    /// Checks that each further key is one that `extra_info` can have, so that a misspelt filter is not taken for one that
+    /// nothing passes.
+    async fn expect_known_keys(&self, parts: &DeviceParts) -> Result<(), Error> {
+        if self.extra_info.is_empty() {
+            return Ok(());
+        }
+        let known = parts.catalog.inventory().extra_info_keys();
+        for (key, _) in self.extra_info.iter().filter(|(key, _)| !known.contains(key)) {
+            // A device in use keeps the tags that it was promised with.
+            let has = |device: &Device| device.facts.extra_info.get(key).is_some();
+            if parts.records.devices_after(None, 1, has).is_empty() {
+                let known = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let columns = COLUMNS.join(", ");
+                return Err(Error::Invalid(format!(
+                    "unknown query key {key}; known: limit, marker, {columns}; and of extra_info: {known}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn passes(&self, device: &Device) -> bool {
         fn is<T: PartialEq + Copy>(wanted: Option<T>, has: T) -> bool {
             wanted.is_none_or(|wanted| wanted == has)
@@ -326,6 +368,7 @@ impl Found {
     ) -> Result<Self, Fault> {
         let (page, pairs) = Page::read(pairs)?;
         let filter = Filter::read(&parts.hosts, pairs)?;
+        filter.expect_known_keys(parts).await?;
         let after = match &page.marker {
             None => None,
             Some(marker) => Some(parts.records.marker(marker).await?.ok_or_else(|| {

@@ -46,6 +46,14 @@ impl Permit {
         self.policy.require(&self.caller, self.rule, Target::Of(Some(project)))
     }
 
+    /// Checks that another rule admits the caller too, for what belongs to no project.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the rule does not admit the caller.
+    pub(super) fn require_for_all(&self, rule: &'static str) -> Result<(), Refusal> {
+        self.policy.require(&self.caller, rule, Target::Of(None))
+    }
+
     /// Whether the caller may see names and addresses of hosts, and who else holds devices.
     pub(super) fn sees_hosts(&self) -> bool {
         self.caller.sees_host_details()

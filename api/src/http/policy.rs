@@ -15,7 +15,7 @@ use hotslot_store::actor;
 
 use super::audit::Identified;
 use super::error::{Fault, no_method, not_found};
-use super::identity::{asks_keystone, caller, shows_token};
+use super::identity::{OnBehalf, asks_keystone, caller, shows_token};
 use super::limits;
 use super::permit::Permit;
 use super::state::IdentityParts;
@@ -27,13 +27,15 @@ pub(super) enum Access {
     Open,
     /// Everybody, and callers who are identified get details.
     Details,
+    /// Every caller who is identified.
+    Known,
     /// Every caller whom the rule admits. The resources of the route belong to no project.
     Rule(&'static str),
     /// Every caller whom the rule admits for some project. The handler checks the project of what it reads.
     InHandler(&'static str),
 }
 
-use Access::{Details, InHandler, Open, Rule};
+use Access::{Details, InHandler, Known, Open, Rule};
 
 /// Every route, as `METHOD PATH` without the prefixes of versions, and who may use it. `data/routes.json` of the tests
 /// lists the same routes.
@@ -152,6 +154,33 @@ const ROUTES: &[(&str, Access)] = &[
     ("POST /attributes", Rule("cyborg:attribute:create")),
     ("GET /attributes/{id}", Rule("cyborg:attribute:get_one")),
     ("DELETE /attributes/{id}", Rule("cyborg:attribute:delete")),
+    ("GET /ui", Open),
+    ("GET /ui/", Open),
+    ("GET /ui/page.css", Open),
+    ("GET /ui/page.js", Open),
+    ("GET /ui/icon.svg", Open),
+    ("GET /ui/sign-in", Open),
+    ("POST /ui/sign-in", Open),
+    ("POST /ui/sign-out", Open),
+    ("GET /ui/home", Known),
+    ("GET /ui/account", Known),
+    ("GET /ui/hosts", Rule("os_compute_api:os-hypervisors:list-detail")),
+    ("GET /ui/host", Rule("hotslot:host:devices")),
+    ("GET /ui/function", Rule("hotslot:host:devices")),
+    ("GET /ui/servers", InHandler("os_compute_api:servers:detail")),
+    ("GET /ui/server", InHandler("hotslot:server:topology")),
+    ("GET /ui/attach", InHandler("hotslot:attachment:create")),
+    ("POST /ui/attach", InHandler("hotslot:attachment:create")),
+    ("GET /ui/detach", InHandler("hotslot:attachment:delete")),
+    ("POST /ui/detach", InHandler("hotslot:attachment:delete")),
+    ("GET /ui/accelerators", InHandler("hotslot:accelerator:list")),
+    ("GET /ui/rules", Rule("hotslot:rule:list")),
+    ("GET /ui/rule", Rule("hotslot:rule:list")),
+    ("POST /ui/rule", Rule("hotslot:rule:create")),
+    ("GET /ui/drift", Rule("hotslot:drift:list")),
+    ("POST /ui/drift", Rule("hotslot:drift:repair")),
+    ("GET /ui/events", Rule("hotslot:event:list")),
+    ("GET /ui/live", Rule("hotslot:event:list")),
 ];
 
 /// The prefixes under which the same routes are served.
@@ -187,7 +216,6 @@ pub(super) fn access(method: &str, path: &str) -> Option<Access> {
 }
 
 /// Returns a route as `METHOD PATH` without the prefix of a version.
-#[cfg(test)]
 pub(super) fn named(method: &str, path: &str) -> Option<String> {
     entry(path).map(|(path, _)| format!("{} {path}", method.to_uppercase()))
 }
@@ -201,7 +229,7 @@ pub(super) fn routes() -> impl Iterator<Item = &'static str> {
 /// Returns the routes that need a rule, as `METHOD PATH` without the prefixes of versions.
 pub fn routes_of(rule: &str) -> impl Iterator<Item = &'static str> {
     let needs = move |access: &Access| match access {
-        Open | Details => false,
+        Open | Details | Known => false,
         Rule(name) | InHandler(name) => *name == rule,
     };
     ROUTES.iter().filter(move |(_, access)| needs(access)).map(|(route, _)| *route)
@@ -230,7 +258,10 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
     let (mut parts, body) = request.into_parts();
     let named = project_of_path(&mut parts).await;
     // A probe that shows nothing is answered like any other open request.
-    let caller = if access == Some(Details) && !shows_token(&parts.headers) {
+    let caller = if let Some(OnBehalf(caller)) = parts.extensions.get() {
+        // The request of the page was counted.
+        Ok(caller.clone())
+    } else if access == Some(Details) && !shows_token(&parts.headers) {
         caller(&identity, &parts).await
     } else {
         match identified(&identity, &parts).await {
@@ -258,8 +289,9 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
             }
             return next.run(request).await;
         }
-        Rule(rule) => (rule, Target::Of(None)),
-        InHandler(rule) => (rule, Target::Unknown),
+        Known => (None, Target::Unknown),
+        Rule(rule) => (Some(rule), Target::Of(None)),
+        InHandler(rule) => (Some(rule), Target::Unknown),
     };
     match caller {
         Ok(caller) => under_rule(&identity, caller, (rule, target), named.as_deref(), request, next).await,
@@ -267,32 +299,35 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
     }
 }
 
-/// Runs the handler of a request, if the rule admits the caller. `named` is the project that the path names.
+/// Runs the handler of a request, if the rule admits the caller; without a rule, every caller is admitted. `named` is the project that the path names.
 async fn under_rule(
     identity: &IdentityParts,
     caller: Caller,
-    (rule, target): (&'static str, Target<'_>),
+    (rule, target): (Option<&'static str>, Target<'_>),
     named: Option<&str>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let actor = Arc::new(actor::current().by(&caller));
     let sees_hosts = caller.sees_host_details();
-    let admitted = expect_own_project(&caller, named)
-        .and_then(|()| identity.policy.require(&caller, rule, target).map_err(Fault::from));
+    let allowed = || rule.map_or(Ok(()), |rule| identity.policy.require(&caller, rule, target));
+    let admitted = expect_own_project(&caller, named).and_then(|()| allowed().map_err(Fault::from));
     // A request whose client has gone away counts until it has ended.
     let under_way = identity.rates.begin(&caller).await;
     let mut response = match under_way.map(|under_way| admitted.map(|()| under_way)) {
         Err(too_many) => refused_for_now(&too_many),
         Ok(Ok(_under_way)) => {
-            request.extensions_mut().insert(Permit::new(caller.clone(), Arc::clone(&identity.policy), rule));
+            if let Some(rule) = rule {
+                let permit = Permit::new(caller.clone(), Arc::clone(&identity.policy), rule);
+                request.extensions_mut().insert(permit);
+            }
             request.extensions_mut().insert(caller);
             let response = actor::scope_as(Arc::clone(&actor), next.run(request)).await;
             if sees_hosts { response } else { without_hosts(response) }
         }
         Ok(Err(fault)) => refusal(identity, fault),
     };
-    response.extensions_mut().insert(Identified { actor, rule: Some(rule) });
+    response.extensions_mut().insert(Identified { actor, rule });
     response
 }
 
@@ -334,7 +369,7 @@ fn without_hosts(response: Response) -> Response {
 /// show who calls. Whoever shows a valid token of
 /// hotslot's own, or one of which Keystone's answer is known, is not refused for the failures of others at the same
 /// address. The failures behind a proxy are the proxy's to limit.
-async fn identified(
+pub(super) async fn identified(
     identity: &IdentityParts,
     request: &Parts,
 ) -> Result<Result<Caller, Fault>, Box<Response>> {
@@ -400,6 +435,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::http::attachments::BY_ADDRESS;
 
     #[test]
     fn every_route_has_a_rule_and_every_rule_a_route() {
@@ -410,13 +446,15 @@ mod tests {
         let listed: BTreeSet<_> =
             listed.iter().map(|row| row["route"].as_str().unwrap().to_owned()).collect();
         assert_eq!(routes, listed);
-        let used: BTreeSet<_> = ROUTES
+        let mut used: BTreeSet<_> = ROUTES
             .iter()
             .filter_map(|(_, access)| match access {
-                Open | Details => None,
+                Open | Details | Known => None,
                 Rule(rule) | InHandler(rule) => Some(*rule),
             })
             .collect();
+        // The handlers require these beside the rule of their route.
+        used.insert(BY_ADDRESS);
         let named: BTreeSet<_> =
             RULES.iter().map(|rule| rule.name).filter(|name| name.contains(':')).collect();
         assert_eq!(used, named);

@@ -13,7 +13,8 @@ use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::{Error, changed, not_found};
 use crate::pool::Store;
-use crate::sql::{Row, Transaction, query};
+use crate::sql::{Row, query};
+use crate::writer::Transaction;
 
 fn accelerator(row: &Row) -> Result<Accelerator, Error> {
     let columns = RowReader { table: "accelerators", id: row.try_get("uuid")?, row };
@@ -222,7 +223,7 @@ impl Store {
         .fetch_optional(&mut draft.tx)
         .await?;
         let Some(row) = row else {
-            drop(draft);
+            draft.give_way().await;
             return Err(match self.accelerator(id).await? {
                 None => not_found(id),
                 Some(now) => changed(id, now.generation),

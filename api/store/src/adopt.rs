@@ -17,9 +17,10 @@ use crate::assignments::{by_key, in_table};
 use crate::clock::now;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::mdevs::open_states;
 use crate::pool::Store;
-use crate::sql::{Executor, query};
+use crate::sql::query;
 use crate::{attachments, mdevs};
 
 /// The reason of an adopted attachment. The documents do not tell by which alias it was requested.
@@ -252,7 +253,7 @@ impl New<'_> {
         };
         let made = event::made(device, found.server, found.id, row.state);
         draft.emit([event::What { reason: row.reason.clone(), ..made }]);
-        attachments::insert(&mut draft.tx, &row, row.whole_group, None).await
+        attachments::new_row(&row, row.whole_group, None).execute(&mut draft.tx).await.map(drop)
     }
 
     /// Writes the row of a mediated device.

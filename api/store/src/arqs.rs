@@ -14,7 +14,8 @@ use crate::columns::{RowReader, bad_column};
 use crate::device_profiles::number;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Row, Transaction, query};
+use crate::sql::{Row, query};
+use crate::writer::Transaction;
 
 const TABLE: &str = "accelerator_requests";
 

@@ -17,9 +17,11 @@ use crate::clock::now;
 use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::mdevs::{follow_all, mdev};
 use crate::pool::Store;
-use crate::sql::{Executor, Row, query};
+use crate::sql::{Row, query};
+use crate::writer::Written;
 
 /// The same statement for the table of each kind; `$table` stands for its name.
 macro_rules! in_table {
@@ -107,7 +109,7 @@ impl Store {
                 // A requested detach passes through `detaching`.
                 let unrequested = was == State::Attached && next.state == State::Detached;
                 let now = now();
-                write(&mut draft, &row, &next, unrequested, now).await?;
+                write(&mut draft, &row, &next, unrequested, now);
                 draft.emit(event::of_assignment(&row, &next, device.as_deref()));
                 let used = is_used(&draft, &row, observation);
                 match &row {
@@ -130,9 +132,9 @@ impl Store {
     /// Returns the error of the database.
     pub async fn force(&self, key: AssignmentKey) -> Result<(), Error> {
         let sql = in_table!(key.kind, "UPDATE ", " SET forced = 1 WHERE id = $1 AND state = 'detaching'");
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         query(sql).bind(key.id.to_string()).execute(&mut tx).await?;
-        Ok(tx.commit().await?)
+        self.commit(tx, Written::default()).await
     }
 
     /// Records that an assignment which ended although nobody had requested that is not wanted any more, should its
@@ -148,9 +150,9 @@ impl Store {
             AssignmentKind::Mdev => "UPDATE mdevs SET unasked = 0 WHERE id = $1 AND ended_at IS NOT NULL",
             AssignmentKind::Binding => return Ok(()),
         };
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         query(sql).bind(key.id.to_string()).execute(&mut tx).await?;
-        Ok(tx.commit().await?)
+        self.commit(tx, Written::default()).await
     }
 
     /// Returns one assignment, whether it has ended or not.
@@ -217,13 +219,13 @@ impl Store {
     }
 }
 
-async fn write(
+fn write(
     draft: &mut DeviceTransaction<'_>,
     row: &Assignment,
     next: &Settled,
     unrequested: bool,
     now: Millis,
-) -> Result<(), Error> {
+) {
     let sql = match row.kind() {
         AssignmentKind::Attachment => settle_in_server!("attachments"),
         AssignmentKind::Binding => settle!("bindings", ""),
@@ -243,6 +245,5 @@ async fn write(
             .bind(next.inner.and_then(|inner| inner.run).map(i64::from))
             .bind(i64::from(unrequested)),
     };
-    all.execute(&mut draft.tx).await?;
-    Ok(())
+    draft.tx.put(all);
 }

@@ -15,7 +15,8 @@ use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::idempotency::remember;
 use crate::pool::Store;
-use crate::sql::{Row, Transaction, query};
+use crate::sql::{Query, Row, query};
+use crate::writer::Written;
 
 fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
     let Some(mac) = columns.parse_opt("mac_address")? else { return Ok(None) };
@@ -61,14 +62,9 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
     })
 }
 
-/// Writes a new row. `to_rebind` says whether the function is taken from a host driver, to which it must be bound again
-/// afterwards. `worker` is the process that attaches it.
-pub(super) async fn insert(
-    tx: &mut Transaction,
-    row: &Attachment,
-    to_rebind: bool,
-    worker: Option<&str>,
-) -> sqlx::Result<()> {
+/// Returns the statement that writes a new row. `to_rebind` says whether the function is taken from a host driver, to which
+/// it must be bound again afterwards. `worker` is the process that attaches it.
+pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -> Query {
     let network = row.network.as_ref();
     query(
         "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
@@ -101,9 +97,6 @@ pub(super) async fn insert(
     .bind(row.holder.map(|holder| holder.to_string()))
     .bind(i64::from(row.plug_requested))
     .bind(&row.project)
-    .execute(tx)
-    .await
-    .map(drop)
 }
 
 fn mac_address_is_taken(error: sqlx::Error) -> Error {
@@ -140,15 +133,19 @@ impl Store {
         let mut rows = Vec::new();
         for (index, new) in wanted.iter().enumerate() {
             if !draft.claim(&new.device, Owner::Server(server), request, &new.siblings) {
+                draft.give_way().await;
                 return Ok(None);
             }
             // The first device is plugged right after this transaction, unless an IOMMU group is taken from its host
             // drivers first.
             let row = new.reserved(reservation, index == 0 && !takes_groups, now());
             draft.emit([event::made(&new.device, server, new.id, row.state)]);
-            insert(&mut draft.tx, &row, new.to_rebind, worker.as_deref())
-                .await
-                .map_err(mac_address_is_taken)?;
+            let insert = new_row(&row, new.to_rebind, worker.as_deref());
+            if row.network.is_some() {
+                insert.execute(&mut draft.tx).await.map_err(mac_address_is_taken)?;
+            } else {
+                draft.tx.put(insert);
+            }
             rows.push(row);
         }
         if let Some(key) = key {
@@ -164,9 +161,9 @@ impl Store {
     /// # Errors
     /// Returns the error of the database. Then libvirt must not be called to plug it.
     pub async fn mark_plug_requested(&self, id: AttachmentId) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         query("UPDATE attachments SET asked = 1 WHERE id = $1").bind(id.to_string()).execute(&mut tx).await?;
-        Ok(tx.commit().await?)
+        self.commit(tx, Written::default()).await
     }
 
     /// Returns an attachment, whether it has ended or not.

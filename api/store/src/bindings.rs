@@ -52,6 +52,7 @@ impl Store {
         draft.may_be_given(holder).await?;
         for new in wanted {
             if !draft.claim(&new.device, Owner::Host, request, &new.siblings) {
+                draft.give_way().await;
                 return Ok(false);
             }
             draft.emit([event::binding(&new.device, None, State::Attaching, None)]);

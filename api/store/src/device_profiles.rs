@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Row, Transaction, query};
+use crate::sql::{Row, query};
+use crate::writer::Transaction;
 
 const TABLE: &str = "device_profiles";
 

@@ -14,9 +14,10 @@ use crate::cache::{DeviceCache, HostDevices};
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::notices;
 use crate::pool::Store;
-use crate::sql::{Executor, Row, query};
+use crate::sql::{Row, query};
 
 const TABLE: &str = "pci_devices";
 
@@ -164,7 +165,7 @@ impl Store {
     /// Reads all rows that are not deleted into memory, as at start.
     pub(super) async fn read_devices(&self) -> Result<(), Error> {
         // Take the lock for writing, so that older rows do not replace what this process commits meanwhile.
-        let _turn = self.turn.lock().await;
+        let _turn = self.own_turn().await;
         // Read the number first. Rows that are newer than this number are read again later.
         let seq = query("SELECT seq FROM commits").fetch_one(&self.read).await?.try_get("seq")?;
         let (mut fresh, mut sharing) = (DeviceCache::default(), Interner::default());

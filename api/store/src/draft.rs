@@ -9,32 +9,31 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Holder, State};
 use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::What;
-use hotslot_model::id::{DeviceId, EventId, HypervisorId, RequestId};
+use hotslot_model::id::{DeviceId, HypervisorId, RequestId};
 use hotslot_model::identity::Actor;
 use hotslot_model::scan::Notice;
 use hotslot_model::time::Millis;
 use hotslot_model::{DeviceEvent, InvalidTransition, event};
-use tokio::sync::OwnedMutexGuard;
 
 use crate::actor;
 use crate::clock::now;
 use crate::devices::devices;
 use crate::error::Error;
 use crate::events;
+use crate::executor::Executor;
 use crate::notices;
 use crate::pool::Store;
 use crate::processes::Notification;
-use crate::sql::{Executor, Transaction, query};
+use crate::sql::query;
+use crate::writer::{Transaction, Written};
 
-/// The time limit for reading the database after a failed commit. Other writers wait meanwhile.
-const IN_DOUBT: Duration = Duration::from_secs(1);
+/// How many statements are sent together.
+const TOGETHER: usize = 32;
 
 /// A transaction, with the device rows that it changes.
 pub(super) struct DeviceTransaction<'s> {
@@ -46,16 +45,23 @@ pub(super) struct DeviceTransaction<'s> {
     revived: BTreeMap<DeviceId, Arc<Device>>,
     /// The events to write, in addition to those for the changes of the rows, and on whose behalf.
     events: Vec<(Arc<Actor>, What)>,
-    turn: OwnedMutexGuard<()>,
+    /// The rows that were written before in the same transaction of the database, and the highest number of their commits.
+    ahead: (BTreeMap<DeviceId, Arc<Device>>, i64),
 }
 
 impl Store {
     /// Begins a transaction that changes devices. Reads the rows that other processes have written.
     pub(super) async fn draft(&self) -> Result<DeviceTransaction<'_>, Error> {
-        let (turn, mut tx) = self.begin().await?;
-        self.catch_up(Executor::Transaction(&mut tx)).await?;
-        let (rows, revived) = (BTreeMap::new(), BTreeMap::new());
-        Ok(DeviceTransaction { store: self, tx, rows, revived, events: Vec::new(), turn })
+        let mut tx = self.begin().await?;
+        if tx.has_to_catch_up() {
+            // What those before this one have written is not committed yet, so it must not get into the memory.
+            let is_first = tx.is_first();
+            let on = if is_first { Executor::Transaction(&mut tx) } else { Executor::Pool(&self.read) };
+            self.catch_up(on).await?;
+            tx.caught_up();
+        }
+        let (ahead, revived) = (tx.ahead(), BTreeMap::new());
+        Ok(DeviceTransaction { store: self, tx, rows: ahead.0.clone(), revived, events: Vec::new(), ahead })
     }
 }
 
@@ -289,6 +295,14 @@ impl DeviceTransaction<'_> {
         }
     }
 
+    /// Drops the transaction. Returns when the transactions before it are committed, so that the caller then reads what they
+    /// have written, for example which devices they have claimed.
+    pub(super) async fn give_way(self) {
+        let store = self.store;
+        drop(self);
+        store.end_soon().await;
+    }
+
     /// Writes the rows that differ and the events, and commits.
     ///
     /// # Errors
@@ -296,21 +310,19 @@ impl DeviceTransaction<'_> {
     /// was changed. When the commit itself fails, its outcome is unknown ([`Store::was_in_doubt`]).
     pub(super) async fn commit(mut self) -> Result<(), Error> {
         let mut written = Vec::new();
-        let (time, seq) = (now(), self.store.rows().seq + 1);
+        let (time, seq) = (now(), self.store.rows().seq.max(self.ahead.1) + 1);
         let rows = std::mem::take(&mut self.rows);
         // Devices may exchange addresses. So first write the deleted rows and give moved rows a temporary address.
         let mut rows: Vec<_> = rows.into_iter().collect();
         rows.sort_by_key(|(_, row)| row.status != DeviceStatus::Deleted);
         for (id, row) in &rows {
-            if self.store.rows().device(*id).is_some_and(|was| was.facts.address != row.facts.address) {
-                query("UPDATE pci_devices SET address = 'moving ' || id WHERE id = $1")
-                    .bind(id.0)
-                    .execute(&mut self.tx)
-                    .await?;
+            if self.before(*id).is_some_and(|was| was.facts.address != row.facts.address) {
+                let moves = query("UPDATE pci_devices SET address = 'moving ' || id WHERE id = $1");
+                self.tx.put(moves.bind(id.0));
             }
         }
         for (id, mut row) in rows {
-            let was = self.store.rows().device(id);
+            let was = self.before(id);
             if was.as_deref() == Some(&*row) {
                 continue;
             }
@@ -319,55 +331,34 @@ impl DeviceTransaction<'_> {
             }
             match was.or_else(|| self.revived.get(&id).cloned()) {
                 None if row.status == DeviceStatus::Deleted => continue,
-                None => insert(&mut self.tx, &row, seq).await?,
+                None => insert(&mut self.tx, &row, seq)?,
                 Some(was) => {
                     Arc::make_mut(&mut row).updated_at = Some(time);
-                    update(&mut self.tx, &was, &row, time, seq).await?;
+                    update(&mut self.tx, &was, &row, time, seq)?;
                 }
             }
             written.push(row);
+            if self.tx.waiting() >= TOGETHER {
+                self.tx.flush().await?;
+            }
         }
         if !written.is_empty() {
-            query("UPDATE commits SET seq = $1").bind(seq).execute(&mut self.tx).await?;
+            self.tx.put(query("UPDATE commits SET seq = $1").bind(seq));
         }
         let last = events::write(&mut self.tx, time, &self.events).await?;
         if last.is_some() {
             self.tx.tell(Notification::Records).await?;
         }
-        let (store, tx, turn) = (self.store.clone(), self.tx, self.turn);
-        // The commit runs in a task of its own, so that it is completed even if the caller is cancelled. Otherwise the
-        // database could have changes that the memory lacks.
-        let committed = tokio::spawn(async move { store.finish(tx, turn, written, seq, last).await });
-        committed
-            .await
-            .map_err(|error| Error::Internal(format!("a commit ended without an answer: {error}")))?
+        self.tx.flush().await?;
+        self.store.commit(self.tx, Written { rows: written, seq, last }).await
     }
-}
 
-impl Store {
-    /// Commits, applies the changes to the rows in memory, and notifies the followers of events.
-    async fn finish(
-        self,
-        tx: Transaction,
-        _turn: OwnedMutexGuard<()>,
-        written: Vec<Arc<Device>>,
-        seq: i64,
-        last: Option<EventId>,
-    ) -> Result<(), Error> {
-        if let Err(error) = tx.commit().await {
-            // The commit may have taken effect. If the database does not answer in time, the next change reads it.
-            self.in_doubt.store(true, Ordering::Relaxed);
-            drop(tokio::time::timeout(IN_DOUBT, self.catch_up(Executor::Pool(&self.read))).await);
-            return Err(error.into());
+    /// Returns a device as it is in the table.
+    fn before(&self, id: DeviceId) -> Option<Arc<Device>> {
+        match self.ahead.0.get(&id) {
+            Some(row) => Some(Arc::clone(row)).filter(|row| row.status != DeviceStatus::Deleted),
+            None => self.store.rows().device(id),
         }
-        if !written.is_empty() {
-            self.rows_mut().put(written, seq);
-        }
-        // Notify only now, so that followers of events find the devices in the new state.
-        if let Some(last) = last {
-            self.heard_of(last);
-        }
-        Ok(())
     }
 }
 
@@ -376,9 +367,9 @@ fn extra_info(facts: &DeviceFacts) -> Result<String, Error> {
         .map_err(|error| Error::Internal(format!("extra_info of {}: {error}", facts.address)))
 }
 
-async fn insert(tx: &mut Transaction, row: &Device, seq: i64) -> Result<(), Error> {
+fn insert(tx: &mut Transaction, row: &Device, seq: i64) -> Result<(), Error> {
     let facts = &row.facts;
-    query(
+    let new = query(
         "INSERT INTO pci_devices (id, uuid, compute_node_id, address, vendor_id, product_id, dev_type, dev_id,
              label, status, extra_info, numa_node, parent_addr, created_at, seq, deleted)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0)",
@@ -397,23 +388,16 @@ async fn insert(tx: &mut Transaction, row: &Device, seq: i64) -> Result<(), Erro
     .bind(facts.numa_node.map(i64::from))
     .bind(facts.parent_addr.map(|address| address.to_string()))
     .bind(row.created_at)
-    .bind(seq)
-    .execute(&mut *tx)
-    .await?;
+    .bind(seq);
+    tx.put(new);
     Ok(())
 }
 
-async fn update(
-    tx: &mut Transaction,
-    was: &Device,
-    row: &Device,
-    time: Millis,
-    seq: i64,
-) -> Result<(), Error> {
+fn update(tx: &mut Transaction, was: &Device, row: &Device, time: Millis, seq: i64) -> Result<(), Error> {
     let facts = &row.facts;
     let is_deleted = row.status == DeviceStatus::Deleted;
     // The row is the lock of the device. When another process has changed it, the caller must choose again.
-    let written = query(
+    let change = query(
         "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
              label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
              request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18,
@@ -440,8 +424,7 @@ async fn update(
     .bind(if is_deleted { row.id.0 } else { 0 })
     .bind(row.used_at)
     .bind(seq)
-    .bind(if was.status == DeviceStatus::Deleted { was.id.0 } else { 0 })
-    .execute(&mut *tx)
-    .await?;
-    if written == 1 { Ok(()) } else { Err(Error::Stale) }
+    .bind(if was.status == DeviceStatus::Deleted { was.id.0 } else { 0 });
+    tx.put_one(change);
+    Ok(())
 }

@@ -6,6 +6,7 @@ use hotslot_model::time::Millis;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::query;
+use crate::writer::Written;
 
 string_enum! {
     /// A table of assignments.
@@ -46,14 +47,14 @@ impl Store {
     /// # Errors
     /// Returns the error of the database. Then nothing was changed.
     pub async fn prune_ended(&self, table: Ended, before: Millis, batch: i64) -> Result<u64, Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         let prune = match table {
             Ended::Attachments => query(prune!("attachments", " AND taken = 0")),
             Ended::Bindings => query(prune!("bindings", "")),
             Ended::Mdevs => query(prune!("mdevs", "")),
         };
         let count = prune.bind(before).bind(batch).execute(&mut tx).await?;
-        tx.commit().await?;
+        self.commit(tx, Written::default()).await?;
         Ok(count)
     }
 }

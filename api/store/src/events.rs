@@ -17,9 +17,13 @@ use tokio::sync::watch;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Query, Row, Transaction, query};
+use crate::sql::{Query, Row, query};
+use crate::writer::Transaction;
 
-/// Writes events and returns the id of the last one, if any.
+/// How many statements are sent together.
+const TOGETHER: usize = 32;
+
+/// Writes events and returns the id of the last one, if any. Also sends the statements of the transaction that were put off.
 pub(super) async fn write(
     tx: &mut Transaction,
     time: Millis,
@@ -29,18 +33,19 @@ pub(super) async fn write(
         return Ok(None);
     }
     let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-    let last = query("UPDATE event_ids SET last = last + $1 RETURNING last").bind(count);
-    let last: i64 = last.fetch_one(&mut *tx).await?.try_get("last")?;
-    for (id, (actor, what)) in (last - count + 1..).zip(events) {
+    // The ids are known to the database alone until these statements are sent, together with those before them.
+    tx.put(query("UPDATE event_ids SET last = last + $1").bind(count));
+    for (before_last, (actor, what)) in (0..count).rev().zip(events) {
         let roles = Value::from_iter(actor.roles.iter().cloned()).to_string();
         let roles = Some(roles).filter(|_| !actor.roles.is_empty());
-        query(
+        let new = query(
             "INSERT INTO events (id, time, who, kind, hypervisor_id, server_uuid, device_id, address,
                  attachment_id, rule_id, resource_id, was, became, reason, user_id, user_name, project_id, roles,
                  via, global_request_id)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+             VALUES ((SELECT last FROM event_ids) - $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
+                 $16, $17, $18, $19, $20)",
         )
-        .bind(id)
+        .bind(before_last)
         .bind(time)
         .bind(&actor.who)
         .bind(what.kind.as_str())
@@ -59,10 +64,14 @@ pub(super) async fn write(
         .bind(&actor.project)
         .bind(roles.as_deref())
         .bind(&actor.via)
-        .bind(&actor.global_request)
-        .execute(&mut *tx)
-        .await?;
+        .bind(&actor.global_request);
+        tx.put(new);
+        if tx.waiting() >= TOGETHER {
+            tx.flush().await?;
+        }
     }
+    tx.put(query("SELECT last FROM event_ids"));
+    let last = tx.flush().await?.ok_or(sqlx::Error::RowNotFound)?.try_get("last")?;
     Ok(Some(EventId(last)))
 }
 

@@ -8,6 +8,7 @@ use crate::columns::RowReader;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::query;
+use crate::writer::Written;
 
 /// A row of `hypervisors`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +25,7 @@ impl Store {
     /// # Errors
     /// Returns the error of the database.
     pub async fn hypervisor(&self, name: &str, uri: &str) -> Result<HypervisorRow, Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         let row = query(
             "INSERT INTO hypervisors (id, uuid, name, uri, created_at)
              SELECT COALESCE(MAX(id), 0) + 1, $1, $2, $3, $4 FROM hypervisors WHERE true
@@ -37,7 +38,7 @@ impl Store {
         .bind(now())
         .fetch_one(&mut tx)
         .await?;
-        tx.commit().await?;
+        self.commit(tx, Written::default()).await?;
         let columns = RowReader { table: "hypervisors", id: name.to_owned(), row: &row };
         Ok(HypervisorRow { id: HypervisorId(columns.get("id")?), uuid: columns.parse("uuid")? })
     }

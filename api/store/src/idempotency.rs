@@ -10,7 +10,8 @@ use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Row, Transaction, query};
+use crate::sql::{Row, query};
+use crate::writer::{Transaction, Written};
 
 fn stored_response(key: &IdempotencyKey, row: &Row) -> Result<StoredResponse, Error> {
     let columns = RowReader { table: "idempotency_keys", id: key.key.clone(), row };
@@ -81,9 +82,9 @@ impl Store {
     /// # Errors
     /// Returns the error of the database.
     pub async fn prune_keys(&self, since: Millis) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         query("DELETE FROM idempotency_keys WHERE created_at < $1").bind(since).execute(&mut tx).await?;
-        Ok(tx.commit().await?)
+        self.commit(tx, Written::default()).await
     }
 
     /// Records an answer. Deletes the answers that are older than `since`, and all but the latest `most`.

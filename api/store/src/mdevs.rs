@@ -16,7 +16,8 @@ use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Row, Transaction, query};
+use crate::sql::{Row, query};
+use crate::writer::Transaction;
 
 pub(crate) fn mdev(row: &Row) -> Result<Mdev, Error> {
     let columns = RowReader { table: "mdevs", id: row.try_get("id")?, row };
@@ -111,12 +112,14 @@ impl Store {
         let worker = self.worker();
         for (id, parent, mdev_type) in wanted {
             let Some(device) = draft.device(parent.id).filter(|row| row.is_as_chosen(parent)) else {
+                draft.give_way().await;
                 return Ok(false);
             };
             // Another new mediated device of this transaction may have claimed it already.
             let is_held = device.status != DeviceStatus::Available
                 && !open_states(&mut draft, parent.id).await?.is_empty();
             if !is_held && !draft.claim(parent, Owner::Host, request, &[]) {
+                draft.give_way().await;
                 return Ok(false);
             }
             let row = Mdev {

@@ -8,9 +8,11 @@ use hotslot_model::overdue::OverdueElsewhere;
 
 use crate::columns::RowReader;
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::pool::Store;
 use crate::processes::Notification;
-use crate::sql::{Executor, Row, query};
+use crate::sql::{Row, query};
+use crate::writer::Written;
 
 fn overdue(row: &Row) -> Result<OverdueElsewhere, Error> {
     let columns = RowReader { table: "overdue_calls", id: row.try_get("process")?, row };
@@ -36,7 +38,7 @@ impl Store {
     /// Returns the error of the database. Then the record is unchanged.
     pub async fn tell_overdue(&self, host: HypervisorId, calls: &[OverdueElsewhere]) -> Result<(), Error> {
         let Some(process) = self.new_worker() else { return Ok(()) };
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         query("DELETE FROM overdue_calls WHERE process = $1 AND hypervisor_id = $2")
             .bind(&*process)
             .bind(host.0)
@@ -59,7 +61,7 @@ impl Store {
         // A transaction that begins later sees the new number and reads the calls.
         query("UPDATE commits SET seq = seq + 1").execute(&mut tx).await?;
         tx.tell(Notification::Records).await?;
-        Ok(tx.commit().await?)
+        self.commit(tx, Written::default()).await
     }
 
     /// Reads the overdue calls of other processes from the table.

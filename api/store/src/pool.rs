@@ -16,15 +16,16 @@ use hotslot_model::overdue::OverdueElsewhere;
 use hotslot_model::quota::Limits;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection as _, SqliteConnection};
-use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tokio::sync::{Mutex, watch};
 
 use crate::cache::DeviceCache;
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::locks::Locks;
 use crate::password;
-use crate::sql::{Executor, Pool, Transaction, query};
+use crate::sql::query;
 use crate::url::is_postgres;
+use crate::writer::{Kept, Pool, Transaction, Writer, Written};
 
 /// The time for which a connection to SQLite waits while another one writes.
 pub(crate) const SQLITE_PATIENCE: Duration = Duration::from_secs(10);
@@ -44,8 +45,8 @@ const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Store {
     pub(crate) write: Pool,
     pub(crate) read: Pool,
-    /// The lock for writing; this process has one writer at a time.
-    pub(crate) turn: Arc<Mutex<()>>,
+    /// The connection that writes. This process has one writer at a time.
+    pub(crate) turn: Arc<Mutex<Writer>>,
     pub(crate) rows: Arc<RwLock<DeviceCache>>,
     /// The overdue calls of other processes.
     pub(crate) overdue: Arc<RwLock<Vec<OverdueElsewhere>>>,
@@ -112,20 +113,19 @@ impl Store {
             // KiB for each connection. A small cache suffices, because rows that are read often are in memory.
             .pragma("cache_size", "-256")
             .busy_timeout(SQLITE_PATIENCE);
-        // SQLite ends the transaction of a write that fails, and sqlx does not notice. Do not use such a connection.
-        let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .before_acquire(move |connection, _| Box::pin(async move { Ok(usable(connection)) }))
-            .connect_with(options.clone())
-            .await?;
+        // One connection writes. After a failure it may not be closed yet when the next one is opened. A connection to a file
+        // does not break while it is idle, so it is not tested.
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false);
+        let write = pool().max_connections(2).connect_with(options.clone()).await?;
         migrations.run(&write).await.map_err(sqlx::Error::from)?;
-        let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-        Self::opened(Pool::Sqlite(write), Pool::Sqlite(read), Locks::default(), lock).await
+        let read = pool().max_connections(4).connect_with(options.read_only(true)).await?;
+        let (write, read) = (Pool::Sqlite(Kept::new(write)), Pool::Sqlite(Kept::new(read)));
+        Self::opened(write, read, Locks::default(), lock).await
     }
 
     async fn opened(write: Pool, read: Pool, locks: Locks, lock: Option<File>) -> Result<Self, Error> {
-        let (turn, rows, overdue, in_doubt) = Default::default();
+        let (rows, overdue, in_doubt) = Default::default();
+        let turn = Arc::new(Mutex::new(Writer::new(write.clone())));
         let (lock, last_event) = (lock.map(Arc::new), Arc::new(watch::Sender::new(EventId(0))));
         let store = Self {
             write,
@@ -172,11 +172,11 @@ impl Store {
     /// Begins a transaction that writes. Only one exists at a time, so the rows that it reads do not change before it
     /// writes them. Fails for work that began under a process id which other processes have removed from the record,
     /// because they have taken over that work.
-    pub(crate) async fn begin(&self) -> Result<(OwnedMutexGuard<()>, Transaction), Error> {
+    pub(crate) async fn begin(&self) -> Result<Transaction, Error> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
-        let mut tx = self.write.begin_to_write().await?;
+        let mut tx = Transaction::begin(turn).await?;
         self.is_on_record(&mut tx).await?;
-        Ok((turn, tx))
+        Ok(tx)
     }
 
     /// Returns whether a commit has failed since the last call. The connection may have broken after the database had
@@ -207,9 +207,9 @@ impl Store {
     /// # Errors
     /// Returns the error of the database.
     pub async fn try_to_write(&self) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         query("UPDATE event_ids SET last = last").execute(&mut tx).await?;
-        Ok(tx.commit().await?)
+        self.commit(tx, Written::default()).await
     }
 
     /// Closes the database.
@@ -218,6 +218,8 @@ impl Store {
             tracing::warn!(%error, "this process is still on record, so other processes will treat it as crashed");
         }
         self.read.close().await;
+        self.end_soon().await;
+        self.turn.lock().await.release();
         self.write.close().await;
     }
 }

@@ -10,7 +10,8 @@ use crate::columns::RowReader;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::process::Process;
-use crate::sql::{Pool, Transaction, query};
+use crate::sql::query;
+use crate::writer::{Pool, Transaction, Written};
 
 const CHANNEL: &str = "hotslot";
 
@@ -43,7 +44,7 @@ impl Heard {
 impl Transaction {
     /// Notifies other processes when the transaction is committed.
     pub(super) async fn tell(&mut self, news: Notification) -> Result<(), Error> {
-        if let Self::Postgres(_) = self {
+        if self.has_others() {
             query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(news.as_str()).execute(self).await?;
         }
         Ok(())
@@ -124,12 +125,12 @@ impl Store {
     /// Returns the error of the database.
     pub async fn forget_process(&self, process: &Process) -> Result<(), Error> {
         // This transaction excludes other writers: what the process has not committed by now, it never can.
-        let (_turn, mut tx) = self.begin().await?;
+        let mut tx = self.begin().await?;
         query("DELETE FROM processes WHERE id = $1").bind(&*process.id).execute(&mut tx).await?;
         let calls = query("DELETE FROM overdue_calls WHERE process = $1").bind(&*process.id);
         if calls.execute(&mut tx).await? > 0 {
             query("UPDATE commits SET seq = seq + 1").execute(&mut tx).await?;
         }
-        Ok(tx.commit().await?)
+        self.commit(tx, Written::default()).await
     }
 }

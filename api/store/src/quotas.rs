@@ -12,8 +12,10 @@ use serde_json::json;
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::pool::Store;
-use crate::sql::{Executor, Query, Row, Transaction, query};
+use crate::sql::{Query, Row, query};
+use crate::writer::Transaction;
 
 const TABLE: &str = "quotas";
 

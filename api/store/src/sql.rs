@@ -4,19 +4,17 @@
 use std::io;
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgPool, PgRow};
-use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
-use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
-
-use crate::error::Error;
-use crate::metrics::Call;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Arguments as _, Decode, Postgres, Row as _, Sqlite, Type};
 
 /// The time limit for one statement on PostgreSQL. It is twice the time for which a process that hangs in a transaction
 /// can block others ([`STALLED`](crate::pool::STALLED)).
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits for an answer of PostgreSQL, at most for [`PATIENCE`].
-async fn soon<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+pub(super) async fn soon<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     within(PATIENCE, answer).await
 }
 
@@ -30,7 +28,7 @@ pub(super) async fn within<T>(
 }
 
 /// A value of a statement.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Value {
     Number(Option<i64>),
     Text(Option<String>),
@@ -69,34 +67,6 @@ pub(super) fn query(text: &'static str) -> Query {
     Query { text, values: Vec::new() }
 }
 
-/// The connection on which a statement runs.
-pub(super) enum Executor<'a> {
-    Pool(&'a Pool),
-    Transaction(&'a mut Transaction),
-}
-
-impl Executor<'_> {
-    /// Reborrows the executor for another statement.
-    pub(super) fn again(&mut self) -> Executor<'_> {
-        match self {
-            Self::Pool(pool) => Executor::Pool(pool),
-            Self::Transaction(tx) => Executor::Transaction(tx),
-        }
-    }
-}
-
-impl<'a> From<&'a Pool> for Executor<'a> {
-    fn from(pool: &'a Pool) -> Self {
-        Self::Pool(pool)
-    }
-}
-
-impl<'a> From<&'a mut Transaction> for Executor<'a> {
-    fn from(transaction: &'a mut Transaction) -> Self {
-        Self::Transaction(transaction)
-    }
-}
-
 impl Query {
     /// Adds the next value: `$1`, `$2`, …
     pub(super) fn bind(mut self, value: impl Into<Value>) -> Self {
@@ -104,137 +74,28 @@ impl Query {
         self
     }
 
-    fn sqlite(self) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
-        self.values.into_iter().fold(sqlx::query(self.text), |query, value| match value {
-            Value::Number(value) => query.bind(value),
-            Value::Text(value) => query.bind(value),
-        })
-    }
-
-    fn postgres(self) -> sqlx::query::Query<'static, Postgres, PgArguments> {
-        self.values.into_iter().fold(sqlx::query(self.text), |query, value| match value {
-            Value::Number(value) => query.bind(value),
-            Value::Text(value) => query.bind(value),
-        })
-    }
-
-    /// Runs the statement and returns the number of rows written.
-    pub(super) async fn execute(self, on: impl Into<Executor<'_>>) -> sqlx::Result<u64> {
-        Call::begin("write").ended(self.execute_uncounted(on.into()).await)
-    }
-
-    async fn execute_uncounted(self, on: Executor<'_>) -> sqlx::Result<u64> {
-        Ok(match on {
-            Executor::Pool(Pool::Sqlite(pool)) => self.sqlite().execute(pool).await?.rows_affected(),
-            Executor::Pool(Pool::Postgres(pool)) => {
-                soon(self.postgres().execute(pool)).await?.rows_affected()
+    /// Appends the statement to others of SQLite, which have `?` for the next value.
+    pub(super) fn append(self, text: &mut String, values: &mut SqliteArguments) -> Result<(), BoxDynError> {
+        let mut parts = self.text.split('$');
+        text.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            let digits = part.len() - part.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
+            let (number, rest) = part.split_at(digits);
+            let value = number.parse::<usize>()?.checked_sub(1).and_then(|index| self.values.get(index));
+            match value.cloned().ok_or("a statement lacks a value")? {
+                Value::Number(value) => values.add(value)?,
+                Value::Text(value) => values.add(value)?,
             }
-            Executor::Transaction(Transaction::Sqlite(tx)) => {
-                self.sqlite().execute(&mut **tx).await?.rows_affected()
-            }
-            Executor::Transaction(Transaction::Postgres(tx)) => {
-                soon(self.postgres().execute(&mut **tx)).await?.rows_affected()
-            }
-        })
-    }
-
-    /// Runs the statement and returns all rows, each converted by `read`.
-    pub(super) async fn all<T>(
-        self,
-        on: impl Into<Executor<'_>>,
-        read: impl FnMut(&Row) -> Result<T, Error>,
-    ) -> Result<Vec<T>, Error> {
-        self.fetch_all(on).await?.iter().map(read).collect()
-    }
-
-    /// Runs the statement and returns the first row, converted by `read`, if there is one.
-    pub(super) async fn one<T>(
-        self,
-        on: impl Into<Executor<'_>>,
-        read: impl FnMut(&Row) -> Result<T, Error>,
-    ) -> Result<Option<T>, Error> {
-        self.fetch_optional(on).await?.as_ref().map(read).transpose()
-    }
-
-    /// Runs the statement and returns all rows.
-    pub(super) async fn fetch_all(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Vec<Row>> {
-        Call::begin("read").ended(self.fetch_all_uncounted(on.into()).await)
-    }
-
-    async fn fetch_all_uncounted(self, on: Executor<'_>) -> sqlx::Result<Vec<Row>> {
-        let sqlite = |rows: Vec<SqliteRow>| rows.into_iter().map(Row::Sqlite).collect();
-        let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
-        Ok(match on {
-            Executor::Pool(Pool::Sqlite(pool)) => sqlite(self.sqlite().fetch_all(pool).await?),
-            Executor::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres().fetch_all(pool)).await?),
-            Executor::Transaction(Transaction::Sqlite(tx)) => {
-                sqlite(self.sqlite().fetch_all(&mut **tx).await?)
-            }
-            Executor::Transaction(Transaction::Postgres(tx)) => {
-                postgres(soon(self.postgres().fetch_all(&mut **tx)).await?)
-            }
-        })
-    }
-
-    /// Runs the statement and returns the first row, if there is one.
-    pub(super) async fn fetch_optional(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Option<Row>> {
-        Ok(self.fetch_all(on).await?.into_iter().next())
-    }
-
-    /// Runs the statement and returns the first row. It is an error when there is none.
-    pub(super) async fn fetch_one(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Row> {
-        self.fetch_optional(on).await?.ok_or(sqlx::Error::RowNotFound)
-    }
-}
-
-/// A pool of connections.
-#[derive(Debug, Clone)]
-pub(super) enum Pool {
-    Sqlite(SqlitePool),
-    Postgres(PgPool),
-}
-
-impl Pool {
-    /// Begins a transaction that excludes all other writers until it ends.
-    pub(super) async fn begin_to_write(&self) -> sqlx::Result<Transaction> {
-        Call::begin("begin").ended(self.begin_uncounted().await)
-    }
-
-    async fn begin_uncounted(&self) -> sqlx::Result<Transaction> {
-        // The future of a pool may open a connection, and has 12 KiB.
-        Ok(match self {
-            Self::Sqlite(pool) => Transaction::Sqlite(Box::pin(pool.begin_with("BEGIN IMMEDIATE")).await?),
-            Self::Postgres(pool) => {
-                let mut tx = soon(Box::pin(pool.begin())).await?;
-                // Allows one writer as SQLite does; readers do not wait. The lock is a statement of its own, so that
-                // giving up while it waits only rolls back an empty transaction.
-                soon(sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *tx)).await?;
-                Transaction::Postgres(tx)
-            }
-        })
-    }
-
-    pub(super) async fn close(&self) {
-        match self {
-            Self::Sqlite(pool) => pool.close().await,
-            Self::Postgres(pool) => pool.close().await,
+            text.push('?');
+            text.push_str(rest);
         }
+        Ok(())
     }
-}
 
-/// A transaction. Dropping it rolls it back.
-#[derive(Debug)]
-pub(super) enum Transaction {
-    Sqlite(sqlx::Transaction<'static, Sqlite>),
-    Postgres(sqlx::Transaction<'static, Postgres>),
-}
-
-impl Transaction {
-    pub(super) async fn commit(self) -> sqlx::Result<()> {
-        let call = Call::begin("commit");
-        call.ended(match self {
-            Self::Sqlite(tx) => tx.commit().await,
-            Self::Postgres(tx) => soon(tx.commit()).await,
+    pub(super) fn postgres(self) -> sqlx::query::Query<'static, Postgres, PgArguments> {
+        self.values.into_iter().fold(sqlx::query(self.text), |query, value| match value {
+            Value::Number(value) => query.bind(value),
+            Value::Text(value) => query.bind(value),
         })
     }
 }

@@ -152,7 +152,7 @@ async fn an_attach_stops_when_its_process_is_declared_dead() {
     let attach = one.runtime.as_ref().unwrap();
     let attach = attach.spawn(async move {
         let worker = service.records.worker();
-        hotslot_store::actor::as_process(worker, service.assignments.attach(request(server, "any", 5))).await
+        hotslot_store::actor::as_process(worker, service.assignments.attach(request(server, "any", 4))).await
     });
     // Several devices are left, so that a busy machine has time to remove the process before the last one is plugged.
     until("the second is being plugged", async || cluster.plugged().await == 1).await;

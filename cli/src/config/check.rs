@@ -8,7 +8,7 @@ use hotslot_service::start;
 use serde_json::json;
 
 use crate::exit::Exit;
-use crate::output::{self, Format};
+use crate::output::{self, Output};
 
 /// An error in the configuration.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,30 +36,26 @@ impl From<ConfigError> for Problem {
 }
 
 /// Prints every problem of the file, one in each line, or a summary of a valid file.
-pub(crate) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
+pub(crate) fn run(file: &Path, output: Output) -> anyhow::Result<Exit> {
     let (config, problems) = examine(file);
     for warning in config.exposed(file) {
         output::complain(&warning);
     }
-    match format {
-        Format::Json => {
-            let list =
-                problems.iter().map(|it| json!({ "place": it.place, "line": it.line, "reason": it.reason }));
-            output::json(&list.collect())?;
-        }
-        Format::Table if problems.is_empty() => {
-            output::print(&format!("{}: valid: {}\n", file.display(), summary(&config)))?;
-        }
-        Format::Table => {
-            let name = file.display().to_string();
-            let lines = problems.iter().map(|it| match it.line {
-                Some(line) if it.place.starts_with('[') => {
-                    format!("{name}:{line}: {}: {}\n", it.place, it.reason)
-                }
-                Some(_) | None => format!("{}: {}\n", it.place, it.reason),
-            });
-            output::print(&lines.collect::<String>())?;
-        }
+    if output.is_data() {
+        let list =
+            problems.iter().map(|it| json!({ "place": it.place, "line": it.line, "reason": it.reason }));
+        output::data(output, &list.collect())?;
+    } else if problems.is_empty() {
+        output::print(&format!("{}: valid: {}\n", file.display(), summary(&config)))?;
+    } else {
+        let name = file.display().to_string();
+        let lines = problems.iter().map(|it| match it.line {
+            Some(line) if it.place.starts_with('[') => {
+                format!("{name}:{line}: {}: {}\n", it.place, it.reason)
+            }
+            Some(_) | None => format!("{}: {}\n", it.place, it.reason),
+        });
+        output::print(&lines.collect::<String>())?;
     }
     Ok(if problems.is_empty() { Exit::Done } else { Exit::Failed })
 }
@@ -79,7 +75,14 @@ fn examine(file: &Path) -> (Config, Vec<Problem>) {
     }
     let text = std::fs::read_to_string(file).unwrap_or_default();
     for problem in &mut problems {
-        problem.line = problem.line.or_else(|| line_of(&text, &problem.place));
+        // The reason why an entry is refused begins with its key, which has a line of its own in a table.
+        let key = problem.reason.split_once(": ").map_or("", |(key, _)| key);
+        let place = if problem.place.starts_with("[pci] ") && !key.contains([' ', '`']) {
+            format!("{} {key}", problem.place)
+        } else {
+            problem.place.clone()
+        };
+        problem.line = problem.line.or_else(|| line_of(&text, place.trim_end()));
         // A reason may quote an entry with line breaks; each problem is printed in one line.
         problem.reason = problem.reason.replace('\n', " ");
     }
@@ -153,6 +156,32 @@ uri = "qemu:///system"
         assert_eq!(place, "FILE:2");
         assert!(reason.contains("did you mean `listen`?"), "{reason}");
         assert!(read("[api\n").1[0].0.starts_with("FILE:1"));
+    }
+
+    #[test]
+    fn an_entry_may_be_a_table_whose_keys_have_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hotslot.toml");
+        let text = "\
+[[pci.device_spec]]
+vendor_id = \"8086\"
+product_id = \"10cax\"
+[[pci.device_spec]]
+address = { bus = \"3b\", slot = \".*\" }
+managed = false
+[[pci.alias]]
+vendor_id = \"8086\"
+product_id = \"10ca\"
+[[pci.extra_info]]
+match = { address = \"0000:05:00.0\" }
+values = { switch = \"tor-3\" }
+";
+        std::fs::write(&file, text).unwrap();
+        let (config, found) = examine(&file);
+        let found: Vec<_> = found.iter().map(|it| (it.line, it.place.as_str())).collect();
+        assert_eq!(found, [(Some(3), "[pci] device_spec[0]"), (Some(7), "[pci] alias[0]")]);
+        assert_eq!(config.pci.device_spec[1].0, r#"{"address":{"bus":"3b","slot":".*"},"managed":false}"#);
+        assert!(summary(&config).contains("1 extra_info entry"));
     }
 
     #[test]

@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 use crate::address::Address;
 use crate::client::Client;
 use crate::exit::Exit;
-use crate::output::{self, Format};
+use crate::output::{self, Output};
+use crate::table::aligned;
 use crate::tls::Tls;
 
 #[derive(Debug, Args)]
@@ -84,7 +85,7 @@ impl Doctor {
         tls: &Tls,
         token: Option<String>,
         config: Option<&Path>,
-        format: Format,
+        output: Output,
     ) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
             machine::check(Path::new("/"))
@@ -96,10 +97,10 @@ impl Doctor {
         findings.extend(hypervisor::check(&self.uri, service.as_ref().ok()).await);
         findings.extend(service::check(config, service.as_ref().ok()).await);
         findings.push(check_service(service, tls, token).await);
-        if format == Format::Json {
-            output::json(&findings.iter().map(Finding::json).collect())?;
+        if output.is_data() {
+            output::data(output, &findings.iter().map(Finding::json).collect())?;
         } else {
-            output::print(&report(&findings))?;
+            output::print_table(&report(&findings))?;
         }
         let fails = findings.iter().any(|finding| finding.level == Level::Fail);
         Ok(if fails { Exit::Failed } else { Exit::Done })
@@ -148,7 +149,7 @@ fn report(findings: &[Finding]) -> String {
         let fix = finding.fix.iter().map(|fix| vec![String::new(), String::new(), format!("fix: {fix}")]);
         std::iter::once(row).chain(fix).collect::<Vec<_>>()
     });
-    output::aligned(&rows.collect::<Vec<_>>())
+    aligned(&rows.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub(super) struct HostConfig {
 }
 
 /// The calls of the `Hypervisor` trait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Operation {
     Host,

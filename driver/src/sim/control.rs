@@ -18,6 +18,8 @@
 //! fault OPERATION ACTION [KEY=VALUE…] [text=…]    as [[fault]] in host.toml; `fault clear` ends hangs
 //! fault any kill nth=7 at=after                   kills this process when its seventh call has been done
 //! latency OPERATION MS
+//! statistics                   answers `ok` and JSON: the calls of this process so far, and the processor time of the
+//!                              simulation
 //! ```
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -99,9 +101,9 @@ async fn answer(stream: tokio::net::UnixStream, inner: Arc<Inner>) -> io::Result
     let (read, mut write) = stream.into_split();
     let mut lines = tokio::io::BufReader::new(read).lines();
     while let Some(line) = lines.next_line().await? {
-        let answer = match inner.with(|host, now| host.command(&line, now)) {
+        let answer = match inner.with(|host, now| host.answer(&line, now)) {
             Err(locked) => format!("error: {locked}\n"),
-            Ok(Ok(())) => "ok\n".to_owned(),
+            Ok(Ok(answer)) => answer + "\n",
             Ok(Err(reason)) => format!("error: {}\n", reason.replace('\n', " ")),
         };
         write.write_all(answer.as_bytes()).await?;
@@ -110,6 +112,15 @@ async fn answer(stream: tokio::net::UnixStream, inner: Arc<Inner>) -> io::Result
 }
 
 impl Host {
+    /// Executes one line and returns the answer.
+    fn answer(&mut self, line: &str, now: Instant) -> Result<String, String> {
+        if line.trim() == "statistics" {
+            let statistics = serde_json::to_string(&self.statistics).map_err(|error| error.to_string())?;
+            return Ok(format!("ok {statistics}"));
+        }
+        self.command(line, now).map(|()| "ok".to_owned())
+    }
+
     /// Executes one line.
     pub(super) fn command(&mut self, line: &str, now: Instant) -> Result<(), String> {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -201,6 +212,7 @@ impl Host {
         domain: Option<Uuid>,
     ) -> Result<(Duration, Option<Fault>), Refusal> {
         self.check_link()?;
+        *self.statistics.calls.entry(operation).or_default() += 1;
         let name = domain.and_then(|domain| self.domains.get(&domain)).map(|domain| domain.name.as_str());
         let fault = take_fault(&mut self.faults, operation, name);
         let ms = self.config.latency.get(&operation).copied().unwrap_or_default();

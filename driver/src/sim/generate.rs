@@ -136,7 +136,8 @@ fn guest(number: u32, ports: u32) -> String {
     )
 }
 
-fn address(at: PciAddress, more: &str) -> String {
+/// Returns the element of an address.
+pub(super) fn address(at: PciAddress, more: &str) -> String {
     format!(
         "<address domain='{:#06x}' bus='{:#04x}' slot='{:#04x}' function='{:#x}'{more}/>",
         at.domain(),

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::Serialize;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use crate::device::HostDevice;
 use crate::hypervisor::{DomainInfo, DomainState, DomainView, Event, HostInfo, NodeChange};
 use crate::pci::PciAddress;
 
-use super::config::{Fault, Guest, HostConfig};
+use super::config::{Fault, Guest, HostConfig, Operation};
 use super::device::{Device, Devices};
 use super::document::Document;
 use super::refusal::{self, Refusal};
@@ -54,6 +55,17 @@ pub(super) struct Host {
     pub(super) lose_event: bool,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) store: Store,
+    pub(super) statistics: Statistics,
+}
+
+/// What the calls of this process have cost.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Statistics {
+    /// The number of calls of each kind.
+    pub(super) calls: BTreeMap<Operation, u64>,
+    /// The processor time of the simulation itself in nanoseconds: documents, state files and events. A real host spends it
+    /// in libvirtd.
+    pub(super) cpu_ns: u64,
 }
 
 /// One domain.

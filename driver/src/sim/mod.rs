@@ -25,11 +25,13 @@
 //! open, store, config, open_error   the directory
 //! control          the control socket
 //! generate         large hosts for tests and benchmarks
+//! demo             the made-up host of `hotslot serve --simulate`
 //! ```
 
 mod attach;
 mod config;
 mod control;
+pub mod demo;
 mod detach;
 mod device;
 mod document;
@@ -55,6 +57,7 @@ use config::{Action, At, Fault, Operation};
 pub use control::{control, control_of};
 use host::{Host, Link};
 use inner::{Inner, until_closed};
+use nix::time::{ClockId, clock_gettime};
 use open_error::Locked;
 pub use open_error::OpenError;
 use refusal::Refusal;
@@ -388,12 +391,13 @@ impl Inner {
     /// As `with`, but without waking the clock task. It also returns when the next change is due.
     fn at_once<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> Result<(T, Option<Instant>), Locked> {
         let mut host = self.lock();
-        let now = Instant::now();
+        let (now, begun) = (Instant::now(), processor_time());
         host.enter(now)?;
         host.advance(now);
         let result = work(&mut host, now);
         host.advance(now);
         host.store.leave();
+        host.statistics.cpu_ns += processor_time().saturating_sub(begun).as_nanos() as u64;
         Ok((result, host.next_due()))
     }
 
@@ -480,6 +484,12 @@ impl Inner {
             }
         }
     }
+}
+
+/// The processor time that this thread has used.
+fn processor_time() -> Duration {
+    // Linux has this clock since version 2.6.12.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Checks whether other processes change something, until the simulated host is closed. It uses its own thread,

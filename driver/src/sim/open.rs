@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::config::HostConfig;
 use super::device::{Device, Devices};
 use super::document::Document;
-use super::host::{Domain, Host, Link, Pending};
+use super::host::{Domain, Host, Link, Pending, Statistics};
 use super::open_error::{Locked, OpenError};
 use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
 use crate::device::{HostDevice, Shared};
@@ -43,6 +43,7 @@ impl Host {
             lose_event: false,
             events: broadcast::Sender::new(EVENTS),
             store: Store::open(&dir),
+            statistics: Statistics::default(),
             dir,
         };
         host.store.enter()?;

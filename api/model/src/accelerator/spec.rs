@@ -178,6 +178,26 @@ impl AccSpec {
         Value::Object(shown)
     }
 
+    /// Describes in words which devices an attach takes.
+    pub fn takes(&self) -> String {
+        let noun = match (&self.mdev_type, self.num) {
+            (Some(of), 1) => format!("a mediated device of type {of}"),
+            (Some(of), num) => format!("{num} mediated devices of type {of}"),
+            (None, 1) => "any assignable device".to_owned(),
+            (None, num) => format!("any {num} assignable devices"),
+        };
+        let kind =
+            if is_any(&self.device_type) { String::new() } else { format!(" of type {}", self.device_type) };
+        let ids = [("vendor_id", self.vendor_id), ("product_id", self.product_id)];
+        let ids = ids.into_iter().filter_map(|(key, id)| Some(format!("{key} {}", id?)));
+        let node = self.numa_node.map(|node| format!("NUMA node {node}"));
+        let known = |key: &String| format!("{key} where extra_info has it");
+        let conditions: Vec<_> = ids.chain(node).chain(self.capability.keys().map(known)).collect();
+        let conditions =
+            if conditions.is_empty() { String::new() } else { format!(" with {}", conditions.join(", ")) };
+        noun + &kind + &conditions
+    }
+
     /// Returns the text to record.
     pub fn stored(&self) -> Value {
         Value::Object(self.put.clone())

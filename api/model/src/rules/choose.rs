@@ -44,6 +44,9 @@ use crate::device::{DevType, Device};
 /// The largest number of branches of one search. Over 4,096 devices they take about 0.2 s.
 const CASES: usize = 500;
 
+/// How many smaller numbers of devices are tried for the advice to a request that cannot be met.
+const FEWER: usize = 8;
+
 /// The devices of a host, candidates first. Each candidate has its position in the order of preference (from 0; all
 /// members of one group have the same position). Every other device has the reason why it is not a candidate.
 pub type Explanation<'a> = Vec<(&'a Arc<Device>, Result<usize, String>)>;
@@ -58,12 +61,13 @@ pub fn choose<'a>(
     candidate_set: &CandidateSet<'a>,
 ) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
     let table = Table::new(candidate_set);
-    serve(&table, wanted).map_err(|mut shortage| {
+    serve(&table, wanted).map_err(|(part, mut shortage)| {
         // A caller can set whole_group only with a configured alias, and not with options that are for VFs only.
         let settable = wanted.iter().all(|wanted| wanted.alias.is_configured() && !wanted.vf);
         let other = wanted.iter().map(|wanted| Wanted { whole_group: !wanted.whole_group, ..wanted.clone() });
         let works = || serve(&table, &other.collect::<Vec<_>>()).is_ok();
         shortage.other_way = settable && shortage.is_of_groups() && works();
+        shortage.fewer = fewer(&table, wanted, part, shortage.free);
         shortage
     })
 }
@@ -94,7 +98,7 @@ pub fn explain<'a>(wanted: &Wanted<'_>, candidate_set: &CandidateSet<'a>) -> Exp
             Ok(_) => explained.extend(devices.map(|device| {
                 let whole = Wanted { whole_group: true, ..wanted.clone() };
                 let works = wanted.alias.is_configured() && table.is_usable_whole(&whole, device);
-                let remedies = table.siblings(wanted, device, true).remedies(works).join(", or ");
+                let remedies = table.siblings(wanted, device, true).remedies(works, true).join(", or ");
                 let why = table.not_viable(device);
                 (*device, Err(if remedies.is_empty() { why } else { format!("{why}; {remedies}") }))
             })),
@@ -103,15 +107,32 @@ pub fn explain<'a>(wanted: &Wanted<'_>, candidate_set: &CandidateSet<'a>) -> Exp
     explained
 }
 
+/// Returns the largest number of devices for which the part would be met, with the other parts as they are; 0 to leave
+/// the part out. `free` is the number that it could take if it were the only part. `None` when there is none, or when it
+/// is not found soon.
+fn fewer(table: &Table<'_, '_>, wanted: &[Wanted<'_>], part: usize, free: usize) -> Option<usize> {
+    let most = free.min(wanted[part].count.saturating_sub(1));
+    let works = |count: &usize| {
+        let mut fewer = wanted.to_vec();
+        if *count == 0 {
+            fewer.remove(part);
+        } else {
+            fewer[part].count = *count;
+        }
+        !fewer.is_empty() && serve(table, &fewer).is_ok()
+    };
+    (1..=most).rev().take(FEWER).chain([0]).find(works)
+}
+
+/// The devices of each part of a request, or the part that cannot be met and why.
+type Served<'a> = Result<Vec<Vec<&'a Arc<Device>>>, (usize, Box<Shortage>)>;
+
 /// Chooses devices for all parts of a request from a prepared table.
-fn serve<'a>(
-    table: &Table<'_, 'a>,
-    wanted: &[Wanted<'_>],
-) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
+fn serve<'a>(table: &Table<'_, 'a>, wanted: &[Wanted<'_>]) -> Served<'a> {
     let parts = table.parts(wanted);
     let alone = wanted.len() == 1;
     if let Some(part) = parts.iter().position(|part| part.candidates.len() < part.count) {
-        return Err(Box::new(table.shortage(&wanted[part], &parts[part], alone)));
+        return Err((part, Box::new(table.shortage(&wanted[part], &parts[part], alone))));
     }
     let mut search = Search { table, units: &table.units, parts: &parts, cases: CASES };
     let mut out = vec![false; table.units.len()];
@@ -123,7 +144,7 @@ fn serve<'a>(
             shortage.busy.extend(table.needs(device));
             shortage.siblings = Some(table.siblings(&wanted[part], device, false));
         }
-        Box::new(shortage)
+        (part, Box::new(shortage))
     })?;
     Ok(taken(table, &parts, &taker))
 }

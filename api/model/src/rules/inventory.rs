@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::alias::{Alias, AliasGrammar};
 use super::extra_info::ExtraInfo;
 use super::identity::kind;
-use super::parse::SpecError;
+use super::keys::FROM_HOST;
+use super::parse::{SpecError, TAGS};
 use super::spec::DeviceSpec;
 use super::{host_facts, keys};
 use crate::device::{self, DevType, DeviceFacts, Functions};
@@ -24,6 +25,13 @@ pub struct Inventory {
 }
 
 impl Inventory {
+    /// Returns every key that `extra_info` of a device can have by these entries: tags with a meaning of their own, the facts
+    /// from its host, and the keys that entries define.
+    pub fn extra_info_keys(&self) -> BTreeSet<String> {
+        let defined = self.alias_grammar(false).extra_info;
+        TAGS.iter().chain(FROM_HOST).map(|key| (*key).to_owned()).chain(defined).collect()
+    }
+
     pub(super) fn alias_grammar(&self, pci_in_placement: bool) -> AliasGrammar {
         let tags = self.specs.iter().flat_map(|(_, spec)| spec.tags().keys());
         let values = self.extra_info.iter().flat_map(|(_, entry)| entry.values().keys());

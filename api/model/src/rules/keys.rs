@@ -15,6 +15,10 @@ pub(super) const CAPABILITIES: &str = "capabilities";
 /// The MAC address of a PF's first network interface.
 pub(super) const MAC_ADDRESS: &str = "mac_address";
 
+/// The keys that a host gives.
+pub(super) const FROM_HOST: &[&str] =
+    &[CARD_SERIAL_NUMBER, PHYS_FUNCTION, SLOT_PATH, PARENT_IFNAME, CAPABILITIES, MAC_ADDRESS];
+
 /// The reason why a function with a vDPA device is not assignable. To attach the function, libvirt would unbind the
 /// driver that provides the vDPA device. A guest uses a vDPA device through `<interface type='vdpa'>`, which hotslot
 /// does not support.

@@ -27,7 +27,7 @@ mod tests;
 
 pub use alias::{Alias, AliasGrammar, AliasSpec};
 pub use choose::{CandidateSet, Explanation, Shortage, Wanted, choose, explain};
-pub use config::{ExtraInfo as ExtraInfoEntry, Pci, Unguarded};
+pub use config::{Entry, ExtraInfo as ExtraInfoEntry, Pci, Unguarded};
 pub use conflict::Conflicts;
 pub use extra_info::ExtraInfo;
 pub use foreign::Foreign;
@@ -39,6 +39,6 @@ pub use numa::NumaPolicy;
 pub use parse::{NULL, SpecError};
 pub use placement::{class_of, custom, declared_traits};
 pub use pool::{Pool, Stat, pools, stats};
-pub use request::{AliasRequest, AliasRequests, RequestError};
+pub use request::{AliasRequest, AliasRequests, MAX_DEVICES, RequestError};
 pub use rules::{Problem, Rule, RuleKind, Rules, Source};
 pub use spec::DeviceSpec;

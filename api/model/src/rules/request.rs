@@ -5,6 +5,9 @@ use std::str::FromStr;
 /// The largest length of an alias name in characters, as in Nova.
 pub(super) const NAME: usize = 256;
 
+/// The largest number of devices of one request.
+pub const MAX_DEVICES: usize = 256;
+
 /// One part of a request: an alias and a number of devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AliasRequest {
@@ -47,12 +50,12 @@ impl FromStr for AliasRequests {
             let count = Some(digits)
                 .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
                 .and_then(|digits| digits.parse().ok())
-                .filter(|count| (1..=256).contains(count))
+                .filter(|count| (1..=MAX_DEVICES).contains(count))
                 .ok_or_else(|| error(format!("`{}` is not a count of 1 to 256", shortened(digits))))?;
             Ok(AliasRequest { name: name.to_owned(), count })
         };
         let parts = text.split(',').map(part).collect::<Result<Vec<_>, _>>()?;
-        if parts.iter().map(|part| part.count).sum::<usize>() > 256 {
+        if parts.iter().map(|part| part.count).sum::<usize>() > MAX_DEVICES {
             return Err(error("that is more than 256 devices".into()));
         }
         Ok(Self(parts))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::alias::Alias;
-use super::config::Pci;
+use super::config::{Entry, Pci};
 use super::extra_info::ExtraInfo;
 use super::inventory::Inventory;
 use super::parse::SpecError;
@@ -62,7 +62,7 @@ impl Rule {
     /// Returns the entries of a configuration file, each kind in the order of the file.
     pub fn of_file(pci: &Pci) -> Vec<Self> {
         let mut rules = Vec::new();
-        for (index, text) in pci.device_spec.iter().enumerate() {
+        for (index, Entry(text)) in pci.device_spec.iter().enumerate() {
             let place = format!("[pci] device_spec[{index}]");
             match serde_json::from_str(text) {
                 Ok(Value::Array(entries)) => rules.extend(entries.iter().zip(1..).map(|(entry, number)| {
@@ -73,12 +73,12 @@ impl Rule {
             }
         }
         for (index, entry) in pci.extra_info.iter().enumerate() {
-            let devices = serde_json::from_str(&entry.devices);
-            let devices = devices.unwrap_or_else(|_| Value::from(entry.devices.as_str()));
+            let devices = serde_json::from_str(&entry.devices.0);
+            let devices = devices.unwrap_or_else(|_| Value::from(entry.devices.0.as_str()));
             let text = json!({ "match": devices, "values": entry.values }).to_string();
             rules.push(Self::at(RuleKind::ExtraInfo, format!("[[pci.extra_info]][{index}]"), text));
         }
-        for (index, text) in pci.alias.iter().enumerate() {
+        for (index, Entry(text)) in pci.alias.iter().enumerate() {
             rules.push(Self::at(RuleKind::Alias, format!("[pci] alias[{index}]"), text.clone()));
         }
         rules

@@ -84,21 +84,26 @@ fn string(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 
+/// A string as it is, any other value as JSON.
+fn entry(value: &Value) -> config::Entry {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned).into()
+}
+
 /// Returns the values of a configuration key: the one under `one`, those under `several`, or the default. A string is
 /// returned as it is, any other value as JSON.
-fn configured(case: &Value, one: &str, several: &str, default: Vec<Value>) -> Vec<String> {
+fn configured(case: &Value, one: &str, several: &str, default: Vec<Value>) -> Vec<config::Entry> {
     let values = match (case.get(one), case.get(several)) {
         (Some(value), _) => vec![value.clone()],
         (None, Some(values)) => values.as_array().unwrap().clone(),
         (None, None) => default,
     };
-    values.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).collect()
+    values.iter().map(entry).collect()
 }
 
 /// Returns the configuration of a case. By default every device is assignable.
 fn pci(case: &Value) -> config::Pci {
     let entry = |entry: &Value| config::ExtraInfo {
-        devices: entry["match"].as_str().map_or_else(|| entry["match"].to_string(), str::to_owned),
+        devices: self::entry(&entry["match"]),
         values: serde_json::from_value(entry["values"].clone()).unwrap(),
     };
     config::Pci {
@@ -246,7 +251,7 @@ fn every_invalid_entry_is_reported_with_its_place() {
 #[test]
 fn a_list_makes_several_entries_and_each_keeps_its_id() {
     let pci = |specs: &[&str]| config::Pci {
-        device_spec: specs.iter().map(|&spec| spec.to_owned()).collect(),
+        device_spec: specs.iter().map(|&spec| spec.into()).collect(),
         alias: vec!["{}".into()],
         ..config::Pci::default()
     };
@@ -383,10 +388,10 @@ proptest! {
         report_in_placement: bool, pci_in_placement: bool,
     ) {
         let pci = config::Pci {
-            device_spec: vec!["{}".into(), spec.to_string()],
-            alias: vec![alias.to_string()],
+            device_spec: vec!["{}".into(), spec.to_string().into()],
+            alias: vec![alias.to_string().into()],
             extra_info: vec![config::ExtraInfo {
-                devices: devices.to_string(),
+                devices: devices.to_string().into(),
                 values: [("switch".to_owned(), "tor-3".to_owned())].into(),
             }],
             report_in_placement,

@@ -195,23 +195,28 @@ impl Assignments {
         &self,
         seen: &[(AssignmentKey, Observation)],
     ) -> Result<Vec<Assignment>, Error> {
+        Ok(self.changes(seen).await?.into_iter().map(|change| change.row).collect())
+    }
+
+    /// As [`settle_all`](Self::settle_all), with the states that the rows had before.
+    ///
+    /// # Errors
+    /// As `settle_all`.
+    pub(super) async fn changes(&self, seen: &[(AssignmentKey, Observation)]) -> Result<Vec<Change>, Error> {
         if seen.is_empty() {
             return Ok(Vec::new());
         }
-        let mut rows = Vec::new();
-        for Change { was, row, address } in self.store.settle(seen).await? {
-            if was != row.state() {
-                tracing::info!(
-                    attachment.id = %row.id(), owner = %row.owner(), from = %was, to = %row.state(),
-                    reason = row.reason().unwrap_or_default(), "{} is {}", row.key(), row.state()
-                );
-                if row.state().is_final() {
-                    self.has_ended(&row, address);
-                }
+        let changes = self.store.settle(seen).await?;
+        for Change { was, row, address } in changes.iter().filter(|change| change.was != change.row.state()) {
+            tracing::info!(
+                attachment.id = %row.id(), owner = %row.owner(), from = %was, to = %row.state(),
+                reason = row.reason().unwrap_or_default(), "{} is {}", row.key(), row.state()
+            );
+            if row.state().is_final() {
+                self.has_ended(row, *address);
             }
-            rows.push(row);
         }
-        Ok(rows)
+        Ok(changes)
     }
 
     /// Has the host read again after an assignment has ended: the device may have changed while it was in use, and its

@@ -15,18 +15,22 @@
 //! retry       an attach that is sent again with its Idempotency-Key
 //! ports       devices for which the guest has no free port
 //! candidates  lists the devices that an alias would take, and why it would not take the others
+//! choosing    the devices that attaches have chosen and are about to claim
 //! select      chooses functions and checks whether they could be plugged; on its own, the dry run
 //! select_mdev, select_host   the same for mediated devices and for the host's own use
 //! owner       the project that owns a server
 //! policy      which devices a running guest may be requested to release
+//! asking      how often a guest was asked, while it is being asked
 //! quiesce     prepares a running guest for the removal of a device
 //! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
 //! overdue     the assignments that calls which have not returned may still change
 //! ```
 
+mod asking;
 mod assignments;
 pub(crate) mod attach;
 mod candidates;
+mod choosing;
 mod drift;
 mod dry_run;
 mod engine;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::Presence;
 use hotslot_model::assignment::{
-    Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, Observation, State, Trigger,
+    Assignment, AssignmentKey, AssignmentKind, Attachment, Change, Holder, Observation, State, Trigger,
 };
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
@@ -49,8 +49,8 @@ impl Assignments {
         id: AttachmentId,
         request: DetachRequest,
     ) -> Result<Option<Work>, Error> {
-        let row = self.attachment_of(server, id).await?;
-        self.begin_detach_of(Assignment::Attachment(row).key(), request).await
+        let row = Assignment::Attachment(self.attachment_of(server, id).await?);
+        self.begin_detach_from(row, request).await
     }
 
     /// Records that the device of a server is to be detached, and returns the work of detaching it; `None` when it is
@@ -64,11 +64,25 @@ impl Assignments {
         key: AssignmentKey,
         request: DetachRequest,
     ) -> Result<Option<Work>, Error> {
-        let id = key.id;
+        let row = self.store.assignment(key).await?.ok_or(Error::NoAttachment(key.id))?;
+        self.begin_detach_from(row, request).await
+    }
+
+    /// Does the work of [`begin_detach_of`](Self::begin_detach_of), from the row as it was just read.
+    async fn begin_detach_from(
+        self: &Arc<Self>,
+        row: Assignment,
+        request: DetachRequest,
+    ) -> Result<Option<Work>, Error> {
+        let (key, id) = (row.key(), row.id());
         let until = request.timeout.map(|timeout| Instant::now() + timeout);
         let service = Arc::clone(self);
+        let mut read = Some(row);
         let (host, guard) = loop {
-            let row = self.store.assignment(key).await?.ok_or(Error::NoAttachment(id))?;
+            let row = match read.take() {
+                Some(row) => row,
+                None => self.store.assignment(key).await?.ok_or(Error::NoAttachment(id))?,
+            };
             match row.state() {
                 State::Detached if row.unrequested() => {
                     expect_holder(&row, request.holder)?;
@@ -107,11 +121,11 @@ impl Assignments {
             }
         };
         let room = host.admit()?;
-        let first = self.intend(key, request.force).await?;
+        let (row, first) = self.intend(key, request.force).await?;
         let attempt = Attempt { until, first };
         Ok(Some(actor::spawn_as_current(async move {
             let _room = room;
-            service.detach_now(&host, key, attempt, guard).await?.into_result()
+            service.detach_now(&host, row, attempt, guard).await?.into_result()
         })))
     }
 
@@ -186,14 +200,17 @@ impl Assignments {
         })))
     }
 
-    /// Records that a device is to be detached. Returns whether that is new.
-    async fn intend(&self, key: AssignmentKey, force: bool) -> Result<bool, Error> {
-        let first = self.store.assignment(key).await?.is_some_and(|row| row.state() == State::Attached);
-        self.settle(key, Observation::DetachRequested).await?;
-        if force {
-            self.store.force(key).await?;
+    /// Records that a device is to be detached. Returns the row as it is now, and whether that is new.
+    async fn intend(&self, key: AssignmentKey, force: bool) -> Result<(Assignment, bool), Error> {
+        let change = self.changes(&[(key, Observation::DetachRequested)]).await?.pop();
+        let Change { was, row, .. } = change.ok_or(Error::NoAttachment(key.id))?;
+        let first = was == State::Attached;
+        if !force {
+            return Ok((row, first));
         }
-        Ok(first)
+        self.store.force(key).await?;
+        let row = self.store.assignment(key).await?.ok_or(Error::NoAttachment(key.id))?;
+        Ok((row, first))
     }
 
     /// Waits until no task works on an assignment, or until `until`.
@@ -226,8 +243,8 @@ impl Assignments {
             });
         };
         let _room = host.admit()?;
-        let first = self.intend(key, force).await?;
-        self.detach_now(host, key, Attempt { until, first }, guard).await
+        let (row, first) = self.intend(key, force).await?;
+        self.detach_now(host, row, Attempt { until, first }, guard).await
     }
 
     /// Waits for the detach that another request began, and returns its outcome.
@@ -242,20 +259,21 @@ impl Assignments {
         Ok(Release::Stays(format!("{key} is {}: {reason}", row.state())))
     }
 
-    /// Releases an assignment that is recorded as `detaching`, and has its server compared afterwards.
+    /// Releases an assignment that is recorded as `detaching`, and has its server compared afterwards. `row` is the
+    /// record as it was just read or written.
     ///
     /// # Errors
     /// As [`release`](Self::release).
     pub(crate) async fn detach_now(
         self: &Arc<Self>,
         host: &Host,
-        key: AssignmentKey,
+        row: Assignment,
         attempt: Attempt,
         guard: locks::Guard,
     ) -> Result<Release, Error> {
-        let Some(row) = self.store.assignment(key).await?.filter(|row| !row.state().is_final()) else {
+        if row.state().is_final() {
             return Ok(Release::Ended);
-        };
+        }
         let outcome = self.release(host, &row, attempt).await;
         drop(guard);
         if let Some(server) = row.server() {

@@ -120,13 +120,12 @@ impl Assignments {
         };
         let (key, Some(server)) = (row.key(), row.server()) else { return Ok(()) };
         // From here on no other task changes the row.
-        if self.store.assignment(key).await?.is_none_or(|now| now.state() != supposed) {
-            return Ok(());
-        }
+        let now = self.store.assignment(key).await?.filter(|now| now.state() == supposed);
+        let Some(now) = now else { return Ok(()) };
         let outcome = match &action {
             Action::RetryUnplug(_) => {
                 let attempt = Attempt { until: None, first: false };
-                let released = self.detach_now(host, key, attempt, guard).await;
+                let released = self.detach_now(host, now, attempt, guard).await;
                 return released.and_then(Release::into_result).inspect_err(|error| {
                     tracing::info!(attachment.id = %key.id, server.id = %server, %error, "a repeated detach failed");
                 });

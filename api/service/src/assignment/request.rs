@@ -1,10 +1,11 @@
 //! The requests to attach devices to a server and to detach them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hotslot_driver::hypervisor::{DomainView, Scope};
 use hotslot_driver::net::{MacAddress, VlanTag};
-use hotslot_model::assignment::Holder;
+use hotslot_model::assignment::{Holder, Network};
 use hotslot_model::id::ServerId;
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules::{Alias, AliasRequest, Inventory, NumaPolicy};
@@ -65,6 +66,29 @@ impl AttachRequest {
     /// Finds an alias by its name, first among the request's own.
     pub(super) fn alias<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a Alias> {
         self.own.iter().find(|alias| alias.name == name).or_else(|| inventory.alias(name))
+    }
+
+    /// Returns the tags that the network settings require of each device.
+    pub(super) fn tags(&self) -> BTreeMap<String, String> {
+        let mut tags = BTreeMap::new();
+        if let Some(network) = &self.network {
+            tags.extend(network.physical_network.clone().map(|name| ("physical_network".to_owned(), name)));
+            tags.extend(network.trusted.map(|trusted| ("trusted".to_owned(), trusted.to_string())));
+        }
+        tags
+    }
+}
+
+impl NetworkRequest {
+    /// Returns the network settings to record. Without a requested MAC address, a random one is generated with
+    /// Neutron's prefix.
+    pub(super) fn settled(&self) -> Network {
+        Network {
+            mac: self.mac.unwrap_or_else(MacAddress::random),
+            vlan: self.vlan,
+            physical_network: self.physical_network.clone(),
+            trusted: self.trusted,
+        }
     }
 }
 

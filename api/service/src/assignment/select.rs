@@ -1,23 +1,23 @@
 //! Chooses devices for an attach request and checks whether they could be plugged. This happens before any device is
 //! claimed or any driver is unbound.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
 use hotslot_driver::hypervisor::{DomainView, ErrorKind};
-use hotslot_driver::net::MacAddress;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{AssignmentKind, Network};
+use hotslot_model::assignment::AssignmentKind;
 use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
 use hotslot_model::rules;
 use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, Wanted};
 
 use super::assignments::Assignments;
+use super::choosing::Choice;
 use super::ports;
-use super::request::{AttachRequest, NetworkRequest};
+use super::request::AttachRequest;
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
@@ -46,6 +46,8 @@ pub(super) struct Evaluation {
     pub(super) checks: Vec<Check>,
     /// Why the devices cannot be attached; `None` when they can.
     pub(super) refused: Option<Refused>,
+    /// Keeps other attaches from choosing the same devices.
+    choice: Option<Choice>,
 }
 
 /// Why devices cannot be attached.
@@ -113,20 +115,22 @@ impl Assignments {
     ///
     /// # Errors
     /// The reason when there are too few such devices; errors of the hypervisor and of the database.
+    ///
+    /// The second value is to be kept until the devices are claimed.
     pub(super) async fn select(
         &self,
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
         choice: &mut Exclusions,
-    ) -> Result<Vec<Chosen>, Error> {
+    ) -> Result<(Vec<Chosen>, Option<Choice>), Error> {
         let choosing = metrics::Step::begin(AssignmentKind::Attachment, "choose");
         let chosen = async {
             self.store.refresh().await?;
             let snapshot = self.snapshot(host, view, request).await?;
             let (evaluation, _) = self.evaluate_twice(host, view, request, snapshot, choice).await?;
             match evaluation.refused {
-                None => Ok(evaluation.chosen),
+                None => Ok((evaluation.chosen, evaluation.choice)),
                 Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => {
                     Err(error)
                 }
@@ -178,9 +182,11 @@ impl Assignments {
     ) -> Result<Evaluation, Error> {
         let mut evaluation = Evaluation::default();
         loop {
-            let chosen = match self.choose_among_free(host, view, request, snapshot, choice)? {
-                Some(selection) => Ok(selection),
-                None => self.choose_among_all(host, view, request, snapshot, choice),
+            // The devices of the last round may be chosen again.
+            evaluation.choice = None;
+            let (chosen, kept) = match self.choose_among_free(host, view, request, snapshot, choice)? {
+                Some((selection, kept)) => (Ok(selection), Some(kept)),
+                None => (self.choose_among_all(host, view, request, snapshot, choice), None),
             };
             let selection = match chosen {
                 Ok(selection) => selection,
@@ -199,6 +205,7 @@ impl Assignments {
                 }
             };
             evaluation = self.preflight(host, view, request, snapshot, selection).await?;
+            evaluation.choice = kept;
             match evaluation.refused.take() {
                 Some(Refused::One(device, error)) => choice.exclude(device, error),
                 refused => return Ok(Evaluation { refused, ..evaluation }),
@@ -206,8 +213,8 @@ impl Assignments {
         }
     }
 
-    /// Chooses among the free devices that the request prefers; `None` when all devices of the host have to be
-    /// looked at.
+    /// Chooses among the free devices that the request prefers and that no other attach has just chosen; `None` when
+    /// all devices of the host have to be looked at.
     fn choose_among_free(
         &self,
         host: &Host,
@@ -215,31 +222,36 @@ impl Assignments {
         request: &AttachRequest,
         snapshot: &Snapshot,
         choice: &Exclusions,
-    ) -> Result<Option<Selection>, Error> {
+    ) -> Result<Option<(Selection, Choice)>, Error> {
         let tags = request.tags();
         let wanted = wanted(request, snapshot, &tags)?;
         let availability = &snapshot.availability;
         let no_port = ports::no_port(view, availability);
-        let chosen = self.store.with_devices_of(host.row.id, |devices| {
-            let at = |address| devices.at(address).map(AsRef::as_ref);
-            let is_unavailable = |device: &Device| {
-                let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
-                if choice.excluded.contains_key(&device.id)
-                    || no_port(device).is_some()
-                    || availability.has_relative_in_use(device, &at)
-                    || availability.why_unavailable(device, &at, server, drivers).is_some()
-                {
-                    Unavailable::Yes
-                } else if availability.needs_others(device.facts.address) {
-                    Unavailable::DependsOnOthers
-                } else {
-                    Unavailable::No
-                }
-            };
-            let (guest_nodes, sockets) = (&snapshot.guest_nodes, snapshot.sockets.as_ref());
-            devices.free()?.choose(&wanted, &Surroundings { guest_nodes, sockets, is_unavailable })
-        });
-        Ok(chosen.map(|parts| named(request, parts)))
+        let choose = |chosen: &HashSet<DeviceId>| {
+            self.store.with_devices_of(host.row.id, |devices| {
+                let at = |address| devices.at(address).map(AsRef::as_ref);
+                let is_unavailable = |device: &Device| {
+                    let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
+                    if choice.excluded.contains_key(&device.id)
+                        || chosen.contains(&device.id)
+                        || no_port(device).is_some()
+                        || availability.has_relative_in_use(device, &at)
+                        || availability.why_unavailable(device, &at, server, drivers).is_some()
+                    {
+                        Unavailable::Yes
+                    } else if availability.needs_others(device.facts.address) {
+                        Unavailable::DependsOnOthers
+                    } else {
+                        Unavailable::No
+                    }
+                };
+                let (guest_nodes, sockets) = (&snapshot.guest_nodes, snapshot.sockets.as_ref());
+                devices.free()?.choose(&wanted, &Surroundings { guest_nodes, sockets, is_unavailable })
+            })
+        };
+        let ids = |parts: &Vec<Vec<Arc<Device>>>| parts.iter().flatten().map(|device| device.id).collect();
+        let chosen = self.choosing.choose(choose, ids);
+        Ok(chosen.map(|(parts, choice)| (named(request, parts), choice)))
     }
 
     /// Chooses among all devices of the host.
@@ -430,31 +442,6 @@ fn wanted<'a>(
 fn named(request: &AttachRequest, parts: Vec<Vec<Arc<Device>>>) -> Selection {
     let parts = request.aliases.iter().zip(parts);
     parts.flat_map(|(part, devices)| devices.into_iter().map(|device| (part.name.clone(), device))).collect()
-}
-
-impl AttachRequest {
-    /// Returns the tags that the network settings require of each device.
-    fn tags(&self) -> BTreeMap<String, String> {
-        let mut tags = BTreeMap::new();
-        if let Some(network) = &self.network {
-            tags.extend(network.physical_network.clone().map(|name| ("physical_network".to_owned(), name)));
-            tags.extend(network.trusted.map(|trusted| ("trusted".to_owned(), trusted.to_string())));
-        }
-        tags
-    }
-}
-
-impl NetworkRequest {
-    /// Returns the network settings to record. Without a requested MAC address, a random one is generated with
-    /// Neutron's prefix.
-    pub(super) fn settled(&self) -> Network {
-        Network {
-            mac: self.mac.unwrap_or_else(MacAddress::random),
-            vlan: self.vlan,
-            physical_network: self.physical_network.clone(),
-            trusted: self.trusted,
-        }
-    }
 }
 
 /// Reads a device from the host. The inner error says why this device cannot be attached: it is gone, it changed, or it

@@ -13,7 +13,7 @@ enum Step<'a> {
     Named(&'a str),
 }
 
-/// Returns the steps to a place, such as `[detach] attempts`, `[pci] device_spec[2]`, `[[hypervisor]][0] name` or
+/// Returns the steps to a place, such as `[detach] attempts`, `[pci] device_spec[2]`, `[pci] alias[1] name`, `[[hypervisor]][0] name` or
 /// `[[webhook]] billing: url`.
 fn steps(place: &str) -> Option<Vec<Step<'_>>> {
     let (section, rest) = place.strip_prefix('[')?.trim_start_matches('[').split_once(']')?;
@@ -31,7 +31,10 @@ fn steps(place: &str) -> Option<Vec<Step<'_>>> {
     if !key.is_empty() {
         steps.push(Step::Key(key));
     }
-    steps.extend(indexes(rest).0);
+    let (index, rest) = indexes(rest);
+    steps.extend(index);
+    // The key of an entry that is a table, as in `[pci] alias[1] name`.
+    steps.extend(rest.strip_prefix(' ').filter(|key| !key.is_empty()).map(Step::Key));
     Some(steps)
 }
 

@@ -65,10 +65,13 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 #[test]
 fn old_names_of_nova_for_the_lists_are_accepted() {
     for key in ["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"] {
-        assert_eq!(Config::parse(&format!("[pci]\n{key} = ['{{}}']")).unwrap().pci.device_spec, ["{}"]);
+        assert_eq!(
+            Config::parse(&format!("[pci]\n{key} = ['{{}}']")).unwrap().pci.device_spec,
+            ["{}".into()]
+        );
     }
     for key in ["alias", "pci_alias"] {
-        assert_eq!(Config::parse(&format!("[pci]\n{key} = ['{{}}']")).unwrap().pci.alias, ["{}"]);
+        assert_eq!(Config::parse(&format!("[pci]\n{key} = ['{{}}']")).unwrap().pci.alias, ["{}".into()]);
     }
 }
 
@@ -195,7 +198,7 @@ fn all_problems_are_reported_and_the_rest_is_read() {
         assert_eq!(places(text), expected, "{text}");
     }
     let (config, _) = Config::examine_text("x", "[pci]\ndevice_spec = ['{}']\nalias = 3\n[api]\nx = 1");
-    assert_eq!(config.pci.device_spec, ["{}"]);
+    assert_eq!(config.pci.device_spec, ["{}".into()]);
 }
 
 proptest::proptest! {

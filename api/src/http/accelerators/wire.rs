@@ -56,6 +56,8 @@ pub(in crate::http) struct Accelerator {
     devices: Vec<HeldDevice>,
     /// The type of its device, such as `GPU`; `UNKNOWN` for any.
     device_type: String,
+    /// Which devices an attach takes by the spec, in words, such as `any assignable device`.
+    takes: String,
     /// The intended use, such as `Crypto`; empty for any.
     acc_type: String,
     /// The required capabilities: a JSON document inside a string.
@@ -201,6 +203,11 @@ pub(super) fn wire(
         driver,
         devices,
         device_type: kind,
+        takes: match &view.pinned {
+            Some(device) => format!("its own device {}", device.facts.address),
+            None if row.pinned.is_some() => "its own device".to_owned(),
+            None => spec.takes(),
+        },
         acc_type: spec.acc_type.clone(),
         acc_capability: Value::Object(spec.capability.clone()).to_string(),
         vendor_id: vendor_id.map(|id| id.to_string()),
@@ -298,6 +305,9 @@ pub(super) async fn is_theirs(hosts: &Hosts, identity: &Caller, server: ServerId
 pub(super) async fn hide(hosts: &Hosts, identity: &Caller, view: &View, shown: &mut Accelerator) {
     if !identity.sees_host_details() {
         (shown.host, shown.address, shown.driver) = (None, None, None);
+        if shown.pinned {
+            shown.takes = "its own device".to_owned();
+        }
         if shown.status_reason.is_some() {
             shown.status_reason = Some("an administrator sees the reason".to_owned());
         }

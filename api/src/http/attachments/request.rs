@@ -1,10 +1,13 @@
 //! The request to attach devices to a server.
 
+use std::collections::BTreeSet;
+
 use hotslot_driver::net::VlanTag;
+use hotslot_driver::pci::PciAddress;
 use hotslot_model::id::ServerId;
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
-use hotslot_model::rules::AliasRequests;
+use hotslot_model::rules::{Alias, AliasRequest, AliasRequests, MAX_DEVICES, NumaPolicy};
 use hotslot_service::assignment::{AttachRequest, NetworkRequest};
 use hotslot_service::config::Flavor;
 use hotslot_service::error::Error;
@@ -43,6 +46,11 @@ pub(in crate::http) struct CreateAttachment {
     alias: Option<String>,
     /// The id or name of a flavor whose extra specs name the aliases; an alternative to `alias`.
     flavor: Option<String>,
+    /// The addresses of devices on the host of the server, at most 256, in addition to `alias` or instead of it. The
+    /// devices must be assignable. It needs the right `hotslot:attachment:create_by_address`.
+    #[serde(default)]
+    #[schema(value_type = Vec<schema::PciAddress>, max_items = 256)]
+    pub(super) addresses: Vec<String>,
     /// Whether the device is also added to the persistent definition, so that it survives a power cycle.
     #[serde(default = "yes")]
     persistent: bool,
@@ -77,8 +85,9 @@ impl CreateAttachment {
         key: Option<IdempotencyKey>,
     ) -> Result<AttachRequest, Error> {
         let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
+        let (by_address, own) = by_address(&self.addresses)?;
         let (alias, own_policy) = match (self.alias, self.flavor) {
-            (Some(alias), None) => (alias, None),
+            (Some(alias), None) => (Some(alias), None),
             (None, Some(name)) => {
                 let flavor = flavor::called(flavors, &name).ok_or_else(|| {
                     bad("flavor", &format!("there is no flavor `{name}`; GET flavors lists them"))
@@ -86,15 +95,19 @@ impl CreateAttachment {
                 let alias = flavor.extra_specs.get(flavor::PCI_ALIAS).ok_or_else(|| {
                     bad("flavor", &format!("`{name}` has no extra spec {}", flavor::PCI_ALIAS))
                 })?;
-                (alias.clone(), flavor.extra_specs.get(flavor::NUMA_POLICY).cloned())
+                (Some(alias.clone()), flavor.extra_specs.get(flavor::NUMA_POLICY).cloned())
             }
+            (None, None) if !own.is_empty() => (None, None),
             (None, None) | (Some(_), Some(_)) => {
                 return Err(Error::Invalid(format!(
-                    "bad body: give either pci_passthrough:alias or flavor; send {EXAMPLE}"
+                    "bad body: give either pci_passthrough:alias or flavor, or addresses; send {EXAMPLE}"
                 )));
             }
         };
-        let aliases: AliasRequests = alias.parse().map_err(|error| bad("pci_passthrough:alias", &error))?;
+        let parsed = alias.map(|alias| alias.parse()).transpose();
+        let parsed: Option<AliasRequests> = parsed.map_err(|error| bad("pci_passthrough:alias", &error))?;
+        let mut aliases = parsed.map(|parsed| parsed.0).unwrap_or_default();
+        aliases.extend(by_address);
         let mac = self.mac_address.as_deref().map(str::parse).transpose();
         let network = NetworkRequest {
             mac: mac.map_err(|error| bad("mac_address", &error))?,
@@ -111,15 +124,18 @@ impl CreateAttachment {
                 &format_args!("a name has at most {PHYSICAL_NETWORK} characters"),
             ));
         }
-        let count: usize = aliases.0.iter().map(|part| part.count).sum();
+        let count: usize = aliases.iter().map(|part| part.count).sum();
+        if count > MAX_DEVICES {
+            return Err(bad("addresses", &format!("a request has at most {MAX_DEVICES} devices")));
+        }
         if network.mac.is_some() && count != 1 {
             return Err(bad("mac_address", &format!("it applies to one device, and {count} are requested")));
         }
         let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
         Ok(AttachRequest {
             server,
-            aliases: aliases.0,
-            own: Vec::new(),
+            aliases,
+            own,
             persistent: self.persistent,
             whole_group: self.whole_group,
             numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
@@ -129,6 +145,23 @@ impl CreateAttachment {
             owner: None,
         })
     }
+}
+
+/// Makes an alias of its own for each address, because an alias is what an attach chooses devices by.
+fn by_address(addresses: &[String]) -> Result<(Vec<AliasRequest>, Vec<Alias>), Error> {
+    let bad = |reason: &dyn std::fmt::Display| Error::Invalid(format!("addresses: {reason}"));
+    let mut seen = BTreeSet::new();
+    let (mut requests, mut aliases) = (Vec::new(), Vec::new());
+    for text in addresses {
+        let address: PciAddress = text.parse().map_err(|error| bad(&error))?;
+        if !seen.insert(address) {
+            return Err(bad(&format_args!("{address} is given twice; give each device once")));
+        }
+        let name = address.to_string();
+        requests.push(AliasRequest { name: name.clone(), count: 1 });
+        aliases.push(Alias::among(name, &BTreeSet::from([address]), NumaPolicy::Preferred));
+    }
+    Ok((requests, aliases))
 }
 
 fn yes() -> bool {

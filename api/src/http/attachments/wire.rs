@@ -86,6 +86,23 @@ pub(in crate::http) struct Wire {
     /// When the attachment ended.
     #[schema(value_type = Option<schema::Time>)]
     ended_at: Option<String>,
+    /// The request to the guest to release the device, while its answer is awaited. Only the answer for one attachment has
+    /// it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Progress)]
+    pub(super) progress: Option<Progress>,
+}
+
+/// A request to a guest to release a device, whose answer is awaited.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DetachProgress)]
+pub(super) struct Progress {
+    /// The number of the request, from 1.
+    pub(super) attempt: u32,
+    /// The configured number of requests. A detach with `timeout` repeats them until that time is over.
+    pub(super) attempts: u32,
+    /// How long each request waits for the guest at most, in seconds.
+    pub(super) seconds: f64,
 }
 
 fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
@@ -117,6 +134,7 @@ fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
         updated_at: attachment.updated_at.map(time),
         attached_at: attachment.attached_at.map(time),
         ended_at: attachment.ended_at.map(time),
+        progress: None,
     }
 }
 

@@ -4,7 +4,7 @@ use hotslot_model::event::EventKind;
 use hotslot_model::identity::{Actor, User};
 use hotslot_model::rules::Rule;
 
-use crate::sql::Pool;
+use crate::writer::Pool;
 
 use super::*;
 
@@ -181,7 +181,7 @@ async fn events_are_found_by_their_caller_with_an_index(records: Records) {
     ] {
         let plan = format!("EXPLAIN QUERY PLAN {}", crate::events::statement(&filter));
         let plan: Vec<(i64, i64, i64, String)> =
-            sqlx::query_as(sqlx::AssertSqlSafe(plan)).fetch_all(pool).await.unwrap();
+            sqlx::query_as(sqlx::AssertSqlSafe(plan)).fetch_all(&pool.pool).await.unwrap();
         let plan: Vec<_> = plan.into_iter().map(|row| row.3).collect();
         assert!(plan[0].contains(index), "{filter:?}: {plan:?}");
         assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");

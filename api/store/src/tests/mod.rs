@@ -51,6 +51,7 @@ mod postgres;
 mod processes;
 mod quotas;
 mod sequences;
+mod together;
 
 /// A new database with one host.
 struct Records {
@@ -83,12 +84,12 @@ impl Records {
         let lock = File::create(dir.path().join("lock")).unwrap();
         let url = format!("sqlite://{}", dir.path().join("db").display());
         let store = Store::open(&url, Some(lock)).await.unwrap();
-        // Count the rows of pci_devices that are written. SQLite has one connection that writes.
+        // Count the rows of pci_devices that are written.
         for line in [
-            "CREATE TEMP TABLE written (id BIGINT)",
-            "CREATE TEMP TRIGGER inserted AFTER INSERT ON main.pci_devices
+            "CREATE TABLE written (id BIGINT)",
+            "CREATE TRIGGER inserted AFTER INSERT ON pci_devices
              BEGIN INSERT INTO written VALUES (new.id); END",
-            "CREATE TEMP TRIGGER updated AFTER UPDATE ON main.pci_devices
+            "CREATE TRIGGER updated AFTER UPDATE ON pci_devices
              BEGIN INSERT INTO written VALUES (new.id); END",
         ] {
             query(line).execute(&store.write).await.unwrap();

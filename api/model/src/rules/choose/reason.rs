@@ -65,18 +65,20 @@ impl Category {
     }
 
     /// Returns what the caller can do, if anything. `other_way` says whether the request would succeed without
-    /// `whole_group`.
-    pub(super) fn advice(self, other_way: bool) -> Option<&'static str> {
-        match self {
-            Self::Besides => Some("ask for values that a device_spec gives them"),
-            Self::InUse | Self::Relative => Some("detach one"),
-            Self::Unavailable => Some("remove the cause (see `hotslot explain DEVICE`)"),
-            Self::Numa => Some("ask with another numa_policy"),
-            Self::Group => other_way.then_some("ask without whole_group"),
-            Self::Gone => Some("check whether the host still has them"),
+    /// `whole_group`, and `missing` is the number of devices that the request lacks.
+    pub(super) fn advice(self, other_way: bool, missing: usize) -> Option<String> {
+        let advice = match self {
+            Self::InUse if missing > 1 => return Some(format!("detach {missing} of those in use")),
+            Self::Besides => "ask for values that a device_spec gives them",
+            Self::InUse | Self::Relative => "detach one",
+            Self::Unavailable => "remove the cause (see `hotslot explain DEVICE`)",
+            Self::Numa => "ask with another numa_policy",
+            Self::Group if other_way => "ask without whole_group",
+            Self::Gone => "check whether the host still has them",
             // The advice depends on the group; see `Siblings`.
-            Self::Busy => None,
-        }
+            Self::Group | Self::Busy => return None,
+        };
+        Some(advice.to_owned())
     }
 }
 

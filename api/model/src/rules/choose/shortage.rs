@@ -28,6 +28,9 @@ pub struct Shortage {
     pub(super) siblings: Option<Siblings>,
     /// Whether the same request could be met with the opposite value of `whole_group`.
     pub(super) other_way: bool,
+    /// The number of devices with which the request could be met, or 0 to leave the part out; `None` when neither is known
+    /// to help.
+    pub(super) fewer: Option<usize>,
 }
 
 /// What can be done about the busy members of a device's IOMMU group.
@@ -43,12 +46,12 @@ pub(super) struct Siblings {
 
 impl Siblings {
     /// Returns what the caller can do, the easiest first. `whole_group` says whether a request for the whole group
-    /// would succeed.
-    pub(super) fn remedies(&self, whole_group: bool) -> Vec<String> {
+    /// would succeed, and `unbinding` whether enough devices would be free after the members were unbound.
+    pub(super) fn remedies(&self, whole_group: bool, unbinding: bool) -> Vec<String> {
         let mut helps = Vec::new();
         helps.extend(whole_group.then(|| "ask with whole_group".to_owned()));
         helps.extend(self.at_once.map(|count| format!("ask for {count} of them at once")));
-        if !self.unbind.is_empty() {
+        if unbinding && !self.unbind.is_empty() {
             let list = |name: fn(&PciAddress) -> String| self.unbind.iter().map(name).collect::<Vec<_>>();
             let (which, names) = (list(PciAddress::to_string), list(|address| address.node_name()));
             let commands =
@@ -88,18 +91,38 @@ impl Shortage {
         &self.busy
     }
 
-    /// Returns what the caller can do, as one line.
+    /// Returns what the caller can do, as one line. It has only what would be enough.
     pub fn advice(&self) -> String {
-        let mut helps = self.siblings.as_ref().map(|busy| busy.remedies(self.other_way)).unwrap_or_default();
-        if self.together.is_some() {
-            let how = if self.siblings.is_some() { "another number" } else { "fewer" };
-            helps.push(format!("ask for {how} of them at once"));
-            return helps.join(", or ");
+        let missing = self.wanted.saturating_sub(self.free);
+        let count = |category| self.left_out.get(&category).map_or(0, |left_out: &LeftOut| left_out.count);
+        let mut helps = match &self.siblings {
+            Some(busy) => {
+                let unbinding_is_enough = self.together.is_some() || count(Category::Busy) >= missing;
+                busy.remedies(self.other_way, unbinding_is_enough)
+            }
+            None => Vec::new(),
+        };
+        if self.together.is_none() {
+            let advised: Vec<_> = self
+                .left_out
+                .iter()
+                .filter_map(|(category, left_out)| {
+                    Some((category.advice(self.other_way, missing)?, left_out.count))
+                })
+                .collect();
+            let enough: Vec<_> = advised.iter().filter(|(_, count)| *count >= missing).collect();
+            if !enough.is_empty() {
+                helps.extend(enough.into_iter().map(|(advice, _)| advice.clone()));
+            } else if advised.iter().map(|(_, count)| count).sum::<usize>() >= missing && helps.is_empty() {
+                let all: Vec<_> = advised.into_iter().map(|(advice, _)| advice).collect();
+                helps.push(all.join(" and "));
+            }
         }
-        let other_way = self.other_way;
-        helps.extend(
-            self.left_out.keys().filter_map(|category| category.advice(other_way)).map(str::to_owned),
-        );
+        let at_once = if self.together.is_some() { " at once" } else { "" };
+        helps.extend(self.fewer.map(|count| match count {
+            0 => format!("leave {} out", self.requester),
+            count => format!("ask for {count} of them{at_once}"),
+        }));
         helps.dedup();
         match &helps[..] {
             [] => "GET os-pci/detail lists the devices".to_owned(),

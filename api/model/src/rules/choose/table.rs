@@ -212,6 +212,7 @@ impl<'s, 'a> Table<'s, 'a> {
             busy,
             siblings,
             other_way: false,
+            fewer: None,
         }
     }
 

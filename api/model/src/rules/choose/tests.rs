@@ -95,7 +95,7 @@ fn data() -> Value {
 
 fn aliases() -> Arc<Inventory> {
     let data = data();
-    let entries = |key: &str| data[key].as_array().unwrap().iter().map(Value::to_string).collect();
+    let entries = |key: &str| data[key].as_array().unwrap().iter().map(|it| it.to_string().into()).collect();
     let (device_spec, alias) = (entries("device_spec"), entries("aliases"));
     Inventory::new(&config::Pci { device_spec, alias, ..config::Pci::default() }).unwrap()
 }

@@ -1,0 +1,121 @@
+// Live updates. Everything else works without this script. On an event of the page, the page is read again, and each part
+// of it that differs (an element with data-live) is replaced.
+"use strict";
+(() => {
+  const body = document.body;
+  const shown = document.getElementById("live");
+  const said = document.getElementById("said");
+  const QUIET = 250; // milliseconds after an event, so that several events make one update
+  const POLL = 3000; // milliseconds between two reads of a page with something pending, for callers without events
+  const CALM = 15000; // milliseconds between two reads otherwise: whether a host is away is no event
+  let timer = null;
+  let reading = false;
+  let again = false;
+
+  function state(word, kind) {
+    if (!shown) return;
+    shown.textContent = word;
+    shown.className = "live " + kind;
+  }
+
+  // The ids of the parts that the person has opened.
+  function opened(part) {
+    return new Set([...part.querySelectorAll("details[open][id]")].map((one) => one.id));
+  }
+
+  function replace(old, fresh) {
+    if (old.isEqualNode(fresh)) return false;
+    const open = opened(old);
+    for (const one of fresh.querySelectorAll("details[id]")) one.open = open.has(one.id);
+    const focused = old.contains(document.activeElement) ? document.activeElement : null;
+    const href = focused && focused.getAttribute("href");
+    old.replaceWith(fresh);
+    if (focused) {
+      const same = href ? [...fresh.querySelectorAll("a[href]")].find((one) => one.getAttribute("href") === href) : null;
+      (same || document.getElementById("main")).focus({ preventScroll: true });
+    }
+    return true;
+  }
+
+  async function update() {
+    // A page without such parts may be the answer to a form, which cannot be read again.
+    if (!document.querySelector("[data-live][id]")) return;
+    if (reading) { again = true; return; }
+    reading = true;
+    try {
+      const response = await fetch(location.href, { credentials: "same-origin", headers: { accept: "text/html" } });
+      if (response.redirected && response.url.includes("/sign-in")) { location.reload(); return; }
+      if (!response.ok) throw new Error(String(response.status));
+      const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
+      let changed = false;
+      for (const part of fresh.querySelectorAll("[data-live][id]")) {
+        const old = document.getElementById(part.id);
+        if (old) changed = replace(old, document.adoptNode(part)) || changed;
+      }
+      if (changed) said.textContent = "The page was updated.";
+      body.classList.remove("stale");
+    } catch (error) {
+      body.classList.add("stale");
+    } finally {
+      reading = false;
+      if (again) { again = false; soon(); } else { poll(); }
+    }
+  }
+
+  function soon() {
+    clearTimeout(timer);
+    timer = setTimeout(update, QUIET);
+  }
+
+  function poll() {
+    if (!document.querySelector("[data-live][id]")) return;
+    const pending = body.dataset.live === undefined && document.querySelector("[data-pending]");
+    clearTimeout(timer);
+    timer = setTimeout(() => (document.hidden ? poll() : update()), pending ? POLL : CALM);
+  }
+
+  // A link of `hotslot serve --simulate` has the token behind the #, which browsers send to nobody.
+  const field = document.querySelector("input[name=token]");
+  if (field && location.hash.startsWith("#token=")) {
+    field.value = location.hash.slice("#token=".length);
+    history.replaceState(null, "", location.pathname + location.search);
+    field.form.submit();
+  }
+
+  // What happens while a form is being answered, step by step.
+  let progress = null;
+  function step(data) {
+    if (!progress) return;
+    const event = JSON.parse(data);
+    const line = document.createElement("li");
+    const to = typeof event.to === "string" ? event.to : "";
+    line.textContent = [event.kind, event.address, to, event.reason].filter(Boolean).join(" · ");
+    progress.append(line);
+  }
+
+  for (const form of document.querySelectorAll("form[data-progress]")) {
+    form.addEventListener("submit", () => {
+      progress = document.getElementById(form.dataset.progress);
+      if (progress) progress.hidden = false;
+      form.classList.add("working");
+    });
+  }
+
+  function follow() {
+    const source = new EventSource("live?" + body.dataset.live);
+    let seen = false;
+    source.onopen = () => {
+      state("live", "on");
+      // What happened while the connection was away is read once.
+      if (seen) soon();
+      seen = true;
+    };
+    source.onerror = () => { state("not connected", "off"); body.classList.add("stale"); };
+    source.onmessage = (message) => { if (message.data) { step(message.data); soon(); } };
+    for (const kind of (body.dataset.kinds || "").split(" ")) source.addEventListener(kind, (message) => { step(message.data); soon(); });
+    addEventListener("pagehide", () => source.close());
+  }
+
+  if (body.dataset.live !== undefined) follow();
+  poll();
+})();

@@ -1,0 +1,113 @@
+//! Detaching a device: what it will do, and the request.
+
+use axum::extract::Query;
+use axum::http::Method;
+use axum::response::Response;
+use maud::{Markup, html};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::api::part;
+use crate::context::{Context, Fields};
+use crate::layout::{Page, form_token, go};
+use crate::parts::{attachment_badge, server_page, shown, text};
+use crate::problem::Problem;
+
+#[derive(Deserialize)]
+pub(crate) struct Wanted {
+    server: String,
+    attachment: String,
+}
+
+impl Wanted {
+    fn path(&self) -> String {
+        format!("/v2.1/servers/{}/os-pci_attachments/{}", part(&self.server), part(&self.attachment))
+    }
+}
+
+/// Returns the form.
+pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
+    page(&context, &wanted, None).await
+}
+
+async fn page(context: &Context, wanted: &Wanted, refused: Option<&Problem>) -> Result<Response, Problem> {
+    let attachment = context.api.get(&wanted.path()).await?["pciAttachment"].take();
+    let live = Some(format!("server={}", part(&wanted.server)));
+    let content = html! {
+        p.crumbs { a href="servers" { "Servers" } " / " a href=(server_page(&wanted.server)) { "server" } " / detach" }
+        h1 { "Detach a device" }
+        @if let Some(problem) = refused {
+            div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
+        }
+        (described(&attachment))
+        (consequences(&attachment))
+        (buttons(context, wanted))
+    };
+    Ok(Page { title: "Detach a device", place: "servers", live, content }
+        .show_as(refused.map_or(200, |problem| problem.status), context))
+}
+
+fn described(attachment: &Value) -> Markup {
+    html! {
+        dl.facts {
+            dt { "Device" } dd { code { (text(&attachment["vendor_id"])) ":" (text(&attachment["product_id"])) }
+                @if let Some(alias) = attachment["alias"].as_str() { " by alias " (alias) } }
+            @if attachment["address"].is_string() { dt { "On the host" } dd { code { (text(&attachment["address"])) } " on " (shown(&attachment["host"])) } }
+            dt { "In the guest" } dd { code { (shown(&attachment["inner_address"])) } }
+            dt { "State" } dd { (attachment_badge(text(&attachment["status"]))) " " (text(&attachment["status_reason"])) }
+            @if let Some(holder) = attachment["holder"].as_str() { dt { "For" } dd { (holder) } }
+        }
+    }
+}
+
+fn consequences(attachment: &Value) -> Markup {
+    html! {
+        h2 { "What happens" }
+        ol {
+            @if attachment["persistent"] == true { li { "The device is taken out of the definition of the server." } }
+            li { "The guest is asked to release the device. A Linux guest usually needs 1 to 7 seconds." }
+            li { "When the guest has released it, the host gets it back and it is free for others." }
+        }
+        p { "When the guest does not answer in time, the detach stays pending and is completed later. When the guest refuses, everything is as before. Stop what uses the device in the guest first." }
+    }
+}
+
+fn buttons(context: &Context, wanted: &Wanted) -> Markup {
+    let common = html! {
+        (form_token(context))
+        input type="hidden" name="server" value=(wanted.server);
+        input type="hidden" name="attachment" value=(wanted.attachment);
+    };
+    html! {
+        form method="post" action="detach" data-progress="progress" {
+            (common)
+            button type="submit" { "Detach" }
+            " " a href=(server_page(&wanted.server)) { "Cancel" }
+            ol #progress .progress hidden aria-live="polite" aria-label="Progress" {}
+        }
+        details.force {
+            summary { "Detach by force" }
+            p.note {
+                "By force, also a device is taken out that must not be taken from a running guest, and it stays out of the \
+                 definition when the guest refuses. The guest may lose data, hang or crash. Use it only when the guest is \
+                 lost anyway."
+            }
+            form method="post" action="detach" {
+                (common)
+                label.check { input type="checkbox" name="force" value="1" required; span { "I know what this may do to the guest" } }
+                button.danger type="submit" { "Detach by force" }
+            }
+        }
+    }
+}
+
+/// Begins the detach, and returns to the server, whose page shows how it goes on.
+pub(crate) async fn detach(context: Context, fields: Fields) -> Result<Response, Problem> {
+    let wanted =
+        Wanted { server: fields.get("server").to_owned(), attachment: fields.get("attachment").to_owned() };
+    let force = if fields.is_set("force") { "?force=true" } else { "" };
+    match context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()), None).await {
+        Ok(_) => Ok(go(&format!("{}&done=detaching", server_page(&wanted.server)))),
+        Err(problem) => page(&context, &wanted, Some(&problem)).await,
+    }
+}

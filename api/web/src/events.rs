@@ -1,0 +1,186 @@
+//! The events: what changed, when, and who did it.
+
+use axum::extract::{Query, RawQuery};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::response::Response;
+use maud::{Markup, html};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::api::part;
+use crate::context::Context;
+use crate::layout::{Page, secure};
+use crate::parts::{function_page, items, server_page, text, time};
+use crate::problem::Problem;
+
+/// The number of events in a page.
+const LINES: i64 = 100;
+
+#[derive(Deserialize)]
+pub(crate) struct Wanted {
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    host: String,
+    #[serde(default)]
+    server: String,
+    #[serde(default)]
+    device: String,
+    #[serde(default)]
+    user: String,
+    /// The id after which the page begins; without one it has the newest events.
+    since: Option<i64>,
+}
+
+/// The nouns that a filter can have; each stands for all of its kinds.
+const NOUNS: [&str; 13] = [
+    "device",
+    "attachment",
+    "binding",
+    "mdev",
+    "rule",
+    "accelerator",
+    "device_profile",
+    "accelerator_request",
+    "card",
+    "webhook",
+    "server",
+    "quota",
+    "request",
+];
+
+impl Wanted {
+    /// Returns the filter as a query.
+    fn query(&self) -> String {
+        let pairs = [
+            ("kind", &self.kind),
+            ("host", &self.host),
+            ("server", &self.server),
+            ("device", &self.device),
+            ("user", &self.user),
+        ];
+        let pairs = pairs.iter().filter(|(_, value)| !value.trim().is_empty());
+        pairs.map(|(key, value)| format!("&{key}={}", part(value.trim()))).collect()
+    }
+}
+
+/// Returns a page of the events, the newest first.
+pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
+    let filter = wanted.query();
+    let path = match wanted.since {
+        Some(since) => format!("/events?limit={LINES}&since={since}{filter}"),
+        None => format!("/events?limit={LINES}&last={LINES}{filter}"),
+    };
+    let found = context.api.get(&path).await;
+    let content = html! {
+        h1 { "Events" }
+        (form(&wanted))
+        @match &found {
+            Ok(found) => div #events data-live { (table(&wanted, items(&found["events"]))) },
+            Err(problem) => p.refusal role="alert" { (problem.message) },
+        }
+    };
+    // The page of earlier events does not change.
+    let live = wanted.since.is_none().then(|| filter.trim_start_matches('&').to_owned());
+    Ok(Page { title: "Events", place: "events", live, content }.show(&context))
+}
+
+fn form(wanted: &Wanted) -> Markup {
+    let field = |name: &str, label: &str, value: &str, hint: &str| {
+        html! { label { span { (label) } input name=(name) value=(value) placeholder=(hint) autocomplete="off"; } }
+    };
+    html! {
+        form.filter method="get" action="events" role="search" {
+            label { span { "Kind" } select name="kind" {
+                option value="" { "all" }
+                @for noun in NOUNS { option value=(noun) selected[wanted.kind == noun] { (noun.replace('_', " ")) } }
+            } }
+            (field("server", "Server", &wanted.server, "UUID"))
+            (field("device", "Device", &wanted.device, "0000:3b:00.1"))
+            (field("host", "Host", &wanted.host, "name"))
+            (field("user", "User", &wanted.user, "name"))
+            button type="submit" { "Filter" }
+        }
+    }
+}
+
+fn table(wanted: &Wanted, events: &[Value]) -> Markup {
+    let first = events.first().and_then(|event| event["id"].as_i64());
+    html! {
+        @if events.is_empty() { p.empty { "No event fits." } }
+        @else {
+            table.wide.events {
+                thead { tr { th { "Time (UTC)" } th { "What" } th { "Change" } th { "Of" } th { "Who" } } }
+                tbody { @for event in events.iter().rev() { (line(event)) } }
+            }
+            @if let Some(first) = first.filter(|first| *first > 1) {
+                p.pages {
+                    a href={ "events?since=" ((first - 1 - LINES).max(0)) (wanted.query()) } { "Earlier events" }
+                    @if wanted.since.is_some() { " · " a href={ "events?" (wanted.query().trim_start_matches('&')) } { "Newest events" } }
+                }
+            }
+        }
+    }
+}
+
+fn line(event: &Value) -> Markup {
+    let host = text(&event["host"]);
+    html! {
+        tr id={ "event-" (event["id"]) } {
+            td { (time(&event["time"])) br; small { "#" (event["id"]) } }
+            td { (text(&event["kind"])) }
+            td { (change(event)) }
+            td {
+                @if let Some(address) = event["address"].as_str() { a.address href=(function_page(host, address)) { (address) } " " }
+                @if let Some(server) = event["server_id"].as_str() { a href=(server_page(server)) { small { code { (server) } } } " " }
+                @if !host.is_empty() { small { "on " (host) } }
+            }
+            td { (who(event)) }
+        }
+    }
+}
+
+fn change(event: &Value) -> Markup {
+    html! {
+        @if !event["from"].is_null() { (brief(&event["from"])) " → " }
+        @if !event["to"].is_null() { (brief(&event["to"])) }
+        @if let Some(reason) = event["reason"].as_str() { " " span.reason { (reason) } }
+    }
+}
+
+/// Returns a value in a line: a word as it is, and an object with its keys.
+fn brief(value: &Value) -> Markup {
+    html! {
+        @match value.as_str() {
+            Some(word) => (word),
+            None => code.value { (value) },
+        }
+    }
+}
+
+fn who(event: &Value) -> Markup {
+    html! {
+        @match (event["user"].as_str(), event["via"].as_str()) {
+            (Some(user), _) => (user),
+            (None, Some(via)) => (via),
+            (None, None) => "hotslot",
+        }
+        @if let Some(project) = event["project"].as_str() { small { " in " (project) } }
+        br; small title=(text(&event["who"])) { (text(&event["who"]).chars().take(28).collect::<String>()) }
+    }
+}
+
+/// Follows the events for the script of a page. The service decides what the caller may follow.
+pub(crate) async fn live(context: Context, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    let query = query.filter(|query| !query.is_empty()).map_or(String::new(), |query| format!("&{query}"));
+    let stream = HeaderValue::from_static("text/event-stream");
+    let mut api = context.api.with(header::ACCEPT, stream);
+    let mut from = "&last=0";
+    if let Some(last) = headers.get("last-event-id") {
+        api = api.with(HeaderName::from_static("last-event-id"), last.clone());
+        from = "";
+    }
+    let mut response = api.respond(Method::GET, &format!("/events?follow=true{from}{query}"), None).await;
+    secure(&mut response);
+    response
+}

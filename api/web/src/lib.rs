@@ -1,0 +1,79 @@
+//! The page of hotslot: HTML for browsers, made on the server from the answers of the routes.
+//!
+//! Each page lies in one folder, `/ui/`, and links relatively, so that a proxy may serve the folder under a prefix. The
+//! crate of the routes serves it: it decides who calls, and puts a [`Context`] into each request.
+
+mod accelerators;
+mod api;
+mod attach;
+mod context;
+mod detach;
+mod drift;
+mod events;
+mod function;
+mod guest_tree;
+mod hosts;
+mod layout;
+mod parts;
+mod problem;
+mod rules;
+mod servers;
+mod session;
+mod sign_in;
+mod tree;
+
+use axum::Router;
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+
+pub use self::api::Api;
+pub use self::context::{Context, May, SignIn, Ways, Who};
+pub use self::layout::problem_page;
+pub use self::problem::Problem;
+pub use self::session::{Cookie, Sessions};
+
+/// Returns the routes of the page.
+pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    Router::new()
+        .route("/ui", get(folder))
+        .route("/ui/", get(folder_itself))
+        .route("/ui/page.css", get(|| asset("text/css; charset=utf-8", include_str!("../assets/page.css"))))
+        .route(
+            "/ui/page.js",
+            get(|| asset("text/javascript; charset=utf-8", include_str!("../assets/page.js"))),
+        )
+        .route("/ui/icon.svg", get(|| asset("image/svg+xml", include_str!("../assets/icon.svg"))))
+        .route("/ui/sign-in", get(sign_in::form).post(sign_in::sign_in))
+        .route("/ui/sign-out", axum::routing::post(sign_in::sign_out))
+        .route("/ui/home", get(sign_in::home))
+        .route("/ui/account", get(sign_in::account))
+        .route("/ui/hosts", get(hosts::list))
+        .route("/ui/host", get(hosts::show))
+        .route("/ui/function", get(function::show))
+        .route("/ui/servers", get(servers::list))
+        .route("/ui/server", get(servers::show))
+        .route("/ui/attach", get(attach::form).post(attach::attach))
+        .route("/ui/detach", get(detach::form).post(detach::detach))
+        .route("/ui/accelerators", get(accelerators::show))
+        .route("/ui/rules", get(rules::list))
+        .route("/ui/rule", get(rules::form).post(rules::save))
+        .route("/ui/drift", get(drift::show).post(drift::repair))
+        .route("/ui/events", get(events::show))
+        .route("/ui/live", get(events::live))
+}
+
+/// Sends a browser into the folder of the pages.
+async fn folder() -> Response {
+    layout::go("ui/home")
+}
+
+async fn folder_itself() -> Response {
+    layout::go("home")
+}
+
+async fn asset(kind: &'static str, content: &'static str) -> Response {
+    let mut response = ([(header::CONTENT_TYPE, kind)], content).into_response();
+    layout::secure(&mut response);
+    response
+}

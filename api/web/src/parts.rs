@@ -1,0 +1,121 @@
+//! Small parts that several pages share. Every text of a host, a guest or a caller passes through maud, which escapes
+//! it.
+
+use maud::{Markup, html};
+use serde_json::Value;
+
+use crate::api::part;
+
+/// Returns the text of a value; empty for null.
+pub(crate) fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// Returns the items of a list; none for any other value.
+pub(crate) fn items(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Returns a number or text in words; a dash for null.
+pub(crate) fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "–".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+    }
+}
+
+/// Returns the word and the colour of the status of a device, as `os-pci` has it.
+pub(crate) fn device_status(function: &Value) -> (&'static str, &'static str) {
+    if function["bridge"] == true {
+        return ("bridge", "none");
+    }
+    if function["foreign"].is_object() {
+        return ("in use by others", "foreign");
+    }
+    match text(&function["status"]) {
+        "" => ("not listed", "none"),
+        "available" => ("free", "free"),
+        "claimed" => ("in transition", "busy"),
+        "allocated" => ("in use", "used"),
+        "unclaimable" | "unavailable" => ("not available", "held"),
+        "removed" | "deleted" => ("gone", "gone"),
+        _ => ("other", "held"),
+    }
+}
+
+/// Returns a word with a dot of its colour.
+pub(crate) fn badge(word: &str, colour: &str) -> Markup {
+    html! { span class={ "badge " (colour) } { (word) } }
+}
+
+/// Returns the status of an attachment as a badge.
+pub(crate) fn attachment_badge(status: &str) -> Markup {
+    let colour = match status {
+        "attached" => "used",
+        "attaching" | "detaching" => "busy",
+        "failed" => "bad",
+        _ => "none",
+    };
+    badge(status, colour)
+}
+
+/// Returns the status of a server as a badge.
+pub(crate) fn server_badge(status: &str) -> Markup {
+    let (word, colour) = match status {
+        "ACTIVE" => ("running", "free"),
+        "PAUSED" => ("paused", "busy"),
+        "SUSPENDED" => ("suspended", "busy"),
+        "SHUTOFF" => ("shut off", "none"),
+        _ => ("unknown", "held"),
+    };
+    badge(word, colour)
+}
+
+/// Returns the name of a function: its product, or its class and ids.
+pub(crate) fn function_name(function: &Value) -> String {
+    let ids = format!("{}:{}", text(&function["vendor_id"]), text(&function["product_id"]));
+    match (function["product_name"].as_str(), function["class_name"].as_str()) {
+        (Some(product), _) => product.to_owned(),
+        (None, Some(class)) => format!("{class} {ids}"),
+        (None, None) => ids,
+    }
+}
+
+/// Returns the link of PCI Express in words, and whether it is slower or narrower than it could be.
+pub(crate) fn link_words(link: &Value) -> Option<(String, bool)> {
+    let (speed, width) = (link["speed"].as_str()?, link["width"].as_u64()?);
+    let (most_speed, most_width) = (link["max_speed"].as_str(), link["max_width"].as_u64());
+    let below = most_speed.is_some_and(|most| most != speed) || most_width.is_some_and(|most| most != width);
+    Some((format!("{speed} GT/s ×{width}"), below && width > 0))
+}
+
+/// Returns the address of the page of a function.
+pub(crate) fn function_page(host: &str, address: &str) -> String {
+    format!("function?host={}&address={}", part(host), part(address))
+}
+
+/// Returns the address of the page of a server.
+pub(crate) fn server_page(id: &str) -> String {
+    format!("server?id={}", part(id))
+}
+
+/// Returns a time of the API as a person reads it: without the letter between date and time, in UTC.
+pub(crate) fn time(value: &Value) -> Markup {
+    let full = text(value);
+    let short = full.replacen('T', " ", 1);
+    let short = short.split('.').next().unwrap_or_default().trim_end_matches('Z');
+    html! { time datetime=(full) title={ (full) } { (short) } }
+}
+
+/// Returns a size in bytes in a unit that fits.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut number, mut unit) = (bytes, 0);
+    while number >= 1024 && number % 1024 == 0 && unit + 1 < units.len() {
+        (number, unit) = (number / 1024, unit + 1);
+    }
+    format!("{number} {}", units[unit])
+}

@@ -1,0 +1,186 @@
+//! The rules: which devices are assignable, the aliases, and the extra information of devices. Those of the configuration
+//! file are shown, and those of the API can be added, replaced and removed.
+
+use axum::extract::Query;
+use axum::http::Method;
+use axum::response::Response;
+use maud::{Markup, html};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::api::part;
+use crate::context::{Context, Fields};
+use crate::layout::{Page, form_token, go};
+use crate::parts::{badge, text};
+use crate::problem::Problem;
+
+/// A kind of rules: its name in the API, its title, what it is for, and an example.
+struct Kind {
+    name: &'static str,
+    title: &'static str,
+    purpose: &'static str,
+    example: &'static str,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind {
+        name: "whitelist",
+        title: "Assignable devices (device_spec)",
+        purpose: "A device is assignable when an entry matches it. The first entry that matches decides.",
+        example: r#"{"vendor_id": "8086", "product_id": "10ca"}"#,
+    },
+    Kind {
+        name: "alias",
+        title: "Aliases",
+        purpose: "An attach asks for devices by the name of an alias.",
+        example: r#"{"name": "nic", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}"#,
+    },
+    Kind {
+        name: "extra_info",
+        title: "Extra information",
+        purpose: "Each entry adds values to the devices that it matches.",
+        example: r#"{"match": {"address": "0000:3b:00.1"}, "values": {"switch": "tor-3"}}"#,
+    },
+];
+
+fn kind_named(name: &str) -> Result<&'static Kind, Problem> {
+    let unknown = || Problem::new(404, "there are rules of these kinds: whitelist, alias, extra_info");
+    KINDS.iter().find(|kind| kind.name == name).ok_or_else(unknown)
+}
+
+/// Returns all rules.
+pub(crate) async fn list(context: Context) -> Result<Response, Problem> {
+    let mut lists = Vec::new();
+    for kind in &KINDS {
+        let path = format!("/v2.1/os-pci-config/{}", kind.name);
+        lists.push((kind, context.api.list(&path, kind.name, 5000).await?.0));
+    }
+    let content = html! {
+        h1 { "Rules" }
+        div #rules data-live {
+            @for (kind, rules) in &lists {
+                section {
+                    h2 { (kind.title) }
+                    p.lead { (kind.purpose) }
+                    (table(&context, kind, rules))
+                    @if context.may("hotslot:rule:create") {
+                        p { a.button.small href={ "rule?kind=" (kind.name) } { "Add an entry" } }
+                    }
+                }
+            }
+        }
+    };
+    Ok(Page { title: "Rules", place: "rules", live: Some("kind=rule".to_owned()), content }.show(&context))
+}
+
+fn table(context: &Context, kind: &Kind, rules: &[Value]) -> Markup {
+    html! {
+        @if rules.is_empty() { p.empty { "There is no entry yet. Example: " code { (kind.example) } } }
+        @else {
+            table.wide {
+                thead { tr { th { "#" } th { "Entry" } th { "From" } th { span.unseen { "Actions" } } } }
+                tbody { @for rule in rules { tr {
+                    td { (rule["position"]) }
+                    td { code { (rule["entry"]) }
+                        @if let Some(problem) = rule["problem"].as_str() { br; (badge("has no effect", "bad")) " " span.reason { (problem) } } }
+                    td { (rule["place"].as_str().unwrap_or("the API")) }
+                    td { @if rule["read_only"] != true && context.may("hotslot:rule:update") {
+                        a.button.small href={ "rule?kind=" (kind.name) "&id=" (part(text(&rule["id"]))) } { "Change" span.unseen { " entry " (rule["position"]) } }
+                    } }
+                } } }
+            }
+        }
+    }
+}
+
+/// Which rule to change; without an id, a new one.
+#[derive(Deserialize)]
+pub(crate) struct Wanted {
+    kind: String,
+    #[serde(default)]
+    id: String,
+}
+
+impl Wanted {
+    fn path(&self) -> String {
+        let id = if self.id.is_empty() { String::new() } else { format!("/{}", part(&self.id)) };
+        format!("/v2.1/os-pci-config/{}{id}", part(&self.kind))
+    }
+}
+
+/// Returns the form of a rule.
+pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
+    let kind = kind_named(&wanted.kind)?;
+    let entry = if wanted.id.is_empty() {
+        kind.example.to_owned()
+    } else {
+        let found = context.api.get(&wanted.path()).await?;
+        found[kind.name]["entry"].to_string()
+    };
+    Ok(page(&context, kind, &wanted, &entry, None))
+}
+
+fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, refused: Option<&Problem>) -> Response {
+    let is_new = wanted.id.is_empty();
+    let content = html! {
+        p.crumbs { a href="rules" { "Rules" } " / " (kind.title) }
+        h1 { @if is_new { "Add an entry" } @else { "Change an entry" } }
+        p.lead { (kind.purpose) }
+        @if let Some(problem) = refused {
+            div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
+        }
+        form.stack method="post" action="rule" {
+            (form_token(context))
+            input type="hidden" name="kind" value=(kind.name);
+            input type="hidden" name="id" value=(wanted.id);
+            label { span { "Entry, as JSON" } textarea name="entry" rows="5" spellcheck="false" required { (entry) } }
+            p.help { "Example: " code { (kind.example) } }
+            label.check { input type="checkbox" name="force" value="1"; span { "Also when devices in use depend on it" } }
+            div {
+                button type="submit" name="step" value="save" { "Save" }
+                @if !is_new && context.may("hotslot:rule:delete") {
+                    " " button.danger type="submit" name="step" value="remove" { "Remove" }
+                }
+                " " a href="rules" { "Cancel" }
+            }
+        }
+    };
+    let status = refused.map_or(200, |problem| problem.status);
+    Page { title: kind.title, place: "rules", live: None, content }.show_as(status, context)
+}
+
+/// Saves or removes a rule.
+pub(crate) async fn save(context: Context, fields: Fields) -> Result<Response, Problem> {
+    let kind = kind_named(fields.get("kind"))?;
+    let wanted = Wanted { kind: kind.name.to_owned(), id: fields.get("id").to_owned() };
+    let entry = fields.get("entry");
+    let force = if fields.is_set("force") { "?force=true" } else { "" };
+    let sent = match serde_json::from_str::<Value>(entry) {
+        Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
+        Ok(value) => {
+            let body = json!({ kind.name: value });
+            let (method, body, query) = match (fields.get("step"), wanted.id.is_empty()) {
+                ("remove", false) => (Method::DELETE, None, force),
+                (_, true) => (Method::POST, Some(&body), ""),
+                (_, false) => (Method::PUT, Some(&body), force),
+            };
+            context.api.send(method, &format!("{}{query}", wanted.path()), body).await
+        }
+    };
+    match sent {
+        Ok(_) => Ok(go("rules")),
+        Err(problem) => Ok(page(&context, kind, &wanted, entry, Some(&problem))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_example_is_json() {
+        for kind in &KINDS {
+            assert!(serde_json::from_str::<Value>(kind.example).unwrap().is_object());
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The servers, and one server: its PCI tree, and the devices that hotslot gave it.
+
+use std::collections::BTreeMap;
+
+use axum::extract::Query;
+use axum::response::Response;
+use maud::{Markup, html};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::api::part;
+use crate::context::Context;
+use crate::guest_tree::GuestTree;
+use crate::layout::Page;
+use crate::parts::{attachment_badge, badge, function_page, server_badge, server_page, shown, text, time};
+use crate::problem::Problem;
+
+/// The maximum number of servers in the list.
+const MOST: usize = 2000;
+
+#[derive(Deserialize)]
+pub(crate) struct Find {
+    #[serde(default)]
+    q: String,
+}
+
+/// Returns the list of the servers that the caller may use.
+pub(crate) async fn list(context: Context, Query(find): Query<Find>) -> Result<Response, Problem> {
+    let path = format!("/v2.1/servers/detail?name={}", part(find.q.trim()));
+    let (servers, more) = context.api.list(&path, "servers", MOST).await?;
+    let attachments = attachments_by_server(&context).await;
+    let sees_hosts = servers.iter().any(|server| server["host"].is_string());
+    let content = html! {
+        h1 { "Servers" }
+        form.filter method="get" action="servers" role="search" {
+            label { span { "Name" } input type="search" name="q" value=(find.q); }
+            button type="submit" { "Filter" }
+        }
+        div #servers data-live {
+            @if servers.is_empty() {
+                p.empty {
+                    @if find.q.is_empty() {
+                        "There is no server that you may use. A server is a domain of libvirt on one of the hosts; \
+                         define one with virt-install or virsh, or ask for the project of an existing one."
+                    } @else { "No server has this name." }
+                }
+            } @else {
+                table.wide {
+                    thead { tr { th { "Server" } th { "State" } @if sees_hosts { th { "Host" } } th { "Devices by hotslot" } th { "Project" } } }
+                    tbody { @for server in &servers { (line(server, &attachments, sees_hosts)) } }
+                }
+            }
+            @if more { p { "Only the first " (MOST) " are shown; filter by name." } }
+        }
+    };
+    Ok(Page { title: "Servers", place: "servers", live: Some(String::new()), content }.show(&context))
+}
+
+/// Returns the attachments of each server; none when the caller may not list them.
+async fn attachments_by_server(context: &Context) -> BTreeMap<String, Vec<Value>> {
+    let mut by_server = BTreeMap::<String, Vec<Value>>::new();
+    if context.may("hotslot:attachment:list_all") {
+        let all = context.api.list("/v2.1/os-pci_attachments", "pciAttachment", MOST * 8).await;
+        for attachment in all.map(|(all, _)| all).unwrap_or_default() {
+            by_server.entry(text(&attachment["serverId"]).to_owned()).or_default().push(attachment);
+        }
+    }
+    by_server
+}
+
+fn line(server: &Value, attachments: &BTreeMap<String, Vec<Value>>, sees_hosts: bool) -> Markup {
+    let id = text(&server["id"]);
+    let own = attachments.get(id).map(Vec::as_slice).unwrap_or_default();
+    let in_transition =
+        own.iter().filter(|one| ["attaching", "detaching"].contains(&text(&one["status"]))).count();
+    html! {
+        tr {
+            th scope="row" { a href=(server_page(id)) { (text(&server["name"])) } br; small { code { (id) } } }
+            td { (server_badge(text(&server["status"]))) }
+            @if sees_hosts { td { @if let Some(host) = server["host"].as_str() { a href={ "host?host=" (part(host)) } { (host) } } } }
+            td {
+                @if own.is_empty() { "–" } @else { (own.len()) }
+                @if in_transition > 0 { " " (badge(&format!("{in_transition} in transition"), "busy")) }
+            }
+            td { (shown(&server["tenant_id"])) }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Wanted {
+    id: String,
+    /// What has just been done.
+    #[serde(default)]
+    done: String,
+}
+
+/// Returns the page of a server.
+pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
+    let path = format!("/v2.1/servers/{}", part(&wanted.id));
+    let topology = context.api.get(&format!("{path}/pci_topology")).await;
+    let list = format!("{path}/os-pci_attachments");
+    let attachments =
+        context.api.list(&list, "pciAttachment", 1000).await.map(|(rows, _)| rows).unwrap_or_default();
+    let topology = match topology {
+        Ok(mut answer) => Ok(answer["pci_topology"].take()),
+        Err(problem) if attachments.is_empty() => return Err(problem),
+        Err(problem) => Err(problem),
+    };
+    let name = topology.as_ref().map_or(wanted.id.as_str(), |tree| text(&tree["name"])).to_owned();
+    let pending = attachments.iter().any(|one| ["attaching", "detaching"].contains(&text(&one["status"])));
+    let content = html! {
+        p.crumbs { a href="servers" { "Servers" } " / " (name) }
+        h1 { (name) }
+        @if let Some(done) = outcome(&wanted.done) { p.done role="status" { (done) } }
+        div #state data-live data-pending[pending] { (lead(&topology, &wanted.id)) }
+        @if context.may("hotslot:attachment:create") {
+            p.actions { a.button href={ "attach?id=" (part(&wanted.id)) } { "Attach devices" } }
+        }
+        div #attachments data-live { (table(&context, &wanted.id, &attachments)) }
+        div #topology data-live {
+            @if let Ok(tree) = &topology {
+                h2 { "PCI tree of the guest" }
+                (GuestTree::of(tree, &attachments).show())
+            }
+        }
+        @if context.may("hotslot:event:list") {
+            p { a href={ "events?server=" (part(&wanted.id)) } { "Events of this server" } }
+        }
+    };
+    let live = Some(format!("server={}", part(&wanted.id)));
+    Ok(Page { title: &name, place: "servers", live, content }.show(&context))
+}
+
+/// Returns what to say after a form was sent.
+fn outcome(done: &str) -> Option<&'static str> {
+    match done {
+        "attached" => Some("The devices are attached."),
+        "detaching" => Some("The guest has been asked to release the device. This page shows when it has."),
+        _ => None,
+    }
+}
+
+fn lead(topology: &Result<Value, Problem>, id: &str) -> Markup {
+    html! {
+        @match topology {
+            Ok(tree) => p.lead {
+                (server_badge(text(&tree["status"]))) " "
+                @if let Some(host) = tree["host"].as_str() { "on " a href={ "host?host=" (part(host)) } { (host) } " · " }
+                (text(&tree["machine"])) " · " code { (id) }
+                @if tree["running"] != true { " · the tree is that of its definition, because it does not run" }
+            },
+            Err(problem) => div.refusal role="alert" {
+                p { "The server cannot be read now: " (problem.message) }
+                p { "What follows is what hotslot has on record." }
+            },
+        }
+    }
+}
+
+fn table(context: &Context, server: &str, attachments: &[Value]) -> Markup {
+    let sees_hosts = attachments.iter().any(|one| one["address"].is_string());
+    html! {
+        h2 { "Devices by hotslot" }
+        @if attachments.is_empty() {
+            p.empty { "This server has no device by hotslot." @if context.may("hotslot:attachment:create") { " Attach devices to give it one." } }
+        } @else {
+            table.wide {
+                thead { tr { th { "Device" } @if sees_hosts { th { "On the host" } } th { "In the guest" } th { "State" } th { "Since" } th { span.unseen { "Actions" } } } }
+                tbody { @for one in attachments { (attachment(context, server, one, sees_hosts)) } }
+            }
+        }
+    }
+}
+
+fn attachment(context: &Context, server: &str, one: &Value, sees_hosts: bool) -> Markup {
+    let status = text(&one["status"]);
+    html! {
+        tr {
+            th scope="row" {
+                (one["alias"].as_str().or_else(|| one["holder"].as_str()).unwrap_or("adopted"))
+                " " small { code { (text(&one["vendor_id"])) ":" (text(&one["product_id"])) } }
+            }
+            @if sees_hosts { td { a.address href=(function_page(text(&one["host"]), text(&one["address"]))) { (text(&one["address"])) } } }
+            td { (inner(one)) }
+            td {
+                (attachment_badge(status))
+                @if status == "detaching" { " " (waiting(one)) }
+                @if let Some(reason) = one["status_reason"].as_str() { " " span.reason { (reason) } }
+                @if one["persistent"] == false { " " small { "until the next power cycle" } }
+            }
+            td { (time(if one["attached_at"].is_null() { &one["created_at"] } else { &one["attached_at"] })) }
+            td {
+                @if context.may("hotslot:attachment:delete") && status != "attaching" {
+                    a.button.small href={ "detach?server=" (part(server)) "&attachment=" (part(text(&one["attachment_id"]))) } {
+                        @if status == "detaching" { "Detach again" } @else { "Detach" }
+                        span.unseen { " " (text(&one["address"])) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Returns that the guest has been asked and has not answered, or refused.
+fn waiting(one: &Value) -> Markup {
+    html! { @if one["status_reason"].is_null() { span.reason { "waiting for the guest" } } @else { (badge("pending", "busy")) } }
+}
+
+/// Returns where the guest sees a device, and how that is known.
+fn inner(one: &Value) -> Markup {
+    html! {
+        @match one["inner_address"].as_str() {
+            Some(address) => { code { (address) } " " small.source { (text(&one["inner_address_source"])) } },
+            None => "–",
+        }
+    }
+}

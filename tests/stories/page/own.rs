@@ -1,0 +1,91 @@
+//! The page of one person (`hotslot ui`), and the made-up host (`hotslot serve --simulate`).
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use hotslot_tests::{Api, binary};
+use reqwest::Method;
+
+use crate::socket::at_socket;
+
+/// A program that runs until it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // As Ctrl-C does, so that the program removes what it made.
+        let _ = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs hotslot until it has printed a link.
+fn link_of(arguments: &[&str]) -> (Running, String) {
+    let mut command = Command::new(binary());
+    command
+        .args(arguments)
+        .env_remove("HOTSLOT_CONFIG")
+        .env_remove("HOTSLOT_URL")
+        .env_remove("HOTSLOT_TOKEN");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let link = lines.find(|line| line.trim().starts_with("http://")).expect("a link");
+    std::thread::spawn(move || lines.for_each(drop));
+    (Running(child), link.trim().to_owned())
+}
+
+#[tokio::test]
+async fn only_the_browser_that_opened_the_link_acts_as_the_user() {
+    let (service, socket, _dir) = at_socket("022", "").await;
+    let (_running, link) = link_of(&["ui", "--url", &format!("unix:{}", socket.display())]);
+    let at = link.find("/open").unwrap();
+    let (base, open) = link.split_at(at);
+    let api = Api::at(base.to_owned());
+    let send = async |path: &str, headers: Vec<(String, String)>| {
+        api.send_with(Method::GET, path, headers, None).await
+    };
+    for path in ["/ui/hosts", "/v2.1/servers", "/open?key=0", "/open"] {
+        send(path, Vec::new()).await.expect(403);
+    }
+    let opened = send(open, Vec::new()).await.expect(303);
+    assert_eq!(opened.headers["location"], "/ui/home");
+    let cookie = opened.headers["set-cookie"].to_str().unwrap();
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+    let cookie = vec![("cookie".to_owned(), cookie.split(';').next().unwrap().to_owned())];
+    send(open, Vec::new()).await.expect(403);
+    let page = send("/ui/hosts", cookie.clone()).await.expect(200);
+    assert!(page.body.as_str().unwrap().contains("node1"));
+    // The page is passed on, and nothing else.
+    send("/v2.1/servers", cookie.clone()).await.expect(403);
+    // A page of another site does not get through, also with the cookie.
+    let mut evil = cookie;
+    evil.push(("origin".to_owned(), "http://evil.example".to_owned()));
+    send("/ui/hosts", evil).await.expect(403);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn the_made_up_host_is_served_with_a_link_that_signs_in() {
+    let (running, link) = link_of(&["serve", "--simulate"]);
+    let (url, token) = link.split_once("/ui/sign-in#token=").expect("the link of the page");
+    let api = Api::at(url.to_owned());
+    api.until("the host is read", async || {
+        let headers = vec![("x-auth-token".to_owned(), token.to_owned())];
+        let page = api.send_with(Method::GET, "/ui/host?host=demo", headers, None).await;
+        let text = page.body.as_str().unwrap_or_default().to_owned();
+        page.status == 200
+            && text.contains("NUMA node 1")
+            && text.contains("Tesla T4")
+            && text.contains("16 VFs, 16 free")
+    })
+    .await;
+    let headers = || vec![("x-auth-token".to_owned(), token.to_owned())];
+    // The host needs its disk and the interface of its default route, and says so.
+    for (address, reason) in [("0000:4b:00.0", "root-filesystem"), ("0000:01:00.0", "network-route")] {
+        let path = format!("/ui/function?host=demo&address={address}");
+        let page = api.send_with(Method::GET, &path, headers(), None).await.expect(200);
+        assert!(page.body.as_str().unwrap().contains(reason), "{address}: {}", page.body);
+    }
+    api.send_with(Method::GET, "/ui/hosts", Vec::new(), None).await.expect(303);
+    drop(running);
+}
