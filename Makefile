@@ -33,6 +33,7 @@ test: check lab-requirements release lab lab-test ## all tests except the long o
 check: requirements ## the quick tests: format, lints, licences, docs, tests on the simulated host
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
+	@$(STEP) "format of the generated client's program" cargo fmt --manifest-path tests/generated/Cargo.toml --check
 	@$(STEP) "lock file of the fuzz targets" cargo fetch --quiet --locked --manifest-path fuzz/Cargo.toml
 	@$(STEP) "lints" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@$(STEP) "licences and bans" cargo deny --log-level error --locked check licenses bans sources

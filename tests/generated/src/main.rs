@@ -19,9 +19,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let [url, server, alias] = arguments.as_slice() else { return Err("give URL, SERVER and ALIAS".into()) };
     let client = Client::new(url);
-    let attachment = NewPciAttachment::builder().pci_passthrough_alias(Some(alias.parse()?));
-    let body = NewPciAttachments::builder().pci_attachment(attachment);
-    let body = NewPciAttachments::try_from(body)?;
+    let alias = Some(alias.parse()?);
+    let pci_attachment = NewPciAttachment { pci_passthrough_alias: alias, ..NewPciAttachment::default() };
+    let body = NewPciAttachments { dry_run: None, pci_attachment };
     let made = client.attachments_create(server, &body).await?.into_inner();
     let CreatedPciAttachments::PciDevices(devices) = made else { return Err("a dry run".into()) };
     let [device] = devices.as_slice() else { return Err("not one device".into()) };
