@@ -10,9 +10,10 @@ use serde_json::Value;
 use crate::client::query_string;
 use crate::event_stream::{EventStream, Message};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Format, Output, at, json_text, print_on, time};
+use crate::output::{self, Format, Output, json_text, print_on};
 use crate::pci::key_values;
 use crate::remedy::by_commands;
+use crate::value::{at, time};
 use crate::{Cli, complete, lookup};
 
 /// The examples in `--help`.

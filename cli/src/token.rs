@@ -11,8 +11,9 @@ use hotslot_service::identity::tokens::{Token, TokenFile};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::output::{self, Output, at, time};
+use crate::output::{self, Output};
 use crate::table::{Column, column};
+use crate::value::{at, time};
 
 pub(crate) const HELP: &str = "\
 Examples:
