@@ -105,6 +105,17 @@ pub(crate) fn at(item: &Value, pointer: &str) -> String {
     }
 }
 
+/// Returns the time at a JSON pointer in UTC, as all tables write times: in whole seconds.
+pub(crate) fn time(item: &Value, pointer: &str) -> String {
+    match at(item, pointer) {
+        time if time.ends_with('Z') => match time.split_once('.') {
+            Some((seconds, _)) => format!("{seconds}Z"),
+            None => time,
+        },
+        other => other,
+    }
+}
+
 /// Prints items, one in each row. When there are none, a table is replaced by `no <noun>` on stderr.
 pub(crate) fn list(
     output: Output,
@@ -238,6 +249,15 @@ mod tests {
         let shown = json_text(&text);
         assert_eq!(shown, r#"{"a":"x\u009b2J\u202e\u007f\u001b"}"#);
         assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), value);
+    }
+
+    #[test]
+    fn times_are_in_whole_seconds() {
+        let item = json!({ "a": "2026-11-21T12:00:00.123Z", "b": "2026-11-21T12:00:00Z", "c": null });
+        for (pointer, shown) in [("/a", "2026-11-21T12:00:00Z"), ("/b", "2026-11-21T12:00:00Z"), ("/c", "-")]
+        {
+            assert_eq!(time(&item, pointer), shown);
+        }
     }
 
     #[test]

@@ -67,7 +67,8 @@ async fn commands_list_attach_and_detach_a_vf() {
     let functions = hotslot("device list --all --host node1").expect(0);
     assert_eq!(functions.line("04:10.0")[4..6], ["igbvf", "22"]);
     let servers = hotslot("server list").expect(0);
-    assert_eq!(servers.line("q35"), ["q35", "ACTIVE", "node1", &Q35[..8]]);
+    // The ids of this host differ only at their ends.
+    assert_eq!(servers.line("q35"), ["q35", "ACTIVE", "node1", Q35]);
     let none = hotslot("attachment list").expect(0);
     assert_eq!((none.out.as_str(), none.err.as_str()), ("", "no PCI attachments\n"));
 
@@ -144,7 +145,7 @@ async fn what_is_shown_can_be_typed() {
     hotslot("attach q35 vf:2").expect(0);
     let several = hotslot("detach q35 vf").expect(2);
     assert!(several.err.contains("several devices of alias vf"), "{several:?}");
-    assert_eq!(hotslot(&format!("detach {} --all", &Q35[..8])).expect(0).out.lines().count(), 2);
+    assert_eq!(hotslot(&format!("detach {Q35} --all")).expect(0).out.lines().count(), 2);
     service.expect_clean().await;
 }
 

@@ -148,12 +148,17 @@ fn change(event: &Value) -> Markup {
     }
 }
 
-/// Returns a value in a line: a word as it is, and an object with its keys.
+/// The longest value that is shown as a whole, in bytes.
+const WHOLE: usize = 100;
+
+/// Returns a value in a line: a word as it is, and an object with its keys. A long one opens on request.
 fn brief(value: &Value) -> Markup {
+    let written = value.to_string();
     html! {
         @match value.as_str() {
             Some(word) => (word),
-            None => code.value { (value) },
+            None if written.len() > WHOLE => details { summary { "all values" } code.value { (written) } },
+            None => code.value { (written) },
         }
     }
 }
