@@ -2,7 +2,6 @@
 //! also served under `/v1`, where the key of the list is `accelerators`.
 
 mod list;
-pub(super) use list::SORT_KEYS;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -411,7 +410,7 @@ fn one_of<'a>(
 
 /// Replaces the spec when the body has `acc_specs`; otherwise attaches the accelerator.
 #[utoipa::path(put, path = "/accelerators/{accelerator_id}", tag = "Accelerators", params(AcceleratorPath),
-    request_body(content = UpdateBody, example = json!({ "acc_specs": { "num": 1 } })),
+    request_body(content = UpdateBody),
     responses(
         (status = 200, description = "The accelerator.", body = Accelerator),
     ))]

@@ -231,7 +231,29 @@ one_of!(
 );
 one_of!(Resolved, "Only accelerator requests that are not being bound any more.", ["resolved"]);
 one_of!(SortDirection, "Ascending or descending.", ["asc", "desc"]);
-one_of!(SortKey, "A key of an accelerator.", super::accelerators::SORT_KEYS);
+/// The keys by which the list of accelerators can be sorted.
+pub(super) const SORT_KEYS: [&str; 18] = [
+    "uuid",
+    "name",
+    "description",
+    "status",
+    "status_reason",
+    "instance_uuid",
+    "host",
+    "address",
+    "inner_address",
+    "driver",
+    "device_type",
+    "acc_type",
+    "acc_capability",
+    "vendor_id",
+    "product_id",
+    "remotable",
+    "created_at",
+    "updated_at",
+];
+
+one_of!(SortKey, "A key of an accelerator.", SORT_KEYS);
 one_of!(
     AcceleratorType,
     "The type of a device, in upper or lower case; `UNKNOWN` for any.",

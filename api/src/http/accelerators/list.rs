@@ -16,28 +16,6 @@ use crate::http::error::Fault;
 use crate::http::schema;
 use crate::http::state::AcceleratorParts;
 
-/// The keys by which the list can be sorted.
-pub(in crate::http) const SORT_KEYS: [&str; 18] = [
-    "uuid",
-    "name",
-    "description",
-    "status",
-    "status_reason",
-    "instance_uuid",
-    "host",
-    "address",
-    "inner_address",
-    "driver",
-    "device_type",
-    "acc_type",
-    "acc_capability",
-    "vendor_id",
-    "product_id",
-    "remotable",
-    "created_at",
-    "updated_at",
-];
-
 /// The requested order of the list. Without a key, the list is in order of creation.
 #[derive(Default)]
 struct Order {
@@ -50,9 +28,9 @@ impl Order {
         let mut order = Self::default();
         for (key, value) in pairs {
             match (key.as_str(), value.as_str()) {
-                ("sort_key", name) if SORT_KEYS.contains(&name) => order.key = Some(value),
+                ("sort_key", name) if schema::SORT_KEYS.contains(&name) => order.key = Some(value),
                 ("sort_key", _) => {
-                    let known = SORT_KEYS.join(", ");
+                    let known = schema::SORT_KEYS.join(", ");
                     return Err(Error::Invalid(format!("invalid sort_key {value}: expected one of {known}")));
                 }
                 ("sort_dir", "asc") => order.descending = false,
