@@ -35,8 +35,9 @@ async fn a_device_is_attached_by_its_address_only_with_the_right() {
     for (body, says) in [
         (json!({ "addresses": ["05:00"] }), "addresses: "),
         (json!({ "addresses": [] }), "or addresses"),
-        (json!({ "addresses": ["04:10.0"], "flavor": "x" }), "there is no flavor"),
-        (json!({ "addresses": ["04:10.0"], "pci_passthrough:alias": "" }), "pci_passthrough:alias"),
+        (json!({ "addresses": ["04:10.0"] }), "write 0000:04:10.0"),
+        (json!({ "addresses": ["0000:04:10.0"], "flavor": "x" }), "there is no flavor"),
+        (json!({ "addresses": ["0000:04:10.0"], "pci_passthrough:alias": "" }), "pci_passthrough:alias"),
     ] {
         let refused = attach("admin", body.clone()).await.expect(400);
         assert!(refused.message().contains(says), "{body}: {}", refused.message());

@@ -154,10 +154,14 @@ fn by_address(addresses: &[String]) -> Result<(Vec<AliasRequest>, Vec<Alias>), E
     let (mut requests, mut aliases) = (Vec::new(), Vec::new());
     for text in addresses {
         let address: PciAddress = text.parse().map_err(|error| bad(&error))?;
-        if !seen.insert(address) {
-            return Err(bad(&format_args!("{address} is given twice; give each device once")));
-        }
         let name = address.to_string();
+        if name != *text {
+            return Err(bad(&format_args!("write {name} instead of `{text}`")));
+        }
+        // A device that is named twice is attached once.
+        if !seen.insert(address) {
+            continue;
+        }
         requests.push(AliasRequest { name: name.clone(), count: 1 });
         aliases.push(Alias::among(name, &BTreeSet::from([address]), NumaPolicy::Preferred));
     }
