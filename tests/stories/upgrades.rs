@@ -21,7 +21,9 @@ fn dumps(kind: &str) -> Vec<(String, String)> {
     let files = std::fs::read_dir(folder()).unwrap().map(|file| file.unwrap().path());
     let of_kind = files.filter(|file| file.to_string_lossy().ends_with(&format!(".{kind}.sql")));
     let dump = |file: PathBuf| (file.display().to_string(), std::fs::read_to_string(file).unwrap());
-    of_kind.map(dump).collect()
+    let dumps: Vec<_> = of_kind.map(dump).collect();
+    assert!(!dumps.is_empty(), "there is no dump of a release");
+    dumps
 }
 
 /// Makes a record of each kind that people make.
