@@ -259,7 +259,13 @@ pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error
 /// day.
 fn time_limit(text: &str) -> Result<Duration, Error> {
     const DAY: Duration = Duration::from_secs(86_400);
-    let time = text.parse().map(Duration::from_secs).ok().or_else(|| duration(text));
+    // Other forms, such as `1h30m`, are not in the description.
+    let unit = text.trim_start_matches(|letter: char| letter.is_ascii_digit());
+    let time = match unit {
+        "" => text.parse().map(Duration::from_secs).ok(),
+        "ms" | "s" | "m" | "h" => duration(text),
+        _ => None,
+    };
     time.filter(|time| !time.is_zero() && *time <= DAY).ok_or_else(|| {
         Error::Invalid(format!(
             "invalid timeout {text}: expected a time up to a day; write 30s, 500ms, 2m or 1h"
