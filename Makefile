@@ -9,7 +9,9 @@ STEP := tools/step
 # would compile most dependencies twice.
 BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 
-.PHONY: help try page-test screenshots demo demo-stop test check long-tests fuzz lab-test long-lab-test bench requirements lab-requirements build \
+CONTRACT := env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories contract::
+
+.PHONY: help try page-test screenshots demo demo-stop test check long-tests contract fuzz lab-test long-lab-test bench requirements lab-requirements build \
     release install uninstall deb dist package-test lab lab-down
 
 help: ## list the targets
@@ -31,6 +33,7 @@ test: check lab-requirements release lab lab-test ## all tests except the long o
 check: requirements ## the quick tests: format, lints, licences, docs, tests on the simulated host
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
+	@$(STEP) "format of the generated client's program" cargo fmt --manifest-path tests/generated/Cargo.toml --check
 	@$(STEP) "lock file of the fuzz targets" cargo fetch --quiet --locked --manifest-path fuzz/Cargo.toml
 	@$(STEP) "lints" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@$(STEP) "licences and bans" cargo deny --log-level error --locked check licenses bans sources
@@ -41,10 +44,15 @@ check: requirements ## the quick tests: format, lints, licences, docs, tests on 
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --locked --workspace
 
-long-tests: requirements fuzz ## make every step of attach and detach fail, and run the fuzz targets (an hour)
+long-tests: requirements fuzz ## make every step of attach and detach fail, send many generated requests, and run the fuzz targets (an hour)
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories steps::
 	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --lib processes
+	@$(STEP) "contract" $(CONTRACT)
+
+contract: requirements ## send many generated requests to every operation of docs/openapi.json, and run generated clients
+	@$(STEP) "build" $(BUILD_TESTS)
+	@$(STEP) "contract" $(CONTRACT)
 
 page-test: requirements ## the stories of the page in Chromium
 	@$(STEP) "install for the page" tools/install page

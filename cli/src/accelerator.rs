@@ -11,10 +11,11 @@ use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
 use crate::lookup::Noun;
-use crate::output::{self, at};
+use crate::output;
 use crate::table::{Column, column, id, message};
+use crate::value::at;
 use crate::wait::waiting;
-use crate::{Cli, complete, detach, lookup};
+use crate::{Cli, columns, complete, detach, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
@@ -247,7 +248,7 @@ fn columns(names: &HashMap<String, String>) -> Vec<Column<'_>> {
         column("STATUS", "/status"),
         column("HOST", "/host"),
         Column::new("ADDRESS", |item| each(item, "/address")),
-        Column::new("SERVER", |item| lookup::called(names, &at(item, "/instance_uuid"))),
+        Column::new("SERVER", |item| columns::called(names, &at(item, "/instance_uuid"))),
         Column::new("INNER ADDRESS", |item| each(item, "/inner_address")),
         id("UUID", "/uuid"),
         Column::new("DRIVER", |item| each(item, "/driver")).wide(),

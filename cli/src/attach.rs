@@ -16,6 +16,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
 use crate::remedy::by_options_of_attach;
 use crate::table::{Column, aligned, column, message};
+use crate::value::at;
 use crate::wait::waiting;
 use crate::{Cli, columns, complete, lookup};
 
@@ -199,7 +200,7 @@ fn verdict(output: Output, run: &Value) -> String {
     let mut cures: Vec<Vec<String>> = Vec::new();
     for check in checks {
         let Some(cure) = check["cure"].as_str() else { continue };
-        let row = vec![format!("{}:", output::at(check, "/check")), by_options_of_attach(cure)];
+        let row = vec![format!("{}:", at(check, "/check")), by_options_of_attach(cure)];
         // Several devices may have the same remedy.
         if !cures.contains(&row) {
             cures.push(row);

@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
 use crate::lookup::Noun;
-use crate::output::{self, at};
+use crate::output;
 use crate::table::{Column, column, message};
+use crate::value::at;
 use crate::{Cli, columns, complete, lookup};
 
 #[derive(Debug, Subcommand)]
@@ -86,7 +87,7 @@ async fn list(cli: &Cli, server: Option<&str>, ended: bool, long: bool) -> anyho
     };
     let people = !cli.output.is_data() && !attachments.is_empty();
     let names = if people { lookup::server_names(cli).await? } else { HashMap::new() };
-    let called = |attachment: &Value| lookup::called(&names, &at(attachment, "/serverId"));
+    let called = |attachment: &Value| columns::called(&names, &at(attachment, "/serverId"));
     let mut columns = columns::attachments();
     columns.splice(1..1, [Column::new("SERVER", called), column("HOST", "/host")]);
     if ended {

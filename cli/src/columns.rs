@@ -4,14 +4,18 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use crate::lookup;
-use crate::output::at;
 use crate::table::{Column, column, id, message};
+use crate::value::at;
+
+/// Returns the name of a server, or its UUID when the name is not known.
+pub(crate) fn called(names: &HashMap<String, String>, id: &str) -> String {
+    names.get(id).map_or(id, String::as_str).to_owned()
+}
 
 /// Returns the server that has a device, or else its `owner`, such as a domain to which someone else attached it.
 pub(crate) fn holder(names: &HashMap<String, String>, device: &Value) -> String {
     match at(device, "/instance_uuid") {
-        server if server != "-" => lookup::called(names, &server),
+        server if server != "-" => called(names, &server),
         _ => at(device, "/owner"),
     }
 }

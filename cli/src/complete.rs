@@ -16,9 +16,9 @@ use serde_json::Value;
 use crate::address::Address;
 use crate::client::Client;
 use crate::exit::Failure;
-use crate::output::at;
 use crate::tls::Tls;
 use crate::token;
+use crate::value::at;
 
 /// The variable with which a shell asks for completions.
 pub(crate) const VARIABLE: &str = "COMPLETE";

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::client::query_string;
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, at};
+use crate::output;
+use crate::value::at;
 use crate::wait::{Watched, watching};
 use crate::{Cli, attachment, complete, lookup};
 

@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use crate::device_name::{DeviceName, OneDevice};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Output, at};
+use crate::output::{self, Output};
 use crate::remedy::by_commands;
 use crate::table::{Column, column};
+use crate::value::at;
 use crate::{Cli, columns, complete, device_name, host, lookup};
 
 #[derive(Debug, Subcommand)]

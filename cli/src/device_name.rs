@@ -8,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
-use crate::output::at;
+use crate::value::at;
 
 /// The name of a device: its PCI address, or the id or UUID of its record.
 #[derive(Debug, Clone, PartialEq, Eq)]

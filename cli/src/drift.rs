@@ -5,9 +5,10 @@ use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::output::{self, at};
+use crate::output;
 use crate::remedy::by_commands;
 use crate::table::{Column, column, id, message};
+use crate::value::at;
 use crate::wait::waiting;
 use crate::{Cli, complete};
 

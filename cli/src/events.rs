@@ -10,9 +10,10 @@ use serde_json::Value;
 use crate::client::query_string;
 use crate::event_stream::{EventStream, Message};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Format, Output, at, json_text, print_on};
+use crate::output::{self, Format, Output, json_text, print_on};
 use crate::pci::key_values;
 use crate::remedy::by_commands;
+use crate::value::{at, time};
 use crate::{Cli, complete, lookup};
 
 /// The examples in `--help`.
@@ -184,7 +185,7 @@ impl Lines {
 /// Formats one line. The first three columns have fixed widths, because the widths of later lines are not known yet.
 fn line(cells: &[String; 6]) -> String {
     let [id, time, kind, what, change, initiator] = cells;
-    format!("{id:<7}   {time:<24}   {kind:<24}   {what}   {change}   {initiator}\n")
+    format!("{id:<7}   {time:<20}   {kind:<24}   {what}   {change}   {initiator}\n")
 }
 
 fn cells(event: &Value) -> [String; 6] {
@@ -200,7 +201,7 @@ fn cells(event: &Value) -> [String; 6] {
     };
     [
         at(event, "/id"),
-        at(event, "/time"),
+        time(event, "/time"),
         at(event, "/kind"),
         if what.is_empty() { "-".into() } else { what.join(" ") },
         change.trim_start_matches("- -> -").trim_start_matches(": ").to_owned(),
@@ -223,7 +224,7 @@ mod tests {
         });
         assert_eq!(
             line(&cells(&state)),
-            "12        2026-11-21T12:00:00.000Z   attachment.state           node1 0000:3b:10.0 s a   \
+            "12        2026-11-21T12:00:00Z   attachment.state           node1 0000:3b:10.0 s a   \
              attaching -> failed: no free port   request req-1\n"
         );
         let facts = json!({ "from": {}, "to": { "numa_node": 1, "rack": "r1" } });

@@ -12,8 +12,9 @@ use crate::client::query_string;
 use crate::device::{self, Found};
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, at};
+use crate::output;
 use crate::table::{Column, aligned, column, message};
+use crate::value::at;
 use crate::{Cli, columns, complete, lookup, pci};
 
 /// The examples in `--help`.
@@ -197,7 +198,7 @@ fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
 fn owned(device: &Value, names: &HashMap<String, String>) -> String {
     match (at(device, "/status"), device["instance_uuid"].as_str()) {
         (none, _) if none == "-" => "no record".into(),
-        (status, Some(id)) => format!("{status} to {}", lookup::called(names, id)),
+        (status, Some(id)) => format!("{status} to {}", columns::called(names, id)),
         (status, None) => status,
     }
 }

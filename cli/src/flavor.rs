@@ -5,9 +5,10 @@ use clap_complete::ArgValueCompleter;
 use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{self, at};
+use crate::output;
 use crate::pci::key_values;
 use crate::table::{Column, column};
+use crate::value::at;
 use crate::{Cli, complete};
 
 #[derive(Debug, Subcommand)]

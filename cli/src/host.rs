@@ -5,8 +5,9 @@ use clap_complete::ArgValueCompleter;
 use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{self, at};
+use crate::output;
 use crate::table::{Column, column, message};
+use crate::value::at;
 use crate::{Cli, columns, complete};
 
 #[derive(Debug, Subcommand)]

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::client::query_string;
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
-use crate::output::at;
+use crate::value::at;
 use crate::{Cli, host};
 
 /// What a list of items has, by which people name them.
@@ -110,11 +110,6 @@ pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
 pub(crate) async fn server_names(cli: &Cli) -> Result<HashMap<String, String>, Failure> {
     let servers = cli.client.items(&["servers"], "servers").await?;
     Ok(servers.iter().map(|server| (at(server, "/id"), at(server, "/name"))).collect())
-}
-
-/// Returns the name of a server, or its UUID when the name is not known.
-pub(crate) fn called(names: &HashMap<String, String>, id: &str) -> String {
-    names.get(id).map_or(id, String::as_str).to_owned()
 }
 
 /// Gets the host of this name or id, or all hosts.

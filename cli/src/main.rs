@@ -47,6 +47,7 @@ mod token;
 mod topology;
 mod tree;
 mod ui;
+mod value;
 mod version;
 mod wait;
 

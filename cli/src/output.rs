@@ -87,24 +87,6 @@ impl Output {
     }
 }
 
-/// Returns the value at a JSON pointer as text for people, or `-` when there is none or it is empty.
-pub(crate) fn at(item: &Value, pointer: &str) -> String {
-    fn shown(value: &Value) -> String {
-        match value {
-            Value::Null => String::new(),
-            Value::String(string) => text::escape(string).into_owned(),
-            Value::Bool(true) => "yes".into(),
-            Value::Bool(false) => "no".into(),
-            Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(","),
-            Value::Number(_) | Value::Object(_) => value.to_string(),
-        }
-    }
-    match item.pointer(pointer).map(shown) {
-        Some(text) if !text.is_empty() => text,
-        Some(_) | None => "-".into(),
-    }
-}
-
 /// Prints items, one in each row. When there are none, a table is replaced by `no <noun>` on stderr.
 pub(crate) fn list(
     output: Output,
@@ -238,19 +220,5 @@ mod tests {
         let shown = json_text(&text);
         assert_eq!(shown, r#"{"a":"x\u009b2J\u202e\u007f\u001b"}"#);
         assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), value);
-    }
-
-    #[test]
-    fn values_are_formatted_for_people() {
-        let item = json!({
-            "name": "a", "none": null, "list": ["x", 1], "empty": [], "yes": true,
-            "group": { "number": 22 }, "text": "", "forged": "a\nb\u{1b}[2J",
-        });
-        assert_eq!(at(&item, "/forged"), r"a\nb\u{1b}[2J");
-        let shown = ["/name", "/list", "/yes", "/group/number"].map(|pointer| at(&item, pointer));
-        assert_eq!(shown, ["a", "x,1", "yes", "22"]);
-        for nothing in ["/none", "/empty", "/text", "/not/there"] {
-            assert_eq!(at(&item, nothing), "-", "{nothing}");
-        }
     }
 }

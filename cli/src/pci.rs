@@ -13,8 +13,9 @@ use crate::client::query_string;
 use crate::device_name::{DeviceName, OneDevice};
 use crate::exit::{Exit, Failure};
 use crate::lookup::records;
-use crate::output::{self, at};
+use crate::output;
 use crate::table::{Column, column};
+use crate::value::at;
 use crate::{Cli, columns, complete, device_name, lookup};
 
 /// The examples in `--help`.

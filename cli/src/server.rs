@@ -5,8 +5,9 @@ use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::output::{self, at};
+use crate::output;
 use crate::table::{column, id, message};
+use crate::value::at;
 use crate::{Cli, columns, complete, host, lookup};
 
 #[derive(Debug, Subcommand)]

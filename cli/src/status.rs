@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use crate::Cli;
 use crate::exit::Exit;
-use crate::output::{self, at};
+use crate::output;
 use crate::remedy::by_commands;
 use crate::table::aligned;
+use crate::value::at;
 
 /// The text in `--help`.
 pub(crate) const HELP: &str = "\

@@ -7,8 +7,8 @@ use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, 
 use hotslot_driver::text;
 use serde_json::Value;
 
-use crate::output::at;
 use crate::remedy::by_commands;
+use crate::value::at;
 
 /// The spaces between two columns.
 const GAP: u16 = 3;

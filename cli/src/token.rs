@@ -11,8 +11,9 @@ use hotslot_service::identity::tokens::{Token, TokenFile};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::output::{self, Output, at};
+use crate::output::{self, Output};
 use crate::table::{Column, column};
+use crate::value::{at, time};
 
 pub(crate) const HELP: &str = "\
 Examples:
@@ -78,7 +79,7 @@ impl TokenCommand {
                     column("ROLES", "/roles"),
                     column("PROJECT", "/project"),
                     Column::new("EXPIRES", expiry),
-                    column("CREATED", "/created"),
+                    Column::new("CREATED", |token| time(token, "/created")),
                 ];
                 output::list(output, "tokens", &all, &columns)?;
             }
@@ -93,7 +94,7 @@ fn expiry(token: &Value) -> String {
     match (token["expired"] == true, at(token, "/expires")) {
         (true, _) => "expired".to_owned(),
         (false, never) if never == "-" => "never".to_owned(),
-        (false, expires) => expires,
+        (false, _) => time(token, "/expires"),
     }
 }
 

@@ -8,8 +8,9 @@ use hotslot_driver::pci::PciAddress;
 use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{self, at};
+use crate::output;
 use crate::tree::{Line, tree};
+use crate::value::at;
 use crate::{Cli, columns, complete, device, lookup};
 
 /// The examples in `--help`.
@@ -100,7 +101,7 @@ fn host_line(function: &Value, names: &HashMap<String, String>) -> String {
         Some(_) | None => "-".into(),
     };
     let owner = match function["instance_uuid"].as_str() {
-        Some(id) => format!("{} to {}", at(function, "/status"), lookup::called(names, id)),
+        Some(id) => format!("{} to {}", at(function, "/status"), columns::called(names, id)),
         None => at(function, "/status"),
     };
     facts(&[

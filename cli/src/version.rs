@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use crate::Cli;
 use crate::exit::{Exit, Failure};
 use crate::host::{hypervisor, libvirt};
-use crate::output::{self, Output, at};
+use crate::output::{self, Output};
 use crate::table::aligned;
+use crate::value::at;
 
 /// Prints the versions. When no service answers, those of this program.
 pub(crate) async fn run(cli: anyhow::Result<Cli>, output: Output) -> anyhow::Result<Exit> {

@@ -173,7 +173,8 @@ async fn every_refusal_leaves_an_event_that_names_the_caller() {
     let routes: BTreeSet<_> = rows("routes.json")
         .iter()
         .map(|row| row["route"].as_str().unwrap().to_owned())
-        .filter(|route| !route.starts_with("GET"))
+        // The page sends what it does to the other routes; `page::http` has its own refusals.
+        .filter(|route| !route.starts_with("GET") && !route.contains("/ui/"))
         .collect();
     assert_eq!(
         changing.iter().map(|request| of_route(request)).collect::<BTreeSet<_>>(),

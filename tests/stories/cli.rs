@@ -67,7 +67,8 @@ async fn commands_list_attach_and_detach_a_vf() {
     let functions = hotslot("device list --all --host node1").expect(0);
     assert_eq!(functions.line("04:10.0")[4..6], ["igbvf", "22"]);
     let servers = hotslot("server list").expect(0);
-    assert_eq!(servers.line("q35"), ["q35", "ACTIVE", "node1", &Q35[..8]]);
+    // The ids of this host differ only at their ends.
+    assert_eq!(servers.line("q35"), ["q35", "ACTIVE", "node1", Q35]);
     let none = hotslot("attachment list").expect(0);
     assert_eq!((none.out.as_str(), none.err.as_str()), ("", "no PCI attachments\n"));
 
@@ -127,7 +128,6 @@ async fn what_is_shown_can_be_typed() {
     for (code, arguments, why) in [
         (6, "attach q35 0000:05:00.0", "0000:05:00.0 asks for 1 device(s), 0 free: 1 in use"),
         (6, "attach q35 0000:00:10.0", "no assignable device matches"),
-        (6, "attach q35 0000:05:00.0 05:00.0", "given twice"),
         (3, "detach q35 nope", "q35 has no attachment `nope`"),
         (2, "detach q35 vf --all", "--all is for one guest"),
         (3, "flavor show nope", "`hotslot flavor list`"),
@@ -144,7 +144,7 @@ async fn what_is_shown_can_be_typed() {
     hotslot("attach q35 vf:2").expect(0);
     let several = hotslot("detach q35 vf").expect(2);
     assert!(several.err.contains("several devices of alias vf"), "{several:?}");
-    assert_eq!(hotslot(&format!("detach {} --all", &Q35[..8])).expect(0).out.lines().count(), 2);
+    assert_eq!(hotslot(&format!("detach {Q35} --all")).expect(0).out.lines().count(), 2);
     service.expect_clean().await;
 }
 

@@ -54,7 +54,10 @@ async fn pending() -> (Hotslot, Value) {
 
 #[tokio::test]
 async fn the_requests_to_a_guest_are_shown_while_their_answers_are_awaited() {
-    let service = with("[detach]\nattempts = 3\ntimeout = 2\n", "").await;
+    let mut service = Hotslot::on("small").await;
+    service.reconfigure("attempts = 2\ntimeout = 0.4", "attempts = 3\ntimeout = 2");
+    service.kill();
+    service.start_again().await;
     let vf = attach(&service).await;
     assert!(shown(&service, &vf).await.get("progress").is_none());
     service.sim("guest q35 unplug=ignore");

@@ -129,7 +129,7 @@ async fn a_bad_query_is_refused_with_advice() {
         ("last=-1", "0 to 65535"),
         ("limit=many", "at most 1000"),
         ("follow=yes", "expected true or false"),
-        ("until=3", "known: since"),
+        ("until=3", "unknown query key until; known: limit, since"),
         ("host=a&host=b", "twice"),
         ("follow=true&since=99999", "the last event is"),
     ] {

@@ -11,6 +11,7 @@ mod clock;
 mod clouds;
 mod configuration;
 mod connections;
+mod contract;
 mod costs;
 mod cyborg;
 mod database;

@@ -21,7 +21,9 @@ fn dumps(kind: &str) -> Vec<(String, String)> {
     let files = std::fs::read_dir(folder()).unwrap().map(|file| file.unwrap().path());
     let of_kind = files.filter(|file| file.to_string_lossy().ends_with(&format!(".{kind}.sql")));
     let dump = |file: PathBuf| (file.display().to_string(), std::fs::read_to_string(file).unwrap());
-    of_kind.map(dump).collect()
+    let dumps: Vec<_> = of_kind.map(dump).collect();
+    assert!(!dumps.is_empty(), "there is no dump of a release");
+    dumps
 }
 
 /// Makes a record of each kind that people make.
@@ -43,7 +45,8 @@ async fn expect_all(service: &Hotslot, dump: &str) {
     // The guests of the simulated host do not have the devices, so both attachments have ended.
     service.until("both have ended", async || ended().await.as_array().unwrap().len() == 2).await;
     let ended = ended().await;
-    let aliases: Vec<_> = ended.as_array().unwrap().iter().map(|row| row["alias"].as_str().unwrap()).collect();
+    let aliases: Vec<_> =
+        ended.as_array().unwrap().iter().map(|row| row["alias"].as_str().unwrap()).collect();
     assert!(aliases.contains(&"vf") && aliases.contains(&"e1000e"), "{dump}: {ended}");
     let rules = get("/v2.1/os-pci-config/alias").await.to_string();
     assert!(rules.contains("\"late\""), "{dump}: {rules}");
@@ -72,8 +75,9 @@ async fn a_sqlite_database_of_each_release_is_migrated() {
             let _ = std::fs::remove_file(format!("{}{part}", file.display()));
         }
         let options = SqliteConnectOptions::from_str(&format!("sqlite://{}", file.display())).unwrap();
-        let mut old =
-            SqliteConnection::connect_with(&options.create_if_missing(true).foreign_keys(false)).await.unwrap();
+        let mut old = SqliteConnection::connect_with(&options.create_if_missing(true).foreign_keys(false))
+            .await
+            .unwrap();
         sqlx::raw_sql(AssertSqlSafe(dump)).execute(&mut old).await.unwrap();
         old.close().await.unwrap();
         service.start_again().await;
@@ -88,7 +92,8 @@ async fn a_postgresql_database_of_each_release_is_migrated() {
         let mut service = Hotslot::on("small").await.moved_to(&url).await;
         fill(&service).await;
         service.kill();
-        let dump = Command::new("pg_dump").args(["--inserts", "--no-owner", "--dbname", &url]).output().unwrap();
+        let dump =
+            Command::new("pg_dump").args(["--inserts", "--no-owner", "--dbname", &url]).output().unwrap();
         record("postgres", &dump.stdout);
     }
     for (name, dump) in dumps("postgres") {

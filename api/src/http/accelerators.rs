@@ -31,6 +31,7 @@ use wire::{Accelerator, is_theirs, one};
 use super::attachments::{DetachQuery, detach_request};
 use super::body::{Pairs, Path, base, id, read};
 use super::error::Fault;
+use super::schema;
 use super::state::{AcceleratorParts, App};
 
 const CREATE: &str = r#"{"name": "IPSec Card"}"#;
@@ -63,6 +64,7 @@ pub(super) fn aliases() -> OpenApiRouter<App> {
 #[into_params(parameter_in = Path)]
 pub(super) struct AcceleratorPath {
     /// The id of the accelerator.
+    #[param(value_type = Uuid)]
     accelerator_id: String,
 }
 
@@ -95,10 +97,11 @@ async fn show(
 #[serde(deny_unknown_fields)]
 #[schema(as = NewAccelerator)]
 struct CreateBody {
-    /// The name, 1 to 255 characters.
-    #[schema(min_length = 1, max_length = 255)]
+    /// The name.
+    #[schema(value_type = schema::AcceleratorName)]
     name: String,
     /// The id; that of a device makes an accelerator that stands for this device, which only administrators may do.
+    #[schema(value_type = Uuid, required = false)]
     uuid: Option<String>,
 }
 
@@ -249,10 +252,48 @@ async fn replace(
 /// A new spec.
 #[derive(ToSchema)]
 #[schema(as = AcceleratorSpecChange)]
+#[serde(deny_unknown_fields)]
 #[allow(dead_code, reason = "the description of the API is made from it; `AccSpec::read` reads the spec")]
 struct SpecBody {
-    /// The spec: `remote` (0 or 1), `num` (how many devices, 0 to 256), `device_type`, `acc_capability`, and other keys.
-    acc_specs: BTreeMap<String, Value>,
+    /// The spec.
+    acc_specs: NewSpec,
+}
+
+/// A spec: which devices an accelerator takes. Keys that are not described are kept, and have no effect.
+#[derive(ToSchema)]
+#[schema(as = NewAcceleratorSpec)]
+#[allow(dead_code, reason = "as `SpecBody`")]
+struct NewSpec {
+    /// Whether it may be used over a network: 0 or 1.
+    #[schema(required = false)]
+    remote: i64,
+    /// How many devices.
+    #[schema(required = false, maximum = 256)]
+    num: u64,
+    /// The type of the devices.
+    #[schema(value_type = schema::AcceleratorType, required = false)]
+    device_type: String,
+    /// The intended use, such as `Crypto`.
+    #[schema(value_type = schema::VisibleText, required = false)]
+    acc_type: String,
+    /// The required capabilities.
+    #[schema(required = false)]
+    acc_capability: BTreeMap<String, Value>,
+    /// The vendor id of the devices.
+    #[schema(value_type = schema::PciIdText, required = false)]
+    vendor_id: String,
+    /// The product id of the devices.
+    #[schema(value_type = schema::PciIdText, required = false)]
+    product_id: String,
+    /// The NUMA node of the host.
+    #[schema(value_type = schema::NumaNode, required = false)]
+    numa_node: u32,
+    /// How strictly `numa_node` is meant.
+    #[schema(value_type = schema::NumaPolicyName, required = false)]
+    numa_policy: String,
+    /// The id of a type of mediated devices, which are then taken instead of whole devices.
+    #[schema(required = false, min_length = 1, max_length = 255, pattern = "^[!-.0-~]+$")]
+    mdev_type: String,
 }
 
 /// Replaces the spec of an accelerator. `If-Match` may have the `ETag` of the spec that is to be replaced.
@@ -285,18 +326,25 @@ async fn put_spec(
 #[schema(as = AcceleratorAttach)]
 struct AttachBody {
     /// The name of the accelerator, which it must have.
+    #[schema(value_type = schema::AcceleratorName, required = false)]
     name: Option<String>,
     /// The id of the accelerator, which it must have.
+    #[schema(value_type = Uuid, required = false)]
     uuid: Option<String>,
     /// The server.
+    #[schema(value_type = Uuid, required = false)]
     instance_uuid: Option<String>,
     /// The same as `instance_uuid`.
+    #[schema(value_type = Uuid, required = false)]
     server_id: Option<String>,
     /// The name of the host. Without server and host, the host of the device is meant.
+    #[schema(value_type = String, required = false)]
     host: Option<String>,
     /// The same as `host`.
+    #[schema(value_type = String, required = false)]
     hostname: Option<String>,
     /// The driver to which the host binds the devices; by default the one that it has for them.
+    #[schema(value_type = String, required = false)]
     driver: Option<String>,
 }
 
@@ -404,6 +452,7 @@ async fn update(
 #[allow(dead_code, reason = "the description of the API is made from it; `detach` reads the key")]
 struct PurgeQuery {
     /// Whether to remove the accelerator after the detach, which only administrators may do. Only `true` is allowed.
+    #[param(value_type = Option<schema::OnlyTrue>, inline)]
     purge: Option<bool>,
 }
 

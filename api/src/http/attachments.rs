@@ -20,6 +20,7 @@ use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_service::assignment::Assignments;
 use hotslot_service::assignment::{AttachRequest, DetachRequest, NetworkRequest};
+use hotslot_service::config::duration;
 use hotslot_service::error::Error;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::task;
@@ -33,6 +34,7 @@ use super::Version;
 use super::body::{Page, PageParams, Pairs, Path, id, read};
 use super::error::Fault;
 use super::permit::Permit;
+use super::schema;
 use super::servers::ServerPath;
 use super::state::{AttachParts, DeviceParts};
 
@@ -234,6 +236,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 pub(super) struct DetachQuery {
     /// How long to wait for the guest, above 0 and at most a day: `30s`, `500ms`, `2m` or `1h`; a number without a unit is in
     /// seconds. Callers with a role in a project may wait 600 seconds at most.
+    #[param(value_type = Option<schema::WaitTime>, inline)]
     timeout: Option<String>,
     /// Whether to detach a device that must not be taken from a running guest.
     force: Option<bool>,
@@ -244,7 +247,7 @@ pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error
     let mut request = DetachRequest::default();
     for (key, value) in pairs {
         match key.as_str() {
-            "timeout" => request.timeout = Some(duration(&value)?),
+            "timeout" => request.timeout = Some(time_limit(&value)?),
             "force" => request.force = boolean(&key, &value)?,
             _ => return Err(Error::Invalid(format!("unknown query key {key}; known: timeout, force"))),
         }
@@ -254,20 +257,10 @@ pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error
 
 /// Parses `30s`, `500ms`, `2m` or `1h`; a number without a unit is in seconds. The time must be above 0 and at most a
 /// day.
-fn duration(text: &str) -> Result<Duration, Error> {
+fn time_limit(text: &str) -> Result<Duration, Error> {
     const DAY: Duration = Duration::from_secs(86_400);
-    let (number, unit) =
-        text.split_at(text.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(text.len()));
-    let millis = match unit {
-        "ms" => Some(1),
-        "" | "s" => Some(1000),
-        "m" => Some(60_000),
-        "h" => Some(3_600_000),
-        _ => None,
-    };
-    let millis = millis.zip(number.parse::<u64>().ok()).and_then(|(unit, number)| number.checked_mul(unit));
-    let time = millis.map(Duration::from_millis).filter(|time| !time.is_zero() && *time <= DAY);
-    time.ok_or_else(|| {
+    let time = text.parse().map(Duration::from_secs).ok().or_else(|| duration(text));
+    time.filter(|time| !time.is_zero() && *time <= DAY).ok_or_else(|| {
         Error::Invalid(format!(
             "invalid timeout {text}: expected a time up to a day; write 30s, 500ms, 2m or 1h"
         ))
@@ -333,21 +326,19 @@ mod tests {
             ("500ms", 500),
             ("2m", 120_000),
             ("24h", 86_400_000),
-            ("007s", 7000),
+            ("1m30s", 90_000),
         ] {
-            assert_eq!(duration(text).unwrap().as_millis(), millis, "{text}");
+            assert_eq!(time_limit(text).unwrap().as_millis(), millis, "{text}");
         }
-        for bad in
-            ["", "0", "0s", "s", "-1", "+1", "1.5s", "1 s", "1S", "25h", "86401", "18446744073709551615m"]
-        {
-            assert!(duration(bad).unwrap_err().to_string().contains("write 30s"), "{bad}");
+        for bad in ["", "0", "0s", "s", "-1", "-1s", "1x", "1mo", "25h", "86401", "18446744073709551615m"] {
+            assert!(time_limit(bad).unwrap_err().to_string().contains("write 30s"), "{bad}");
         }
     }
 
     proptest! {
         #[test]
         fn every_accepted_timeout_is_above_zero_and_at_most_a_day(text in "[0-9]{0,22}(|ms|s|m|h|\\PC{0,3})") {
-            if let Ok(time) = duration(&text) {
+            if let Ok(time) = time_limit(&text) {
                 prop_assert!(!time.is_zero() && time <= Duration::from_secs(86_400));
             }
         }

@@ -192,7 +192,8 @@ impl Page {
         for (key, value) in pairs {
             match key.as_str() {
                 "limit" => {
-                    let limit: usize = value.parse().map_err(|_| {
+                    let limit = value.parse::<i64>().ok().and_then(|limit| usize::try_from(limit).ok());
+                    let limit = limit.ok_or_else(|| {
                         Error::Invalid(format!(
                             "invalid limit {value}: expected a number from 0 up; a page has at most {MAX_LIMIT} \
                              items, and 0 requests that many"

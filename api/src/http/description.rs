@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod breaking;
+mod links;
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -114,6 +115,9 @@ fn errors(method: &str, path: &str, open: bool, has_body: bool) -> Vec<u16> {
     statuses
 }
 
+/// The parameters of the list of accelerators that only its path under `/v1` has.
+const OF_V1: [&str; 3] = ["sort_key", "sort_dir", "all_tenants"];
+
 fn is_cyborg(path: &str) -> bool {
     path.starts_with("/accelerator/")
 }
@@ -136,6 +140,11 @@ fn complete(method: &str, path: &str, operation: &mut Value) {
     }
     let shown = json!([{ "token": [] }, { "keystone": [] }, { "certificate": [] }, {}]);
     operation["security"] = if open { json!([{}]) } else { shown };
+    if path == "/accelerators"
+        && let Some(parameters) = operation.get_mut("parameters").and_then(Value::as_array_mut)
+    {
+        parameters.retain(|parameter| !OF_V1.iter().any(|name| parameter["name"] == *name));
+    }
     let has_body = operation.get("requestBody").is_some();
     let (form, suffix) = if is_cyborg(path) { ("CyborgFault", "OfCyborg") } else { ("Fault", "") };
     let Some(responses) = operation["responses"].as_object_mut() else { return };
@@ -247,6 +256,32 @@ fn require_nullable(schema: &mut Value) {
     }
 }
 
+/// Writes the keys that one of several forms adds to an object as one form of the whole object. Generators of clients do
+/// not read the other notation, an `allOf` of an object and a `oneOf`.
+fn join_forms(schemas: &mut Map<String, Value>) {
+    let joined = schemas.iter().filter_map(|(name, schema)| {
+        let [choice, common] = schema["allOf"].as_array()?.as_slice() else { return None };
+        let choice = choice["$ref"].as_str()?.strip_prefix("#/components/schemas/")?;
+        let forms = schemas.get(choice)?.get("oneOf")?.as_array()?.iter().map(|form| {
+            let mut form = form.clone();
+            for (key, property) in common["properties"].as_object().into_iter().flatten() {
+                form["properties"][key] = property.clone();
+            }
+            let required = common["required"].as_array().into_iter().flatten().cloned();
+            let required: Vec<_> =
+                form["required"].as_array().into_iter().flatten().cloned().chain(required).collect();
+            form["required"] = required.into();
+            form
+        });
+        let whole = json!({ "description": schema["description"], "oneOf": forms.collect::<Vec<_>>() });
+        Some((name.clone(), choice.to_owned(), whole))
+    });
+    for (name, choice, schema) in joined.collect::<Vec<_>>() {
+        schemas.insert(name, schema);
+        schemas.remove(&choice);
+    }
+}
+
 /// Returns the description of the API.
 pub fn document() -> Value {
     let mut api = Header::openapi();
@@ -257,6 +292,7 @@ pub fn document() -> Value {
         "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
     });
     document["servers"] = json!([{ "url": "/" }]);
+    document["components"]["schemas"].as_object_mut().map(join_forms);
     for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             complete(method, path, operation);
@@ -270,6 +306,7 @@ pub fn document() -> Value {
     for (_, _, operation) in operations(&document) {
         referred(&document, &operation["responses"], &mut answers);
     }
+    links::add(&mut document);
     for (name, schema) in document["components"]["schemas"].as_object_mut().into_iter().flatten() {
         if answers.contains(name) {
             require_nullable(schema);

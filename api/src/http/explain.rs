@@ -427,7 +427,7 @@ pub(super) struct CandidateQuery {
     #[serde(default)]
     whole_group: bool,
     /// The number of devices that would be requested; 1 by default.
-    #[param(value_type = Option<u8>, minimum = 1)]
+    #[param(value_type = Option<u8>, minimum = 1, maximum = 255)]
     count: Option<NonZeroU8>,
     /// The id of the server to which the devices would be attached.
     server: Option<String>,

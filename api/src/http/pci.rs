@@ -192,10 +192,10 @@ struct Filter {
     #[param(rename = "compute_node_id", value_type = Option<i64>)]
     hypervisor: Option<HypervisorId>,
     /// The vendor id.
-    #[param(value_type = Option<schema::PciId>)]
+    #[param(value_type = Option<schema::PciIdText>, inline)]
     vendor_id: Option<PciId>,
     /// The product id.
-    #[param(value_type = Option<schema::PciId>)]
+    #[param(value_type = Option<schema::PciIdText>, inline)]
     product_id: Option<PciId>,
     /// What kind of function the device is.
     #[param(value_type = Option<schema::PciDeviceType>)]
@@ -207,12 +207,13 @@ struct Filter {
     #[param(rename = "instance_uuid", value_type = Option<Uuid>)]
     server: Option<ServerId>,
     /// The address on the host.
-    #[param(value_type = Option<schema::PciAddress>)]
+    #[param(value_type = Option<schema::PciAddressText>, inline)]
     address: Option<PciAddress>,
     /// The address of the PF.
-    #[param(value_type = Option<schema::PciAddress>)]
+    #[param(value_type = Option<schema::PciAddressText>, inline)]
     parent_addr: Option<PciAddress>,
     /// The NUMA node.
+    #[param(value_type = Option<schema::NumaNode>, inline)]
     numa_node: Option<u32>,
     /// The number of the device.
     #[param(value_type = Option<i64>)]
@@ -470,6 +471,7 @@ const CLEANED: &str = r#"{"cleaned": null}"#;
 #[serde(deny_unknown_fields)]
 pub(super) struct PciDeviceAction {
     /// Records that the device has been cleaned after its use. Always null.
+    #[schema(value_type = schema::OnlyNull)]
     cleaned: Value,
 }
 

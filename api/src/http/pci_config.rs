@@ -165,12 +165,17 @@ impl RuleList {
 #[allow(dead_code, reason = "the description of the API is made from it; `entry` reads the body")]
 enum NewRule {
     /// An entry of the whitelist: Nova's `device_spec`.
-    Whitelist(BTreeMap<String, Value>),
+    Whitelist(RuleKeys),
     /// An alias, as Nova's `alias`.
-    Alias(BTreeMap<String, Value>),
+    Alias(RuleKeys),
     /// An entry of `extra_info`: which devices get which values.
-    ExtraInfo(BTreeMap<String, Value>),
+    ExtraInfo(RuleKeys),
 }
+
+/// The keys of a new rule.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "as `NewRule`")]
+struct RuleKeys(BTreeMap<String, Value>);
 
 /// Lists the names of the configuration objects. An extension of hotslot.
 #[utoipa::path(get, path = "/os-pci-config", tag = "Rules",
@@ -189,14 +194,16 @@ pub(super) async fn names(uri: OriginalUri, headers: HeaderMap) -> Json<ObjectLi
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(super) struct KindPath {
-    /// The kind of the rules: `whitelist`, `alias` or `extra_info`.
+    /// The kind of the rules.
+    #[param(value_type = schema::RuleKindName, inline)]
     kind: String,
 }
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(super) struct EntryPath {
-    /// The kind of the rule: `whitelist`, `alias` or `extra_info`.
+    /// The kind of the rule.
+    #[param(value_type = schema::RuleKindName, inline)]
     kind: String,
     /// The id of the rule.
     entry_id: String,

@@ -35,7 +35,7 @@ struct OwnerChange {
 struct NewOwner {
     /// The id of the project; null for no project. A body without it is refused, so that no owner is removed by mistake.
     #[serde(deserialize_with = "Option::deserialize")]
-    #[schema(required = true)]
+    #[schema(required = true, min_length = 1, max_length = 255, pattern = "^[!-~]+$")]
     project_id: Option<String>,
 }
 

@@ -13,11 +13,14 @@ use hotslot_service::error::Error;
 use hotslot_service::quota::Quotas;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::body::{Path, read};
 use super::error::Fault;
 use super::permit::Permit;
+use super::schema;
 
 const EXAMPLE: &str = r#"{"quota_set": {"pci_attachments": 8, "pci_attachments:a1": 2}}"#;
 
@@ -25,6 +28,7 @@ const EXAMPLE: &str = r#"{"quota_set": {"pci_attachments": 8, "pci_attachments:a
 #[into_params(parameter_in = Path)]
 pub(super) struct QuotaPath {
     /// The id of the project.
+    #[param(value_type = schema::ProjectId, inline)]
     quota_id: String,
 }
 
@@ -132,9 +136,40 @@ pub(super) async fn defaults(
 struct QuotaSetChange {
     /// The new limits, by resource: numbers from 0 up, or -1 for no limit. Like Nova, this accepts numbers in strings, and
     /// `force`, which has no effect.
-    #[schema(value_type = BTreeMap<String, Value>)]
+    #[schema(value_type = NewLimits)]
     quota_set: Map<String, Value>,
 }
+
+/// The limits by resource, as the schema describes them.
+struct NewLimits;
+
+impl PartialSchema for NewLimits {
+    fn schema() -> RefOr<Schema> {
+        let number =
+            ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(-1)).maximum(Some(Limit::MAX));
+        let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^(-1|[0-9]{1,9})$"));
+        let limit = OneOfBuilder::new()
+            .item(number)
+            .item(text)
+            .description(Some("A number from 0 up, or -1 for no limit; also as a string."));
+        let fixed = Resource::FIXED.map(|resource| resource.to_string()).join("|");
+        let name = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some(format!("^({fixed}|force|{}:.+)$", Resource::Attachments)));
+        ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .property(
+                "force",
+                ObjectBuilder::new().schema_type(Type::Boolean).description(Some("It has no effect.")),
+            )
+            .property_names(Some(name))
+            .additional_properties(Some(Schema::OneOf(limit.build())))
+            .description(Some("Limits by resource."))
+            .into()
+    }
+}
+
+impl ToSchema for NewLimits {}
 
 /// Reads the limits of a body. Like Nova, this accepts numbers in strings, and `force`, which hotslot does not need:
 /// a limit may always be lower than what is used.

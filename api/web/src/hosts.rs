@@ -215,7 +215,7 @@ fn summary(functions: &[Value]) -> Markup {
         .map(|(colour, word)| (colour, word, count(colour)))
         .filter(|part| part.2 > 0)
         .collect();
-    let mut at = 0;
+    let starts = parts.iter().scan(0, |at, part| Some(std::mem::replace(at, *at + part.2)));
     html! {
         @if listed.is_empty() {
             p.empty { "No device of this host is assignable yet. Add an entry to " code { "device_spec" } " that matches one: open a function below to see its ids." }
@@ -228,9 +228,8 @@ fn summary(functions: &[Value]) -> Markup {
                 }
             }
             svg.bar viewBox={ "0 0 " (listed.len()) " 1" } preserveAspectRatio="none" aria-hidden="true" {
-                @for (colour, _, count) in &parts {
-                    rect class=(colour) x=(at) y="0" width=(count) height="1" {}
-                    @let _ = { at += count; };
+                @for ((colour, _, count), start) in parts.iter().zip(starts) {
+                    rect class=(colour) x=(start) y="0" width=(count) height="1" {}
                 }
             }
         }

@@ -209,7 +209,7 @@ fn facts(function: &Value) -> Markup {
     let names = [&function["net"], &function["block"]];
     html! {
         span.facts {
-            @for name in names.into_iter().flat_map(|names| items(names)) { code { (text(name)) } " " }
+            @for name in names.into_iter().flat_map(items) { code { (text(name)) } " " }
             @if let Some(driver) = function["driver"].as_str().filter(|_| function["bridge"] != true) {
                 span.driver title="host driver" { (driver) } " "
             }

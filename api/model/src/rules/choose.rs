@@ -124,11 +124,11 @@ fn fewer(table: &Table<'_, '_>, wanted: &[Wanted<'_>], part: usize, free: usize)
     (1..=most).rev().take(FEWER).chain([0]).find(works)
 }
 
+/// The devices of each part of a request, or the part that cannot be met and why.
+type Served<'a> = Result<Vec<Vec<&'a Arc<Device>>>, (usize, Box<Shortage>)>;
+
 /// Chooses devices for all parts of a request from a prepared table.
-fn serve<'a>(
-    table: &Table<'_, 'a>,
-    wanted: &[Wanted<'_>],
-) -> Result<Vec<Vec<&'a Arc<Device>>>, (usize, Box<Shortage>)> {
+fn serve<'a>(table: &Table<'_, 'a>, wanted: &[Wanted<'_>]) -> Served<'a> {
     let parts = table.parts(wanted);
     let alone = wanted.len() == 1;
     if let Some(part) = parts.iter().position(|part| part.candidates.len() < part.count) {

@@ -42,7 +42,7 @@ use schemars::JsonSchema;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
 pub use source::{Reloaded, Source};
-pub use value::{Age, Seconds, Secret, is_plain_name};
+pub use value::{Age, Seconds, Secret, duration, is_plain_name};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

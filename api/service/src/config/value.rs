@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::{Span, SpanRelativeTo};
 use serde::{Deserialize, Deserializer};
 
 /// A text that is never printed.
@@ -52,22 +53,18 @@ impl FromStr for Age {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const MOST: u64 = 36_500 * 24 * 3600;
-        let seconds = text.char_indices().last().and_then(|(unit, letter)| {
-            let number: u64 = text[..unit].parse().ok()?;
-            number.checked_mul(match letter {
-                's' => 1,
-                'm' => 60,
-                'h' => 3600,
-                'd' => 24 * 3600,
-                _ => return None,
-            })
-        });
-        let seconds = seconds.filter(|seconds| (1..=MOST).contains(seconds));
-        seconds
-            .map(|seconds| Self(Duration::from_secs(seconds)))
-            .ok_or_else(|| format!("`{text}` is not a duration; write 90d, 12h, 30m or 45s"))
+        const LEAST: Duration = Duration::from_secs(1);
+        const MOST: Duration = Duration::from_secs(36_500 * 24 * 3600);
+        let time = duration(text).filter(|time| (LEAST..=MOST).contains(time));
+        time.map(Self).ok_or_else(|| format!("`{text}` is not a duration; write 90d, 12h, 30m or 45s"))
     }
+}
+
+/// Reads a duration with its unit, such as `90d`, `1h30m` or `500ms`. A day has 24 hours. `None` for any other text.
+pub fn duration(text: &str) -> Option<Duration> {
+    let span: Span = text.parse().ok()?;
+    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+    Duration::try_from(duration).ok()
 }
 
 impl<'de> Deserialize<'de> for Age {

@@ -13,29 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::wire::{Accelerator, hide, is_v1, wire};
 use crate::http::body::{Link, Page, PageParams, Pairs};
 use crate::http::error::Fault;
+use crate::http::schema;
 use crate::http::state::AcceleratorParts;
-
-/// The keys by which the list can be sorted.
-const SORT_KEYS: [&str; 18] = [
-    "uuid",
-    "name",
-    "description",
-    "status",
-    "status_reason",
-    "instance_uuid",
-    "host",
-    "address",
-    "inner_address",
-    "driver",
-    "device_type",
-    "acc_type",
-    "acc_capability",
-    "vendor_id",
-    "product_id",
-    "remotable",
-    "created_at",
-    "updated_at",
-];
 
 /// The requested order of the list. Without a key, the list is in order of creation.
 #[derive(Default)]
@@ -49,9 +28,9 @@ impl Order {
         let mut order = Self::default();
         for (key, value) in pairs {
             match (key.as_str(), value.as_str()) {
-                ("sort_key", name) if SORT_KEYS.contains(&name) => order.key = Some(value),
+                ("sort_key", name) if schema::SORT_KEYS.contains(&name) => order.key = Some(value),
                 ("sort_key", _) => {
-                    let known = SORT_KEYS.join(", ");
+                    let known = schema::SORT_KEYS.join(", ");
                     return Err(Error::Invalid(format!("invalid sort_key {value}: expected one of {known}")));
                 }
                 ("sort_dir", "asc") => order.descending = false,
@@ -111,8 +90,10 @@ impl Order {
 #[allow(dead_code, reason = "the description of the API is made from it; `Order` reads the keys")]
 pub(super) struct OrderQuery {
     /// The key by which the list is sorted. Only under `/v1`.
+    #[param(value_type = Option<schema::SortKey>, inline)]
     sort_key: Option<String>,
     /// `asc` or `desc`. Only under `/v1`.
+    #[param(value_type = Option<schema::SortDirection>, inline)]
     sort_dir: Option<String>,
     /// It has no effect: administrators see all projects, and others never do. Only under `/v1`.
     all_tenants: Option<bool>,

@@ -42,6 +42,7 @@ pub(in crate::http) struct CreateBody {
 pub(in crate::http) struct CreateAttachment {
     /// Which devices: names of aliases with the number of devices of each, such as `a1:2,b1:1`.
     #[serde(rename = "pci_passthrough:alias")]
+    #[schema(value_type = Option<schema::AliasRequests>)]
     alias: Option<String>,
     /// The id or name of a flavor whose extra specs name the aliases; an alternative to `alias`.
     flavor: Option<String>,
@@ -59,10 +60,12 @@ pub(in crate::http) struct CreateAttachment {
     /// Whether each part of the request takes whole IOMMU groups.
     #[serde(default)]
     whole_group: bool,
-    /// Overrides the NUMA policies of the aliases: `required`, `socket`, `preferred` or `legacy`.
+    /// Overrides the NUMA policies of the aliases.
+    #[schema(value_type = Option<schema::NumaPolicyName>)]
     numa_policy: Option<String>,
     /// The MAC address of a VF of a NIC. This key and the following ones apply to such a VF, which is then attached as
     /// `<interface type='hostdev'>`. Only administrators and services may give it.
+    #[schema(value_type = Option<schema::MacAddress>)]
     mac_address: Option<String>,
     /// The VLAN of the VF, 1 to 4094. Only administrators and services may give it.
     #[schema(minimum = 1, maximum = 4094)]
@@ -151,10 +154,14 @@ fn by_address(addresses: &[String]) -> Result<(Vec<AliasRequest>, Vec<Alias>), E
     let (mut requests, mut aliases) = (Vec::new(), Vec::new());
     for text in addresses {
         let address: PciAddress = text.parse().map_err(|error| bad(&error))?;
-        if !seen.insert(address) {
-            return Err(bad(&format_args!("{address} is given twice; give each device once")));
-        }
         let name = address.to_string();
+        if name != *text {
+            return Err(bad(&format_args!("write {name} instead of `{text}`")));
+        }
+        // A device that is named twice is attached once.
+        if !seen.insert(address) {
+            continue;
+        }
         requests.push(AliasRequest { name: name.clone(), count: 1 });
         aliases.push(Alias::among(name, &BTreeSet::from([address]), NumaPolicy::Preferred));
     }

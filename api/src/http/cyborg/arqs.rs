@@ -33,6 +33,7 @@ const BIND: &str = r#"{"<request>": [{"op": "add", "path": "/hostname", "value":
 #[into_params(parameter_in = Path)]
 pub(super) struct ArqPath {
     /// The UUID of the accelerator request.
+    #[param(value_type = Uuid)]
     id: String,
 }
 
@@ -201,9 +202,11 @@ struct CreateBody {
     device_profile_name: String,
     /// It is ignored, as by Cyborg. Cyborg's clients send it.
     #[serde(rename = "device_profile_group_id", default)]
+    #[schema(value_type = schema::Ignored)]
     _group: Value,
     /// It is ignored, as by Cyborg. Cyborg's clients send it.
     #[serde(rename = "image_uuid", default)]
+    #[schema(value_type = schema::Ignored)]
     _image: Value,
 }
 
@@ -238,6 +241,7 @@ struct Filter {
     /// Only requests that are bound to this server.
     instance: Option<Uuid>,
     /// `resolved` for requests that are not being bound any more. With `instance`, the answer is 423 while one is.
+    #[param(value_type = Option<schema::Resolved>, inline)]
     bind_state: Option<String>,
 }
 
@@ -308,9 +312,11 @@ pub(super) async fn show(
 #[schema(as = PatchStep)]
 struct Step {
     /// `add` to bind the request, or `remove` to unbind it. All steps must have the same.
+    #[schema(value_type = schema::PatchOperation)]
     op: String,
     /// `/hostname`, `/device_rp_uuid` and `/instance_uuid`, all of which a patch must have, or, from microversion 2.1 on,
     /// `/project_id`.
+    #[schema(value_type = schema::PatchPath)]
     path: String,
     /// The value of an `add`: the name of the host, the `rp_uuid` of a deployable, the server, or the project.
     #[serde(default)]
@@ -412,7 +418,7 @@ fn patches(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<M
 
 /// Binds accelerator requests to servers, or unbinds them. The keys of the body are the requests.
 #[utoipa::path(patch, path = "/accelerator_requests", tag = "Cyborg accelerator requests",
-    request_body(content = BTreeMap<String, Vec<Step>>),
+    request_body(content = BTreeMap<Uuid, Vec<Step>>),
     responses(
         (status = 202, description = "The bind or unbind has begun."),
         (status = 404, description = "There is no such accelerator request."),
@@ -429,7 +435,7 @@ pub(super) async fn update(
 
 /// Changes one request, as the OpenStack SDK does: both the path and the body name it.
 #[utoipa::path(patch, path = "/accelerator_requests/{id}", tag = "Cyborg accelerator requests", params(ArqPath),
-    request_body(content = BTreeMap<String, Vec<Step>>),
+    request_body(content = BTreeMap<Uuid, Vec<Step>>),
     responses((status = 202, description = "The bind or unbind has begun.")))]
 pub(super) async fn update_one(
     State(cyborg): State<Arc<Cyborg>>,
@@ -475,6 +481,7 @@ pub(super) async fn delete_one(
 #[allow(dead_code, reason = "the description of the API is made from it; `delete` reads the keys")]
 struct RemoveQuery {
     /// The UUIDs of the requests, separated by commas.
+    #[param(value_type = Option<schema::UuidList>, inline)]
     arqs: Option<String>,
     /// The server whose requests are to be deleted. Only services may give it.
     instance: Option<Uuid>,

@@ -150,13 +150,25 @@ pub(super) async fn show(
 #[schema(as = NewCyborgAttribute)]
 struct Body {
     /// The UUID of the deployable, or its number.
+    #[schema(value_type = DeployableName)]
     deployable_id: Value,
-    /// The key, 1 to 255 characters.
-    #[schema(min_length = 1, max_length = 255)]
+    /// The key.
+    #[schema(value_type = schema::AttributeKey)]
     key: String,
-    /// The value, at most 255 characters.
-    #[schema(max_length = 255)]
+    /// The value.
+    #[schema(value_type = schema::VisibleText)]
     value: String,
+}
+
+/// The UUID of a deployable, or its number.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "the description of the API is made from it; `create` reads the value")]
+enum DeployableName {
+    /// The UUID.
+    Uuid(String),
+    /// The number.
+    Number(u64),
 }
 
 /// Creates an attribute. The body may also be inside an `attribute`.

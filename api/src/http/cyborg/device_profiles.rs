@@ -16,7 +16,9 @@ use hotslot_service::error::Error;
 use hotslot_service::records::Records;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::super::body::{Link, Pairs, Path, value};
@@ -44,15 +46,46 @@ struct Body {
     /// The name: 1 to 255 letters, digits, `-` and `_`.
     #[schema(min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9_-]+$")]
     name: String,
-    /// The groups, at least one. Each requests resources (`resources:FPGA`) with traits (`trait:…`) and further keys.
-    #[schema(value_type = Vec<BTreeMap<String, String>>)]
+    /// The groups. Each requests resources (`resources:FPGA`) with traits (`trait:…`) and further keys.
+    #[schema(value_type = Vec<NewGroup>, min_items = 1)]
     groups: Value,
-    /// A description, at most 255 characters.
-    #[schema(max_length = 255)]
+    /// A description.
+    #[schema(value_type = Option<schema::VisibleText>)]
     description: Option<String>,
     /// The UUID; by default a new one.
+    #[schema(value_type = Option<Uuid>)]
     uuid: Option<String>,
 }
+
+/// A list with exactly one new device profile.
+#[derive(ToSchema)]
+#[schema(as = NewDeviceProfiles, min_items = 1, max_items = 1)]
+#[allow(dead_code, reason = "the description of the API is made from it; `create` reads the list")]
+struct OneProfile(Vec<Body>);
+
+/// A group of a new device profile.
+struct NewGroup;
+
+impl PartialSchema for NewGroup {
+    fn schema() -> RefOr<Schema> {
+        let text = |pattern| ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern));
+        let name =
+            "^(resources:(FPGA|GPU|VGPU|PGPU|CUSTOM_[A-Z0-9_]+)|trait:CUSTOM_[A-Z0-9_]+|accel:.*[^ ].*)$";
+        let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0));
+        let value = OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::String)).item(number);
+        ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .property_names(Some(text(name)))
+            .additional_properties(Some(Schema::OneOf(value.build())))
+            .description(Some(
+                "A group of a new device profile: `resources:<class>` has a number of devices, 0 to 256, as a number or a \
+                 string; `trait:<trait>` is `required` or `forbidden`; `accel:<name>` is a string or a number.",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for NewGroup {}
 
 /// A device profile: named groups of resources that accelerator requests ask for.
 #[derive(Serialize, ToSchema)]
@@ -109,6 +142,7 @@ struct Filter {
 #[allow(dead_code, reason = "the description of the API is made from it; `delete` reads the key")]
 struct RemoveQuery {
     /// The names of the device profiles, separated by commas.
+    #[param(min_length = 1)]
     value: String,
 }
 
@@ -126,7 +160,7 @@ fn shown(profile: &DeviceProfile, headers: &HeaderMap) -> Shown {
 
 /// Creates a device profile. The body is a list with exactly one.
 #[utoipa::path(post, path = "/device_profiles", tag = "Cyborg device profiles",
-    request_body(content = Vec<Body>, example = json!([{ "name": "p1", "groups": [{ "resources:CUSTOM_NIC": "1" }] }])),
+    request_body(content = OneProfile, example = json!([{ "name": "p1", "groups": [{ "resources:CUSTOM_NIC": "1" }] }])),
     responses((status = 201, description = "The device profile.", body = Shown)))]
 pub(super) async fn create(
     State(cyborg): State<Arc<Cyborg>>,
