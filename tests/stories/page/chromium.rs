@@ -23,7 +23,7 @@ async fn a_person_signs_in_looks_around_and_signs_out() {
     person.until("Hosts").await;
     person.follow("node1").await;
     person.until("assignable devices").await;
-    person.follow("0000:04:10.0").await;
+    person.follow("0000:05:00.0").await;
     person.until("offered").await;
     person.until("its vendor_id is 8086, not 1234").await;
     person.click(".account button").await;
