@@ -326,17 +326,14 @@ mod tests {
 
     #[test]
     fn a_timeout_is_a_number_with_an_optional_unit() {
-        for (text, millis) in [
-            ("30", 30_000),
-            ("30s", 30_000),
-            ("500ms", 500),
-            ("2m", 120_000),
-            ("24h", 86_400_000),
-            ("1m30s", 90_000),
-        ] {
+        for (text, millis) in
+            [("30", 30_000), ("30s", 30_000), ("500ms", 500), ("2m", 120_000), ("24h", 86_400_000)]
+        {
             assert_eq!(time_limit(text).unwrap().as_millis(), millis, "{text}");
         }
-        for bad in ["", "0", "0s", "s", "-1", "-1s", "1x", "1mo", "25h", "86401", "18446744073709551615m"] {
+        for bad in
+            ["", "0", "0s", "s", "-1", "-1s", "1x", "1mo", "1m30s", "25h", "86401", "18446744073709551615m"]
+        {
             assert!(time_limit(bad).unwrap_err().to_string().contains("write 30s"), "{bad}");
         }
     }
