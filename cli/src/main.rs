@@ -35,6 +35,8 @@ mod output;
 mod pci;
 mod policy;
 mod quota;
+#[cfg(test)]
+mod reference;
 mod remedy;
 mod serve;
 mod server;
