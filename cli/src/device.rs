@@ -177,8 +177,8 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
         let record = records.iter().find(|record| record["host"] == host["hypervisor_hostname"]);
         let address = match (name, record) {
             (DeviceName::Address(address), _) => address.to_string(),
-            (DeviceName::Id(_) | DeviceName::Uuid(_), Some(record)) => at(record, "/address"),
-            (DeviceName::Id(_) | DeviceName::Uuid(_), None) => continue,
+            (_, Some(record)) => at(record, "/address"),
+            (_, None) => continue,
         };
         let path = ["os-hypervisors", &at(host, "/id"), "pci_devices", &address];
         match cli.client.item(&path, "pci_device").await {

@@ -17,6 +17,7 @@ mod secrets;
 mod source;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod value;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ use schemars::JsonSchema;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
 pub use source::{Reloaded, Source};
+pub use trace::Trace;
+pub(crate) use trace::collector_url;
 pub use value::{Age, Seconds, Secret, duration, is_plain_name};
 
 /// The whole configuration.
@@ -80,6 +83,8 @@ pub struct Config {
     pub hypervisor: Vec<Hypervisor>,
     /// How the log is written.
     pub log: Log,
+    /// Where traces are sent.
+    pub trace: Trace,
     /// The file; `None` for a configuration that was not read from a file.
     #[serde(skip)]
     pub source: Option<Source>,
