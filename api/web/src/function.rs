@@ -142,7 +142,7 @@ fn reasons(function: &Value) -> Markup {
                 a href=(server_page(text(&foreign["uuid"]))) { (text(&foreign["domain"])) } "." }
         }
         @if function["pool"].is_object() {
-            p { "It belongs to a pool of which " strong { (function["pool"]["count"]) } " devices are free." }
+            p { "It belongs to a pool of which " strong { (function["pool"]["count"]) } " are free." }
         }
     }
 }

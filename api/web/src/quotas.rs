@@ -85,7 +85,7 @@ fn words(resource: &str) -> Markup {
 
 fn table(usage: &BTreeMap<String, Value>, editable: bool) -> Markup {
     html! {
-        table.wide {
+        section { table.wide {
             thead { tr { th { "What" } th { "In use" } th { "Being attached" } th { "Limit" } } }
             tbody { @for (resource, of) in usage { tr {
                 th scope="row" { (words(resource)) " " small { code { (resource) } } }
@@ -93,7 +93,7 @@ fn table(usage: &BTreeMap<String, Value>, editable: bool) -> Markup {
                 td { (of["reserved"]) }
                 td { (limit(resource, of, editable)) }
             } } }
-        }
+        } }
     }
 }
 

@@ -168,10 +168,10 @@ fn tokens() -> Markup {
     html! {
         h2 { "Tokens" }
         p { "The tokens of hotslot are in a file of the service's machine. These commands list, make and revoke them there:" }
-        dl.facts {
-            dt { code { "hotslot token list" } } dd { "shows the names, roles, projects and expiry of all tokens" }
-            dt { code { "hotslot token create NAME --role ROLE" } } dd { "prints a new token once; the file has only its hash" }
-            dt { code { "hotslot token revoke NAME" } } dd { "ends a token, and the sessions that were begun with it" }
+        ul {
+            li { code { "hotslot token list" } " shows the names, roles, projects and expiry of all tokens." }
+            li { code { "hotslot token create NAME --role ROLE" } " prints a new token once. The file has only its hash." }
+            li { code { "hotslot token revoke NAME" } " ends a token, and the sessions that were begun with it." }
         }
         p { a href="events?kind=token" { "Changes of the tokens" } }
     }
