@@ -31,7 +31,7 @@ const NOUN: &str = "accelerators";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AcceleratorCommand {
-    /// List the accelerators, with the guests or hosts that have their devices.
+    /// List the accelerators, with the servers or hosts that have their devices.
     List {
         /// Show more columns.
         #[arg(short, long)]
@@ -64,12 +64,12 @@ pub(crate) enum AcceleratorCommand {
         /// mdev_type, acc_capability and remote.
         spec: Spec,
     },
-    /// Attach the devices of an accelerator to a guest, or bind them for use by the host itself.
+    /// Attach the devices of an accelerator to a server, or bind them for use by the host itself.
     Attach {
         /// The UUID or the name of the accelerator.
         #[arg(add = ArgValueCompleter::new(complete::accelerators))]
         accelerator: String,
-        /// The guest: its UUID or its name.
+        /// The server: its UUID or its name.
         #[arg(required_unless_present = "host", conflicts_with = "host", add = ArgValueCompleter::new(complete::servers))]
         server: Option<String>,
         /// The host that is to use the device. The device must be on this host.

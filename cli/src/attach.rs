@@ -31,10 +31,10 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
-    /// The guest: its UUID or its name.
+    /// The server: its UUID or its name.
     #[arg(add = ArgValueCompleter::new(complete::servers))]
     server: String,
-    /// The devices: configured aliases, each with the number of devices (default 1), or addresses of devices on the host of the guest, as
+    /// The devices: configured aliases, each with the number of devices (default 1), or addresses of devices on the host of the server, as
     /// `hotslot device list` prints them.
     #[arg(required_unless_present = "flavor", conflicts_with = "flavor", value_name = "ALIAS[:N]|ADDRESS", add = ArgValueCompleter::new(complete::attachable))]
     devices: Vec<Wanted>,

@@ -23,11 +23,11 @@ pub(crate) const HELP: &str = r#"Examples:
   hotslot config show
   hotslot config reload
   hotslot config schema > hotslot.schema.json
-  hotslot config whitelist list
-  hotslot config whitelist add '{"vendor_id": "8086", "product_id": "10ca"}'
+  hotslot config device-spec list
+  hotslot config device-spec add '{"vendor_id": "8086", "product_id": "10ca"}'
   hotslot config alias add '{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}'
   hotslot config extra-info add '{"match": {"address": "3b:00.1"}, "values": {"switch": "tor-3"}}'
-  hotslot config whitelist remove 3f673402-6353-53f5-bb2b-90fd311e00db --force"#;
+  hotslot config device-spec remove 3f673402-6353-53f5-bb2b-90fd311e00db --force"#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -36,8 +36,8 @@ pub(crate) enum ConfigCommand {
     /// Have the service read its configuration file, policy, certificates and tokens again. A file with mistakes is refused,
     /// and the previous configuration stays in force.
     Reload,
-    /// Which devices are assignable (device_spec).
-    #[command(subcommand)]
+    /// Which devices are assignable (device_spec; `whitelist` in REST).
+    #[command(subcommand, name = "device-spec", alias = "whitelist")]
     Whitelist(Entries),
     /// The names by which devices are requested (alias).
     #[command(subcommand)]

@@ -23,11 +23,11 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Detach {
-    /// The ids of attachments, or unambiguous beginnings of them. Or a guest, and its attachments by their aliases, their
+    /// The ids of attachments, or unambiguous beginnings of them. Or a server, and its attachments by their aliases, their
     /// addresses on the host or in the guest, or their ids.
     #[arg(required = true, value_name = "ATTACHMENT|SERVER ALIAS|ADDRESS", add = ArgValueCompleter::new(complete::attachments))]
     names: Vec<String>,
-    /// Detach all devices of the guest.
+    /// Detach all devices of the server.
     #[arg(long)]
     all: bool,
     /// Only send the unplug requests; do not wait until the guests have released the devices.

@@ -52,7 +52,7 @@ pub(crate) struct Events {
     /// Only events of this host.
     #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     host: Option<String>,
-    /// Only events of this guest: its UUID, or its name if the guest still exists.
+    /// Only events of this server: its UUID, or its name if the server still exists.
     #[arg(long, add = ArgValueCompleter::new(complete::servers))]
     server: Option<String>,
     /// Only events of this device: its os-pci id, UUID or address, or an unambiguous beginning of the UUID of a present one.

@@ -36,6 +36,8 @@ mod output;
 mod pci;
 mod policy;
 mod quota;
+#[cfg(test)]
+mod reference;
 mod remedy;
 mod serve;
 mod server;
@@ -73,7 +75,12 @@ use crate::tls::Tls;
 
 /// Hot-plugs PCI devices into running libvirt guests, and reports the address at which the guest sees each device.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, after_help = exit::HELP)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = exit::HELP,
+    next_help_heading = "Options of every command"
+)]
 struct Arguments {
     /// The address of the service: unix:/path/to/socket, http://HOST:PORT or https://HOST:PORT. By default it is `[api]
     /// listen` of the configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the
@@ -169,28 +176,28 @@ enum ServiceCommand {
     /// Explain why a device is offered or not, or which devices a request for an alias would get.
     #[command(after_help = explain::HELP)]
     Explain(explain::Explain),
-    /// Print the PCI tree of a host, or of a guest with its free ports.
+    /// Print the PCI tree of a host, or of a server with its free ports.
     #[command(after_help = topology::HELP)]
     Topology(topology::Topology),
-    /// Check a configuration file, and list and change the rules: whitelist, aliases and extra_info.
+    /// Check a configuration file, and list and change the rules: device_spec, aliases and extra_info.
     #[command(subcommand, after_help = config::HELP)]
     Config(config::ConfigCommand),
-    /// List and show the guests.
+    /// List and show the servers, which are the domains of libvirt.
     #[command(subcommand)]
     Server(server::ServerCommand),
-    /// List and show the attachments of devices to guests.
+    /// List and show the attachments of devices to servers.
     #[command(subcommand)]
     Attachment(attachment::AttachmentCommand),
     /// Print or follow the events of devices, attachments and rules.
     #[command(after_help = events::HELP)]
     Events(events::Events),
-    /// Attach devices to a guest: all of them, or none.
+    /// Attach devices to a server: all of them, or none.
     #[command(after_help = attach::HELP)]
     Attach(attach::Attach),
-    /// Detach devices from guests, and wait until the guests have released them.
+    /// Detach devices from servers, and wait until their guests have released them.
     #[command(after_help = detach::HELP)]
     Detach(detach::Detach),
-    /// Manage accelerators: named devices for a guest or for the host itself.
+    /// Manage accelerators: named devices for a server or for the host itself.
     #[command(subcommand, after_help = accelerator::HELP)]
     Accelerator(accelerator::AcceleratorCommand),
     /// Show and set how much of each resource a project may use.
@@ -473,6 +480,7 @@ mod tests {
             "hotslot status -o json",
             "hotslot version",
             "hotslot db version --config /etc/hotslot/hotslot.toml",
+            "hotslot config device-spec list",
             "hotslot config whitelist list",
             "hotslot config alias add {\"name\":\"a1\"}",
             "hotslot config extra-info remove 3 --force",

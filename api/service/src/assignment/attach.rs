@@ -97,6 +97,8 @@ impl Assignments {
         } else {
             host.server(request.server).await?.ok_or(Error::NoServer(request.server))?
         };
+        // libvirt sends no event when another program changes a definition.
+        host.set_held(request.server, Some(&view));
         request.expect_owner(&view)?;
         let scope = scope(&view, request.persistent)?;
         if let Some(in_use) = self.mac_in_use(&request).await? {
