@@ -14,6 +14,7 @@ pub mod hot_unplug;
 pub mod id;
 pub mod idempotency;
 pub mod identity;
+pub mod json;
 pub mod overdue;
 pub mod quota;
 pub mod rate;

@@ -299,7 +299,7 @@ mod tests {
         let refused = Service::start(config).await.err().unwrap().to_string();
         let lines: Vec<_> = refused.lines().collect();
         let places =
-            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0]: extra_specs"];
+            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0] extra_specs"];
         assert_eq!(lines.len(), places.len(), "{refused}");
         for (line, place) in lines.iter().zip(places) {
             assert!(line.starts_with(place), "{refused}");

@@ -252,8 +252,10 @@ async fn with_request_id(
         ("x-openstack-nova-api-version", "2.1"),
         ("vary", "OpenStack-API-Version, X-OpenStack-Nova-API-Version"),
     ] {
-        // Cyborg's routes set their own values.
-        headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
+        // Cyborg's routes set their own values, and have no such header of Nova's.
+        if !(name == "x-openstack-nova-api-version" && path.starts_with("/accelerator/")) {
+            headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
+        }
     }
     response
 }

@@ -77,9 +77,9 @@ text!(
 );
 text!(
     ProjectId,
-    "The id of a project: 1 to 64 characters, all of them visible.",
+    "The id of a project: 1 to 255 characters, all of them visible.",
     "0c2f5d3a6e7b4a8f9d1e2c3b4a5f6e7d",
-    length 1 to 64,
+    length 1 to 255,
     pattern all_of(&visible())
 );
 text!(

@@ -175,7 +175,9 @@ impl Host {
             ["fault", operation, action, ..] => return self.add_fault(operation, action, &words[3..]),
             ["latency", operation, ms] => return self.set_latency(operation, ms),
             _ => {
-                return Err(format!("unknown command `{line}`; `hotslot sim --help` lists the commands"));
+                return Err(format!(
+                    "`{line}` is no command, or its arguments are wrong; `hotslot sim --help` lists the commands"
+                ));
             }
         };
         done.map_err(|refused: Refusal| refused.message)
