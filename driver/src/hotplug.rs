@@ -125,7 +125,7 @@ pub enum Unplugged {
 /// rebinds that one afterwards.
 pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> Result<(), Error> {
     let mut taken = Vec::new();
-    for member in members.iter().filter(|member| member.blocks_its_group()) {
+    for member in members.iter().filter(|member| member.may_block_its_group()) {
         let Err(mut error) = hypervisor.node_detach(member.address).await else {
             taken.push(member.address);
             continue;
