@@ -22,6 +22,7 @@ mod door;
 mod drift;
 mod events;
 mod gone;
+mod host_mode;
 mod hostile_text;
 mod inventory;
 mod keystone;

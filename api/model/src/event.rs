@@ -88,6 +88,9 @@ string_enum! {
         QuotaChanged = "quota.changed",
         /// Requests of one caller were refused. `to` has the last request and how many there were.
         RequestRefused = "request.refused",
+        /// An administrator changed what may be changed on a host. `from` and `to` have the mode (open, draining or
+        /// frozen) and the reason.
+        HostMode = "host.mode",
     }
 }
 

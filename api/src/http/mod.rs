@@ -21,6 +21,7 @@ mod explain;
 mod flavors;
 mod health;
 mod host_function;
+mod host_mode;
 mod hypervisors;
 mod idempotency;
 mod identity;
@@ -174,6 +175,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(hypervisors::uptime))
         .routes(routes!(host_function::list))
         .routes(routes!(explain::device))
+        .routes(routes!(host_mode::set))
         .routes(routes!(explain::candidates))
         .routes(routes!(drift::of_host, drift::repair_host))
         .routes(routes!(hypervisors::aggregates))

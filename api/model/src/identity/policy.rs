@@ -123,6 +123,7 @@ pub const RULES: &[Rule] = &[
     change("hotslot:device:clean", "mark a device as cleaned"),
     read("hotslot:host:devices", "list the functions of a host, and explain why one is assignable"),
     read("hotslot:host:candidates", "explain which devices a request would get"),
+    change("hotslot:host:set_mode", "freeze, drain or thaw a host"),
     read("hotslot:rule:list", "list the rules of [pci]"),
     read("hotslot:rule:show", "show a rule of [pci]"),
     change("hotslot:rule:create", "add a rule of [pci]"),

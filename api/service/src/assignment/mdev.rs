@@ -19,6 +19,7 @@ use hotslot_driver::topology::Topology;
 use hotslot_driver::xml::hostdev::MdevSpec;
 use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, Holder, Mdev, MdevReservation};
 use hotslot_model::device::Device;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{AttachmentId, RequestId, ServerId};
 use hotslot_model::rules::NumaPolicy;
 use hotslot_store::actor;
@@ -88,6 +89,7 @@ impl Assignments {
 
     async fn attach_parts_now(self: &Arc<Self>, server: ServerId, parts: &MdevRequest) -> Result<(), Error> {
         let (host, _) = self.hosts.find(server).await?;
+        self.hosts.expect_open(&host, HostChange::Attach).await?;
         let _room = host.admit()?;
         host.ready().await?;
         // Attaches to one server go one after another, so that two requests never count on the same free port.

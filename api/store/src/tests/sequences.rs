@@ -202,6 +202,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::ServerOwner
             | EventKind::QuotaChanged
             | EventKind::RequestRefused => panic!("{} happens in no step", what.kind),
+            | EventKind::HostMode
         }
     }
     let rows = records.store.devices();
