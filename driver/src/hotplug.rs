@@ -10,12 +10,14 @@
 //! longer has it.
 
 mod mdev;
+mod ports;
 mod preflight;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use mdev::create_mdev;
+pub use ports::{ROOT_PORT, add_root_ports, has_express_root};
 pub use preflight::{
     Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight, preflight_on_host,
 };

@@ -37,6 +37,7 @@ mod page;
 mod pages;
 mod policy;
 mod power;
+mod prepare;
 mod processes;
 mod quota;
 mod rate;

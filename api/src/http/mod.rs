@@ -33,6 +33,7 @@ mod own_page;
 mod pci;
 mod pci_config;
 mod pci_owner;
+mod pci_ports;
 mod permit;
 mod policy;
 mod query;
@@ -161,6 +162,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(servers::show))
         .routes(routes!(topology::show))
         .routes(routes!(pci_owner::show, pci_owner::update))
+        .routes(routes!(pci_ports::add))
         .routes(routes!(attachments::create, attachments::list))
         .routes(routes!(attachments::show, attachments::delete))
         .routes(routes!(attachments::list_all))
@@ -173,9 +175,9 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(hypervisors::show))
         .routes(routes!(hypervisors::search))
         .routes(routes!(hypervisors::uptime))
+        .routes(routes!(host_mode::set))
         .routes(routes!(host_function::list))
         .routes(routes!(explain::device))
-        .routes(routes!(host_mode::set))
         .routes(routes!(explain::candidates))
         .routes(routes!(drift::of_host, drift::repair_host))
         .routes(routes!(hypervisors::aggregates))

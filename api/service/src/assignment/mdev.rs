@@ -136,8 +136,9 @@ impl Assignments {
             return Ok(());
         }
         Err(Error::Conflict(format!(
-            "{context}: it has {free} free hot-plug ports, and {num} are needed; detach something, or add \
-             pcie-root-port controllers to its definition and restart it"
+            "{context}: it has {free} free hot-plug ports, and {num} are needed; detach something, or run `hotslot \
+             server prepare {} --ports N`, which adds ports, and power-cycle it",
+            domain.info.uuid
         )))
     }
 

@@ -200,9 +200,10 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::WebhookRedelivered
             | EventKind::TokensChanged
             | EventKind::ServerOwner
+            | EventKind::ServerPorts
             | EventKind::QuotaChanged
-            | EventKind::RequestRefused => panic!("{} happens in no step", what.kind),
             | EventKind::HostMode
+            | EventKind::RequestRefused => panic!("{} happens in no step", what.kind),
         }
     }
     let rows = records.store.devices();
