@@ -82,7 +82,7 @@ struct ModeView {
 #[utoipa::path(put, path = "/os-hypervisors/{hypervisor_id}/mode", tag = "Hypervisors", params(HypervisorPath),
     operation_id = "set_mode",
     request_body(content = ModeChange,
-        example = json!({ "hypervisor_mode": { "mode": "frozen", "reason": "new firmware" } })),
+        example = json!({ "hypervisor_mode": { "mode": "open" } })),
     responses(
         (status = 200, description = "What may be changed on the host now.", body = ModeAnswer),
         (status = 409, description = "The configuration makes the host read-only."),

@@ -89,8 +89,7 @@ impl Store {
         }
         let after = restriction_of((&mut draft.tx).into(), host).await?;
         let changed = event::of_kind(EventKind::HostMode, shown(before.as_ref()), shown(after.as_ref()));
-        let reason = reason.map(str::to_owned);
-        draft.emit(Some(What { hypervisor: Some(host), reason, ..changed }));
+        draft.emit(Some(What { hypervisor: Some(host), ..changed }));
         draft.commit().await?;
         Ok(after)
     }
