@@ -12,7 +12,7 @@ BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 CONTRACT := env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories contract::
 
 .PHONY: help try page-test screenshots demo demo-stop test check long-tests contract fuzz lab-test long-lab-test bench requirements lab-requirements build \
-    release install uninstall deb dist package-test lab lab-down
+    release install install-docs uninstall deb dist package-test lab lab-down
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,7 @@ check: requirements ## the quick tests: format, lints, licences, docs, tests on 
 	@$(STEP) "advisories" tools/advisories
 	@$(STEP) "lints of the Python clients" tools/clients lint
 	@$(STEP) "the sandbox of the service" tools/sandbox
+	@$(STEP) "links of the pages" tools/docs
 	@$(STEP) "docs" cargo doc --quiet --locked --workspace --no-deps --document-private-items
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --locked --workspace
@@ -93,19 +94,23 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 BINARY ?= $(or $(CARGO_TARGET_DIR),target)/release/hotslot
 SHARE := $(DESTDIR)$(PREFIX)/share
 
-install: ## install target/release/hotslot with its unit, manual pages and completions below PREFIX (/usr/local)
+install: install-docs ## install target/release/hotslot with its unit, manual pages and completions below PREFIX (/usr/local)
 	@test -x $(BINARY) || { echo "there is no $(BINARY); run make release" >&2; exit 1; }
 	install -Dm755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/hotslot
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/hotslot.service | install -Dm644 /dev/stdin $(DESTDIR)$(UNITDIR)/hotslot.service
 	install -Dm644 packaging/hotslot.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/hotslot.conf
 	install -Dm644 packaging/hotslot.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf
 	install -Dm644 -t $(SHARE)/hotslot packaging/hotslot.dashboard.json packaging/hotslot.rules.yml hotslot.example.toml
-	install -Dm644 -t $(SHARE)/doc/hotslot README.md CHANGELOG.md docs/*.md docs/openapi.json
 	$(BINARY) completions bash | install -Dm644 /dev/stdin $(SHARE)/bash-completion/completions/hotslot
 	$(BINARY) completions zsh | install -Dm644 /dev/stdin $(SHARE)/zsh/vendor-completions/_hotslot
 	$(BINARY) completions fish | install -Dm644 /dev/stdin $(SHARE)/fish/vendor_completions.d/hotslot.fish
 	mkdir -p $(SHARE)/man/man1
 	$(BINARY) man-pages $(SHARE)/man/man1
+
+install-docs:
+	install -Dm644 -t $(SHARE)/doc/hotslot CHANGELOG.md SECURITY.md hotslot.example.toml
+	install -Dm644 -t $(SHARE)/doc/hotslot/docs docs/*.md docs/openapi.json
+	install -Dm644 -t $(SHARE)/doc/hotslot/docs/reference docs/reference/*.md
 
 uninstall: ## remove what `make install` installed; the configuration and the records stay
 	rm -rf $(DESTDIR)$(PREFIX)/bin/hotslot $(DESTDIR)$(UNITDIR)/hotslot.service \

@@ -4,10 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use hotslot_driver::sim::{control, control_of, generate};
-use hotslot_tests::measure::{cpu, durable_transactions, quantile};
+use hotslot_driver::sim::generate;
+use hotslot_tests::measure::{cpu, durable_transactions, quantile, simulated};
 use hotslot_tests::{Hotslot, binary, path, postgres};
-use serde_json::Value;
 
 const SERVERS: u32 = 16;
 const SIZE: generate::Size = generate::Size { pfs: 4, vfs: 63, guests: SERVERS, ports: 8 };
@@ -50,7 +49,7 @@ async fn main() {
 
 /// Attaches and detaches a VF of each of some servers, over and over. Prints and returns the pairs a second.
 async fn pairs(processes: &[Hotslot], servers: u32) -> f64 {
-    let before = (used(processes), simulated(processes));
+    let before = (used(processes), simulated(processes).as_secs_f64());
     let start = Instant::now();
     let work = (0..servers).map(|number| {
         let api = (*processes[number as usize % processes.len()]).clone();
@@ -78,7 +77,7 @@ async fn pairs(processes: &[Hotslot], servers: u32) -> f64 {
     let seconds = start.elapsed().as_secs_f64();
     let rate = attach.len() as f64 / seconds;
     let all = (used(processes) - before.0) / attach.len() as f64;
-    let simulated = (simulated(processes) - before.1) / attach.len() as f64;
+    let simulated = (simulated(processes).as_secs_f64() - before.1) / attach.len() as f64;
     println!(
         "{servers} servers, {} processes: {rate:.0} pairs/s   attach p50 {:.2} p99 {:.2} ms   detach p50 {:.2} p99 {:.2} ms",
         processes.len(),
@@ -99,19 +98,4 @@ async fn pairs(processes: &[Hotslot], servers: u32) -> f64 {
 /// The processor time of the processes in seconds.
 fn used(processes: &[Hotslot]) -> f64 {
     processes.iter().map(|service| cpu(service.pid()).values().sum::<Duration>().as_secs_f64()).sum()
-}
-
-/// The part of it that the simulated host needs.
-fn simulated(processes: &[Hotslot]) -> f64 {
-    let host = processes[0].host_dir();
-    let answers = processes.iter().enumerate().map(|(index, service)| match index {
-        0 => control(&host, "statistics"),
-        _ => control_of(service.pid(), &host, "statistics"),
-    });
-    answers.map(|answer| cpu_seconds(&answer.expect("the host's control socket"))).sum()
-}
-
-fn cpu_seconds(answer: &str) -> f64 {
-    let statistics: Value = serde_json::from_str(answer.trim_start_matches("ok ")).expect("JSON");
-    statistics["cpu_ns"].as_f64().expect("a number") / 1e9
 }

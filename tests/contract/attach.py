@@ -1,6 +1,6 @@
 """Attaches, lists and detaches a device with a client that openapi-python-client has generated.
 
-    attach.py URL SERVER ALIAS      the generated package `hotslot_api` must be importable
+attach.py URL SERVER ALIAS      the generated package `hotslot_api` must be importable
 """
 
 import importlib

@@ -6,7 +6,6 @@ import schemathesis
 SERVER = "10000000-0000-4000-8000-000000000001"
 
 
-
 def whole(value):
     """Writes 1.0 as 1: JSON Schema takes both for an integer, and serde only the latter."""
     if isinstance(value, dict):

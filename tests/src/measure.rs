@@ -4,7 +4,11 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
+use hotslot_driver::sim::{control, control_of};
+use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
+
+use crate::Hotslot;
 
 /// Returns a quantile in milliseconds. `part` is from 0 to 1. Sorts the times.
 pub fn quantile(times: &mut [Duration], part: f64) -> f64 {
@@ -52,6 +56,21 @@ pub fn switches(process: u32) -> u64 {
         Some(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>())
     };
     of_threads(process, "status", count).values().sum()
+}
+
+/// Returns the processor time that the simulated host has needed in each of some processes, the first of which made it.
+pub fn simulated(processes: &[Hotslot]) -> Duration {
+    let host = processes[0].host_dir();
+    let answers = processes.iter().enumerate().map(|(index, service)| match index {
+        0 => control(&host, "statistics"),
+        _ => control_of(service.pid(), &host, "statistics"),
+    });
+    answers.map(|answer| processor_time(&answer.expect("the host's control socket"))).sum()
+}
+
+fn processor_time(answer: &str) -> Duration {
+    let statistics: Value = serde_json::from_str(answer.trim_start_matches("ok ")).expect("JSON");
+    Duration::from_nanos(statistics["cpu_ns"].as_u64().expect("a number"))
 }
 
 /// Measures writing and committing two rows with a sync on this disk.
