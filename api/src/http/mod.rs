@@ -21,6 +21,7 @@ mod explain;
 mod flavors;
 mod health;
 mod host_function;
+mod host_mode;
 mod hypervisors;
 mod idempotency;
 mod identity;
@@ -32,6 +33,7 @@ mod own_page;
 mod pci;
 mod pci_config;
 mod pci_owner;
+mod pci_ports;
 mod permit;
 mod policy;
 mod query;
@@ -162,6 +164,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(servers::show))
         .routes(routes!(topology::show))
         .routes(routes!(pci_owner::show, pci_owner::update))
+        .routes(routes!(pci_ports::add))
         .routes(routes!(attachments::create, attachments::list))
         .routes(routes!(attachments::show, attachments::delete))
         .routes(routes!(attachments::list_all))
@@ -174,6 +177,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(hypervisors::show))
         .routes(routes!(hypervisors::search))
         .routes(routes!(hypervisors::uptime))
+        .routes(routes!(host_mode::set))
         .routes(routes!(host_function::list))
         .routes(routes!(explain::device))
         .routes(routes!(explain::candidates))

@@ -100,10 +100,15 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     if !live {
         return Finding::unknown(format!("{room}: libvirt adds ports to the definition if it can"));
     }
+    let by_hand =
+        |controller| format!("add {controller} to the domain's definition and power-cycle the guest");
     let (kind, cure) = match (device.express, pcie) {
-        (true, true) => ("PCI Express", "pcie-root-port controllers"),
-        (false, true) => ("conventional PCI", "a pcie-to-pci-bridge controller"),
-        (_, false) => ("PCI", "a pci-bridge controller"),
+        (true, true) => {
+            let prepare = format!("`hotslot server prepare {} --ports N`", document.uuid);
+            ("PCI Express", format!("run {prepare}, which adds ports, and power-cycle the guest"))
+        }
+        (false, true) => ("conventional PCI", by_hand("a pcie-to-pci-bridge controller")),
+        (_, false) => ("PCI", by_hand("a pci-bridge controller")),
     };
     // A detach leaves room only where devices of this kind can be: a q35 guest may have no conventional bus.
     let conventional_bus =
@@ -112,8 +117,7 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     let wanted = devices.iter().filter(|other| !pcie || other.device.express == device.express).count();
     let room = free.count_for(device.express);
     let message = format!("no free hot-plug port: {wanted} {kind} device(s) requested, room for {room}");
-    Finding::fail(ErrorKind::NoFreePort, message)
-        .cure(format!("{detach}add {cure} to the domain's definition and power-cycle the guest"))
+    Finding::fail(ErrorKind::NoFreePort, message).cure(format!("{detach}{cure}"))
 }
 
 /// Checks the limit of locked memory: VFIO locks all of the guest's memory. libvirt raises QEMU's limit automatically,
