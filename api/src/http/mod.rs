@@ -206,17 +206,24 @@ fn with_no_method(routes: OpenApiRouter<App>) -> OpenApiRouter<App> {
     routes
 }
 
+/// The id of a request. Requests that the page sends to the routes have that of the browser's request.
+#[derive(Clone)]
+struct RequestId(String);
+
 /// Gives every request an id and a tracing span, and adds the headers that Nova's clients read. A request that may
 /// change something runs in a task of its own, so that it completes even when its client disconnects.
 async fn with_request_id(
     State(lifecycle): State<Arc<Lifecycle>>,
     State(records): State<Arc<Records>>,
     State(audit): State<Arc<Audit>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let timer = Timer::begin(&REQUESTS);
-    let id = format!("req-{}", Uuid::new_v4().hyphenated());
+    let of_page = request.extensions_mut().remove::<RequestId>();
+    let is_of_page = of_page.is_some();
+    let RequestId(id) = of_page.unwrap_or_else(|| RequestId(format!("req-{}", Uuid::new_v4().hyphenated())));
+    request.extensions_mut().insert(RequestId(id.clone()));
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let name = || {
@@ -240,7 +247,10 @@ async fn with_request_id(
         let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
         done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
     };
-    answered(method.as_str(), response.status().as_u16(), timer);
+    // The request of the browser is counted, and not those that the page sends for it in this process.
+    if !is_of_page {
+        answered(method.as_str(), response.status().as_u16(), timer);
+    }
     traced.answered(response.status().as_u16());
     span.in_scope(|| audit::record(&audit, (&method, &path), unidentified, &response));
     let headers = response.headers_mut();

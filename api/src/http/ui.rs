@@ -6,19 +6,23 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::HttpBody as _;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRef as _, Request, State};
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use hotslot_model::identity::{Caller, Peer, Target};
 use hotslot_service::config::{Config, IdentityFrom};
-use hotslot_web::{Api, Context, Cookie, Problem, Sessions, SignIn, Ways, Who, problem_page};
+use hotslot_store::actor;
+use hotslot_web::{
+    Api, Context, Cookie, Credential, Problem, Sessions, SignIn, SignedIn, Ways, Who, problem_page,
+};
 
+use super::audit::{DoneByRoutes, Identified};
 use super::error::Fault;
 use super::identity::OnBehalf;
 use super::state::{App, IdentityParts};
-use super::{limits, origin, policy};
+use super::{RequestId, limits, origin, policy};
 
 const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
@@ -89,7 +93,11 @@ async fn with_context(State(pages): State<Pages>, mut request: Request, next: Ne
     let (config, policy) = (pages.app.0.config.get(), pages.app.0.policy.get());
     let caller = request.extensions().get::<Caller>().cloned();
     let behind_proxy = config.api.identity == IdentityFrom::Headers;
-    let ways = Ways { token: pages.app.0.callers.take_tokens() && !behind_proxy };
+    let callers = &pages.app.0.callers;
+    let ways = Ways {
+        token: callers.take_tokens() && !behind_proxy,
+        password: callers.keystone().is_some() && !behind_proxy,
+    };
     let who = caller.as_ref().map(|caller| who(caller, signed_in));
     let asking = caller.clone();
     let may = move |rule: &str| {
@@ -119,6 +127,9 @@ fn api(pages: &Pages, request: &Request, caller: Option<Caller>) -> Api {
     if let Some(peer) = request.extensions().get::<Peer>() {
         extensions.insert(*peer);
     }
+    if let Some(id) = request.extensions().get::<RequestId>() {
+        extensions.insert(id.clone());
+    }
     if let Some(caller) = caller {
         extensions.insert(OnBehalf(caller));
     }
@@ -130,37 +141,54 @@ fn who(caller: &Caller, signed_in: bool) -> Who {
     Who { name, project: caller.project.clone(), roles: caller.roles.iter().cloned().collect(), signed_in }
 }
 
-/// Returns what checks a token at sign-in. It counts as a request of its owner, or as a failure of this connection.
+/// Returns what checks a credential at sign-in. It counts as a request of its owner, or as a failure of this connection.
 fn sign_in(app: &App, request: &Request) -> SignIn {
-    use axum::extract::FromRef as _;
     let app = app.clone();
     let peer = request.extensions().get::<Peer>().copied();
-    Arc::new(move |token| {
+    Arc::new(move |credential| {
         let identity = IdentityParts::from_ref(&app);
-        let mut shown = Request::new(());
-        *shown.uri_mut() = axum::http::Uri::from_static("/ui/account");
-        shown.headers_mut().insert(TOKEN, token);
-        if let Some(peer) = peer {
-            shown.extensions_mut().insert(peer);
-        }
-        let (parts, ()): (Parts, ()) = shown.into_parts();
         Box::pin(async move {
-            let fault = match policy::identified(&identity, &parts).await {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(fault)) => Some(fault),
-                Err(response) => response.extensions().get::<Fault>().cloned(),
-            };
-            let problem = |fault: Fault| Problem::new(fault.status.as_u16(), fault.message);
-            Err(fault.map_or_else(|| Problem::new(429, "too many requests"), problem))
+            signed_in(&identity, peer, credential)
+                .await
+                .map_err(|fault| Problem::new(fault.status.as_u16(), fault.message))
         })
     })
+}
+
+async fn signed_in(
+    identity: &IdentityParts,
+    peer: Option<Peer>,
+    credential: Credential,
+) -> Result<SignedIn, Fault> {
+    let token = match credential {
+        Credential::Token(token) => token,
+        Credential::Login(login) => policy::token_for(identity, peer, &login).await?,
+    };
+    let mut shown = Request::new(());
+    *shown.uri_mut() = axum::http::Uri::from_static("/ui/account");
+    shown.headers_mut().insert(TOKEN, token.clone());
+    if let Some(peer) = peer {
+        shown.extensions_mut().insert(peer);
+    }
+    let (parts, ()): (Parts, ()) = shown.into_parts();
+    let too_many = || Fault::new(StatusCode::TOO_MANY_REQUESTS, "too many requests; wait a minute");
+    let caller = match policy::identified(identity, &parts).await {
+        Ok(caller) => caller?,
+        Err(response) => return Err(response.extensions().get::<Fault>().cloned().unwrap_or_else(too_many)),
+    };
+    let mut for_audit = Extensions::new();
+    for_audit.insert(Identified { actor: Arc::new(actor::current().by(&caller)), rule: None });
+    Ok(SignedIn { token, for_audit })
 }
 
 /// Makes a page of every error: of one that a layer found, and of one that a handler returned. Whoever is not signed in
 /// is sent to the form for it.
 async fn as_page(request: Request, next: Next) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if !uri.path().starts_with("/ui/sign-") {
+        response.extensions_mut().insert(DoneByRoutes);
+    }
     let status = response.status();
     let is_html = response
         .headers()

@@ -128,11 +128,7 @@ impl fmt::Debug for Database {
 pub struct Flavor {
     /// The name, 1 to 255 characters, unique among the flavors.
     pub name: String,
-<<<<<<< HEAD
-    /// The id in the API; by default the name.
-=======
     /// The id in the API; without it, the name.
->>>>>>> main
     pub id: Option<String>,
     /// Nova's extra specs. Only `pci_passthrough:alias` and `hw:pci_numa_affinity_policy` are used.
     #[serde(default)]
@@ -180,11 +176,7 @@ pub struct Detach {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DetachClass {
-<<<<<<< HEAD
     /// A class of PCI functions, such as `network controller`.
-=======
-    /// A class of devices, as `hotslot device show` prints it.
->>>>>>> main
     pub class: String,
     /// Replaces `hot_unplug` of `[detach]`.
     pub hot_unplug: Option<HotUnplug>,
@@ -306,11 +298,7 @@ pub struct Webhook {
     pub url: Secret,
     /// A file that has the URL, instead of `url`.
     pub url_file: Option<SecretFile>,
-<<<<<<< HEAD
-    /// The PEM file of the authorities of the receiver's certificate; by default those that the system trusts.
-=======
     /// The PEM file of the authorities of the receiver's certificate. Without it, the authorities that the system trusts.
->>>>>>> main
     pub ca: Option<PathBuf>,
     /// The key with which events are signed, at least 16 bytes.
     #[serde(default)]
