@@ -15,6 +15,7 @@ mod cyborg;
 pub mod description;
 mod docs_page;
 mod drift;
+mod ends;
 pub mod error;
 pub(crate) mod events;
 mod explain;
@@ -40,6 +41,7 @@ mod requests;
 mod schema;
 mod servers;
 mod service;
+mod standing;
 mod state;
 mod tls;
 mod topology;
@@ -73,6 +75,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use self::error::Fault;
+use self::identity::OnBehalf;
 use self::state::App;
 
 /// The API version of a path.
@@ -213,10 +216,13 @@ async fn with_request_id(
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    // The request of the page itself runs in a task, and is waited for at the end of the service. One that the page sends
+    // must not wait for that end.
+    let is_of_page = request.extensions().get::<OnBehalf>().is_some();
     let unidentified = Arc::new(audit::unidentified(&id, &request));
     let work = actor::scope_as(Arc::clone(&unidentified), next.run(request).instrument(span.clone()));
     let work = actor::as_process(records.new_worker(), work);
-    let mut response = if method.is_safe() {
+    let mut response = if method.is_safe() || is_of_page {
         work.await
     } else {
         let under_way = lifecycle.begin_request().await;

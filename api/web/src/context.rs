@@ -12,14 +12,15 @@ use axum::response::{IntoResponse as _, Response};
 
 use crate::api::Api;
 use crate::problem::Problem;
-use crate::session::{Cookie, Sessions};
+use crate::session::{Cookie, Place, Sessions};
 
 /// Answers whether the caller may use the routes of a rule, for some project at least.
 pub type May = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// Finds out whether a token identifies a caller. The error says why it does not.
+/// Finds out which caller a token identifies, and returns what tells that caller apart from all others. The error says why
+/// the token identifies nobody.
 pub type SignIn =
-    Arc<dyn Fn(HeaderValue) -> Pin<Box<dyn Future<Output = Result<(), Problem>> + Send>> + Send + Sync>;
+    Arc<dyn Fn(HeaderValue) -> Pin<Box<dyn Future<Output = Result<String, Problem>> + Send>> + Send + Sync>;
 
 /// Who looks at a page.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +50,12 @@ pub struct Context {
     pub sessions: Arc<Sessions>,
     /// The cookie of the browser.
     pub cookie: Cookie,
+    /// Where the browser is.
+    pub place: Place,
+    /// Whether the cookie stands for a session.
+    pub signed_in: bool,
+    /// Who is known without the cookie; empty when nobody is.
+    pub person: String,
     /// Whether the browser may send the cookie over TLS only.
     pub secure: bool,
     /// How callers may sign in.
@@ -60,6 +67,8 @@ pub struct Context {
 pub struct Ways {
     /// With a token.
     pub token: bool,
+    /// Whether all hosts are simulated, so that a link may sign a person in without asking.
+    pub simulated: bool,
 }
 
 impl Context {
@@ -70,7 +79,7 @@ impl Context {
 
     /// Returns the token that each form has.
     pub(crate) fn form_token(&self) -> String {
-        self.sessions.form_token(&self.cookie)
+        self.sessions.form_token(&self.cookie, &self.person)
     }
 }
 
@@ -112,7 +121,7 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
             )
         };
         let fields = Self(form.map_err(|rejection| unreadable(rejection).into_response())?.0);
-        if context.sessions.is_own_form(&context.cookie, fields.get("form_token")) {
+        if context.sessions.is_own_form(&context.cookie, &context.person, fields.get("form_token")) {
             return Ok(fields);
         }
         let text =

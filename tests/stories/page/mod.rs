@@ -3,3 +3,4 @@
 mod chromium;
 mod http;
 mod own;
+mod sessions;
