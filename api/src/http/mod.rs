@@ -45,19 +45,21 @@ mod standing;
 mod state;
 mod tls;
 mod topology;
+mod trace;
 mod ui;
 mod versions;
 mod webhooks;
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 pub use connections::{Listener, serve};
+use hotslot_model::identity::Actor;
 use hotslot_service::audit::Audit;
 use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
@@ -75,7 +77,6 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use self::error::Fault;
-use self::identity::OnBehalf;
 use self::state::App;
 
 /// The API version of a path.
@@ -203,24 +204,37 @@ fn with_no_method(routes: OpenApiRouter<App>) -> OpenApiRouter<App> {
     routes
 }
 
+/// The id of a request. Requests that the page sends to the routes have that of the browser's request.
+#[derive(Clone)]
+struct RequestId(String);
+
 /// Gives every request an id and a tracing span, and adds the headers that Nova's clients read. A request that may
 /// change something runs in a task of its own, so that it completes even when its client disconnects.
 async fn with_request_id(
     State(lifecycle): State<Arc<Lifecycle>>,
     State(records): State<Arc<Records>>,
     State(audit): State<Arc<Audit>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let timer = Timer::begin(&REQUESTS);
-    let id = format!("req-{}", Uuid::new_v4().hyphenated());
-    let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let of_page = request.extensions_mut().remove::<RequestId>();
     // The request of the page itself runs in a task, and is waited for at the end of the service. One that the page sends
     // must not wait for that end.
-    let is_of_page = request.extensions().get::<OnBehalf>().is_some();
-    let unidentified = Arc::new(audit::unidentified(&id, &request));
-    let work = actor::scope_as(Arc::clone(&unidentified), next.run(request).instrument(span.clone()));
+    let is_of_page = of_page.is_some();
+    let RequestId(id) = of_page.unwrap_or_else(|| RequestId(format!("req-{}", Uuid::new_v4().hyphenated())));
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let name = || {
+        let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        format!("{method} {route}")
+    };
+    let traced = trace::begin(method.is_safe(), name, request.headers());
+    let unidentified = audit::unidentified(&id, &request);
+    let unidentified = Arc::new(Actor { traceparent: traced.parent(), ..unidentified });
+    let work = traced.work(next.run(request).instrument(span.clone()));
+    let work = actor::scope_as(Arc::clone(&unidentified), work);
     let work = actor::as_process(records.new_worker(), work);
     let mut response = if method.is_safe() || is_of_page {
         work.await
@@ -233,7 +247,11 @@ async fn with_request_id(
         let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
         done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
     };
-    answered(method.as_str(), response.status().as_u16(), timer);
+    // The request of the browser is counted, and not those that the page sends for it in this process.
+    if !is_of_page {
+        answered(method.as_str(), response.status().as_u16(), timer);
+    }
+    traced.answered(response.status().as_u16());
     span.in_scope(|| audit::record(&audit, (&method, &path), unidentified, &response));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -12,6 +12,7 @@ use hotslot_model::identity::{Caller, Peer, Target};
 use hotslot_service::config::IdentityFrom;
 use hotslot_service::rate::TooMany;
 use hotslot_store::actor;
+use serde_json::Value;
 
 use super::audit::Identified;
 use super::error::{Fault, no_method, not_found};
@@ -178,6 +179,10 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /ui/rules", Rule("hotslot:rule:list")),
     ("GET /ui/rule", Rule("hotslot:rule:list")),
     ("POST /ui/rule", Rule("hotslot:rule:create")),
+    ("GET /ui/quotas", InHandler("os_compute_api:os-quota-sets:detail")),
+    ("POST /ui/quotas", Rule("os_compute_api:os-quota-sets:update")),
+    ("GET /ui/webhooks", Rule("hotslot:webhook:list")),
+    ("POST /ui/webhooks", Rule("hotslot:webhook:redeliver")),
     ("GET /ui/drift", Rule("hotslot:drift:list")),
     ("POST /ui/drift", Rule("hotslot:drift:repair")),
     ("GET /ui/events", Rule("hotslot:event:list")),
@@ -412,6 +417,29 @@ pub(super) async fn identified(
     Ok(caller)
 }
 
+/// Obtains a token of Keystone's for somebody who signs in with a password. The passwords that somebody at a connection may
+/// try are limited like the tokens.
+///
+/// # Errors
+/// 401 when Keystone does not accept the password, 429 after too many failures, and 503 when Keystone is away.
+pub(super) async fn token_for(
+    identity: &IdentityParts,
+    peer: Option<Peer>,
+    login: &Value,
+) -> Result<HeaderValue, Fault> {
+    if identity.config.api.identity == IdentityFrom::Headers {
+        let message = "a proxy says who calls, so nobody signs in here; open the page through the proxy";
+        return Err(Fault::new(StatusCode::UNAUTHORIZED, message));
+    }
+    if let Some(peer) = peer {
+        let many = |many: TooMany| Fault::new(StatusCode::TOO_MANY_REQUESTS, many.to_string());
+        identity.rates.may_try(peer).await.map_err(many)?;
+        // It counts before Keystone has answered, because many at the same time would all be tried otherwise.
+        identity.rates.count_failure(peer).await;
+    }
+    Ok(identity.callers.sign_in(login).await?)
+}
+
 fn refused_for_now(too_many: &TooMany) -> Response {
     let mut response = Fault::new(StatusCode::TOO_MANY_REQUESTS, too_many.to_string()).into_response();
     response.headers_mut().insert(header::RETRY_AFTER, too_many.seconds().into());
@@ -439,7 +467,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use hotslot_model::identity::policy::RULES;
-    use serde_json::Value;
 
     use super::*;
     use crate::http::attachments::BY_ADDRESS;

@@ -27,19 +27,19 @@ impl FromRef<App> for LaterIdentity {
 }
 
 /// Answers whether a person is still signed in.
-pub(super) type SignedIn = Arc<dyn Fn() -> bool + Send + Sync>;
+pub(super) type StillSignedIn = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// What a request showed of its caller. The page puts that of its own request among the extensions of those that it sends
 /// in this process.
 #[derive(Clone)]
 pub(super) struct Shown {
     parts: Arc<Parts>,
-    signed_in: Option<SignedIn>,
+    signed_in: Option<StillSignedIn>,
 }
 
 impl Shown {
     /// Keeps what a request showed; `signed_in` is there when that comes from a session.
-    pub(super) fn of(parts: Parts, signed_in: Option<SignedIn>) -> Self {
+    pub(super) fn of(parts: Parts, signed_in: Option<StillSignedIn>) -> Self {
         Self { parts: Arc::new(parts), signed_in }
     }
 }

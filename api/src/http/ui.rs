@@ -6,25 +6,26 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::HttpBody as _;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRef as _, Request, State};
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use hotslot_model::identity::{Caller, Peer, Target};
-use hotslot_service::audit::Fields;
 use hotslot_service::config::{Config, IdentityFrom};
 use hotslot_store::actor;
 use hotslot_web::{
-    Api, Context, Cookie, Place, Problem, Sessions, SignIn, Ways, Who, bounce_page, problem_page,
+    Api, Context, Cookie, Credential, Place, Problem, Sessions, SignIn, SignedIn, Ways, Who, bounce_page,
+    problem_page,
 };
 
+use super::audit::{DoneByRoutes, Identified};
 use super::ends::Ends;
 use super::error::Fault;
 use super::identity::OnBehalf;
-use super::standing::{Shown, SignedIn};
+use super::standing::{Shown, StillSignedIn};
 use super::state::{App, IdentityParts};
-use super::{limits, origin, policy};
+use super::{RequestId, limits, origin, policy};
 
 const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
@@ -172,7 +173,7 @@ fn context(pages: &Pages, request: &Parts, browser: Browser, caller: Option<Call
         place,
         signed_in,
         secure: is_secure(&config, &request.headers),
-        ways: Ways { token: takes_tokens(&pages.app), simulated },
+        ways: Ways { token: takes_tokens(&pages.app), password: takes_passwords(&pages.app), simulated },
         api: api(pages, request, caller, signed_in.then(|| (cookie.clone(), place))),
         cookie,
     }
@@ -181,6 +182,31 @@ fn context(pages: &Pages, request: &Parts, browser: Browser, caller: Option<Call
 /// Whether a person can sign in with a token.
 fn takes_tokens(app: &App) -> bool {
     app.0.callers.take_tokens() && app.0.config.get().api.identity != IdentityFrom::Headers
+}
+
+/// Whether a person can sign in with a name and password of Keystone.
+fn takes_passwords(app: &App) -> bool {
+    app.0.callers.keystone().is_some() && app.0.config.get().api.identity != IdentityFrom::Headers
+}
+
+/// Returns why nobody can sign in with a credential here, before anybody is asked about it.
+fn not_taken(app: &App, place: Place, credential: &Credential) -> Option<Fault> {
+    let is_taken = match credential {
+        Credential::Token(token) if token.len() > LONGEST_TOKEN => {
+            return Some(Fault::new(StatusCode::UNAUTHORIZED, "the token is too long; copy only the token"));
+        }
+        Credential::Token(_) => takes_tokens(app),
+        Credential::Login(_) => takes_passwords(app),
+    };
+    let text = match (is_taken, place) {
+        (false, _) => "this service does not take this here; open the form again, which says how to sign in",
+        (true, Place::Unknown) => {
+            "the kernel does not tell who has the other end of this connection, so that nobody can sign in here; allow \
+             cookies, and open this form again"
+        }
+        (true, Place::Elsewhere | Place::User(_)) => return None,
+    };
+    Some(Fault::new(StatusCode::FORBIDDEN, text))
 }
 
 /// Returns the routes of the API as the caller of a page uses them.
@@ -192,12 +218,15 @@ fn api(pages: &Pages, request: &Parts, caller: Option<Caller>, session: Option<(
     if let Some(peer) = request.extensions.get::<Peer>() {
         extensions.insert(*peer);
     }
+    if let Some(id) = request.extensions.get::<RequestId>() {
+        extensions.insert(id.clone());
+    }
     if let Some(caller) = caller {
         extensions.insert(OnBehalf(caller));
     }
     if request.uri.path().ends_with("/live") {
         let sessions = Arc::clone(&pages.sessions);
-        let signed_in = session.map(|(cookie, place)| -> SignedIn {
+        let signed_in = session.map(|(cookie, place)| -> StillSignedIn {
             Arc::new(move || sessions.token(&cookie, place, false).is_some())
         });
         extensions.insert(Shown::of(request.clone(), signed_in));
@@ -210,53 +239,46 @@ fn who(caller: &Caller, signed_in: bool) -> Who {
     Who { name, project: caller.project.clone(), roles: caller.roles.iter().cloned().collect(), signed_in }
 }
 
-/// Returns what checks a token at sign-in. It counts as a request of its owner, or as a failure of this connection.
+/// Returns what checks a credential at sign-in. It counts as a request of its owner, or as a failure of this connection.
 fn sign_in(app: &App, extensions: &Extensions, place: Place) -> SignIn {
-    use axum::extract::FromRef as _;
     let app = app.clone();
     let peer = extensions.get::<Peer>().copied();
-    Arc::new(move |token| {
-        let refused = if !takes_tokens(&app) {
-            Some(Problem::new(403, "this service takes no tokens here; the form for it says what to do"))
-        } else if token.len() > LONGEST_TOKEN {
-            Some(Problem::new(401, "the token is too long; copy only the token"))
-        } else if place == Place::Unknown {
-            let text = "the kernel does not tell who has the other end of this connection, so that nobody can sign in \
-                        here; allow cookies, and open this form again";
-            Some(Problem::new(403, text))
-        } else {
-            None
-        };
-        let identity = IdentityParts::from_ref(&app);
-        let mut shown = Request::new(());
-        *shown.uri_mut() = Uri::from_static("/ui/account");
-        shown.headers_mut().insert(TOKEN, token);
-        if let Some(peer) = peer {
-            shown.extensions_mut().insert(peer);
-        }
-        let (parts, ()): (Parts, ()) = shown.into_parts();
+    Arc::new(move |credential| {
+        let (identity, refused) = (IdentityParts::from_ref(&app), not_taken(&app, place, &credential));
         Box::pin(async move {
-            if let Some(problem) = refused {
-                return Err(problem);
-            }
-            let fault = match policy::identified(&identity, &parts).await {
-                Ok(Ok(caller)) => {
-                    let actor = actor::current().by(&caller);
-                    let fields = Fields::of(&actor);
-                    tracing::info!(
-                        target: "hotslot::audit",
-                        user = fields.user, project = fields.project, roles = fields.roles, via = fields.via,
-                        "signed in at the page"
-                    );
-                    return Ok(caller.key());
-                }
-                Ok(Err(fault)) => Some(fault),
-                Err(response) => response.extensions().get::<Fault>().cloned(),
+            let signed_in = match refused {
+                Some(fault) => Err(fault),
+                None => signed_in(&identity, peer, credential).await,
             };
-            let problem = |fault: Fault| Problem::new(fault.status.as_u16(), fault.message);
-            Err(fault.map_or_else(|| Problem::new(429, "too many requests"), problem))
+            signed_in.map_err(|fault| Problem::new(fault.status.as_u16(), fault.message))
         })
     })
+}
+
+async fn signed_in(
+    identity: &IdentityParts,
+    peer: Option<Peer>,
+    credential: Credential,
+) -> Result<SignedIn, Fault> {
+    let token = match credential {
+        Credential::Token(token) => token,
+        Credential::Login(login) => policy::token_for(identity, peer, &login).await?,
+    };
+    let mut shown = Request::new(());
+    *shown.uri_mut() = Uri::from_static("/ui/account");
+    shown.headers_mut().insert(TOKEN, token.clone());
+    if let Some(peer) = peer {
+        shown.extensions_mut().insert(peer);
+    }
+    let (parts, ()): (Parts, ()) = shown.into_parts();
+    let too_many = || Fault::new(StatusCode::TOO_MANY_REQUESTS, "too many requests; wait a minute");
+    let caller = match policy::identified(identity, &parts).await {
+        Ok(caller) => caller?,
+        Err(response) => return Err(response.extensions().get::<Fault>().cloned().unwrap_or_else(too_many)),
+    };
+    let mut for_audit = Extensions::new();
+    for_audit.insert(Identified { actor: Arc::new(actor::current().by(&caller)), rule: None });
+    Ok(SignedIn { caller: caller.key(), token, for_audit })
 }
 
 /// Makes a page of every error: of one that a layer found, and of one that a handler returned. Whoever is not signed in
@@ -264,7 +286,10 @@ fn sign_in(app: &App, extensions: &Extensions, place: Place) -> SignIn {
 async fn as_page(State(pages): State<Pages>, request: Request, next: Next) -> Response {
     let (sent, body) = request.into_parts();
     let request = Request::from_parts(sent.clone(), body);
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if !sent.uri.path().starts_with("/ui/sign-") {
+        response.extensions_mut().insert(DoneByRoutes);
+    }
     let status = response.status();
     let is_html = response
         .headers()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hotslot_model::identity::Actor;
+use opentelemetry::trace::FutureExt as _;
 use tokio::task::JoinHandle;
 
 tokio::task_local! {
@@ -49,12 +50,12 @@ pub fn worker() -> Option<Arc<str>> {
     WORKER.try_with(Option::clone).unwrap_or_default()
 }
 
-/// Spawns a task with the actor and the process id of the current one.
+/// Spawns a task with the actor, the process id and the trace of the current one.
 pub fn spawn_as_current<F>(work: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
-    tokio::spawn(WORKER.scope(worker(), WHO.scope(current(), work)))
+    tokio::spawn(WORKER.scope(worker(), WHO.scope(current(), work)).with_current_context())
 }
 
 #[cfg(test)]

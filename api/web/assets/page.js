@@ -86,20 +86,33 @@
     }
   }
 
-  // What happens while a form is being answered, step by step.
+  // What happens while a form is being answered: the steps that the page of the server shows.
   let progress = null;
-  function step(data) {
+  let steps = "";
+  let stepping = false;
+  let missed = false;
+  async function step() {
     if (!progress) return;
-    const event = JSON.parse(data);
-    const line = document.createElement("li");
-    const to = typeof event.to === "string" ? event.to : "";
-    line.textContent = [event.kind, event.address, to, event.reason].filter(Boolean).join(" · ");
-    progress.append(line);
+    if (stepping) { missed = true; return; }
+    stepping = true;
+    missed = false;
+    try {
+      const response = await fetch(steps, { credentials: "same-origin", headers: { accept: "text/html" } });
+      const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
+      const list = fresh.querySelector("#steps ol");
+      if (list) progress.replaceChildren(...list.children);
+    } catch (error) {
+      // The answer to the form says what happened.
+    } finally {
+      stepping = false;
+      if (missed) step();
+    }
   }
 
   for (const form of document.querySelectorAll("form[data-progress]")) {
     form.addEventListener("submit", () => {
       progress = document.getElementById(form.dataset.progress);
+      steps = form.dataset.steps || "";
       if (progress) progress.hidden = false;
       form.classList.add("working");
     });
@@ -110,7 +123,7 @@
 
   function heard(message) {
     if (!message.data) return;
-    step(message.data);
+    step();
     soon();
   }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use axum::extract::rejection::FormRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{Extensions, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use serde_json::Value;
 
 use crate::api::Api;
 use crate::problem::Problem;
@@ -17,10 +18,27 @@ use crate::session::{Cookie, Place, Sessions};
 /// Answers whether the caller may use the routes of a rule, for some project at least.
 pub type May = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// Finds out which caller a token identifies, and returns what tells that caller apart from all others. The error says why
-/// the token identifies nobody.
+/// With what somebody signs in.
+pub enum Credential {
+    /// A token.
+    Token(HeaderValue),
+    /// The body of a request to Keystone for a token.
+    Login(Value),
+}
+
+/// Somebody who has signed in.
+pub struct SignedIn {
+    /// What tells the caller apart from all others.
+    pub caller: String,
+    /// The token that each page shows from now on.
+    pub token: HeaderValue,
+    /// What the audit reads in the response.
+    pub for_audit: Extensions,
+}
+
+/// Finds out whether a credential identifies a caller. The error says why it does not.
 pub type SignIn =
-    Arc<dyn Fn(HeaderValue) -> Pin<Box<dyn Future<Output = Result<String, Problem>> + Send>> + Send + Sync>;
+    Arc<dyn Fn(Credential) -> Pin<Box<dyn Future<Output = Result<SignedIn, Problem>> + Send>> + Send + Sync>;
 
 /// Who looks at a page.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +62,7 @@ pub struct Context {
     pub who: Option<Who>,
     /// What the caller may do.
     pub may: May,
-    /// Checks a token that is shown at sign-in.
+    /// Checks the credential that is shown at sign-in.
     pub sign_in: SignIn,
     /// The sessions.
     pub sessions: Arc<Sessions>,
@@ -69,6 +87,8 @@ pub struct Ways {
     pub token: bool,
     /// Whether all hosts are simulated, so that a link may sign a person in without asking.
     pub simulated: bool,
+    /// With a name and password of Keystone.
+    pub password: bool,
 }
 
 impl Context {
@@ -98,7 +118,12 @@ pub(crate) struct Fields(BTreeMap<String, String>);
 impl Fields {
     /// Returns the value of a field without spaces around it; an empty text when there is no such field.
     pub(crate) fn get(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", |value| value.trim())
+        self.written(name).trim()
+    }
+
+    /// Returns the value of a field as it was written, which matters for a password.
+    pub(crate) fn written(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
     }
 
     /// Whether a checkbox is set.

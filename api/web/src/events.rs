@@ -33,7 +33,7 @@ pub(crate) struct Wanted {
 }
 
 /// The nouns that a filter can have; each stands for all of its kinds.
-const NOUNS: [&str; 13] = [
+const NOUNS: [&str; 15] = [
     "device",
     "attachment",
     "binding",
@@ -46,6 +46,8 @@ const NOUNS: [&str; 13] = [
     "webhook",
     "server",
     "quota",
+    "token",
+    "attribute",
     "request",
 ];
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::api::{id_part, part};
+use crate::attach::BY_ADDRESS;
 use crate::context::Context;
 use crate::layout::Page;
 use crate::parts::{
@@ -36,6 +37,9 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         h1 { (function_name(&function)) " " small { code { (address) } } }
         div #function data-live {
             (verdict(&function))
+            @if function["offered"] == true && context.may(BY_ADDRESS) {
+                p.actions { a.button href={ "attach?host=" (part(&host)) "&address=" (part(&address)) } { "Attach to a server" } }
+            }
             div.columns {
                 section { h2 { "What it is" } (facts(&function)) }
                 section { h2 { "Why" } (reasons(&function)) }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::api::{id_part, part};
 use crate::context::Context;
 use crate::layout::Page;
-use crate::parts::{badge, device_status, function_name, function_page, items, link_words, text};
+use crate::parts::{badge, device_status, function_name, function_page, guard, items, link_words, text};
 use crate::problem::Problem;
 use crate::tree::{Tree, holder};
 
@@ -197,7 +197,7 @@ fn row(host: &str, function: &Value) -> Markup {
             th scope="row" { a.address href=(function_page(host, address)) { (address) } }
             td { (function_name(function)) }
             td { (badge(word, colour)) }
-            td { (holder(function)) }
+            td { (holder(function)) (guard(function)) }
             td { (text(&function["driver"])) }
             td { @if let Some((link, _)) = link_words(&function["link"]) { (link) } }
             td { @if let Some(node) = function["numa_node"].as_u64() { (node) } }

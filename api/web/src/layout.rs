@@ -14,11 +14,13 @@ const CSP: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-
                    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The pages of the navigation: path, name, and the rule that a caller needs.
-pub(crate) const NAVIGATION: [(&str, &str, &str); 6] = [
+pub(crate) const NAVIGATION: [(&str, &str, &str); 8] = [
     ("hosts", "Hosts", "os_compute_api:os-hypervisors:list-detail"),
     ("servers", "Servers", "os_compute_api:servers:detail"),
     ("accelerators", "Accelerators", "hotslot:accelerator:list"),
     ("rules", "Rules", "hotslot:rule:list"),
+    ("quotas", "Quotas", "os_compute_api:os-quota-sets:detail"),
+    ("webhooks", "Webhooks", "hotslot:webhook:list"),
     ("drift", "Drift", "hotslot:drift:list"),
     ("events", "Events", "hotslot:event:list"),
 ];

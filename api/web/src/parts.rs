@@ -74,6 +74,9 @@ pub(crate) fn shown(value: &Value) -> String {
     }
 }
 
+/// The word for a function that the host needs.
+const NEEDED: &str = "needed by the host";
+
 /// Returns the word and the colour of the status of a device, as `os-pci` has it.
 pub(crate) fn device_status(function: &Value) -> (&'static str, &'static str) {
     if function["bridge"] == true {
@@ -84,12 +87,25 @@ pub(crate) fn device_status(function: &Value) -> (&'static str, &'static str) {
     }
     match text(&function["status"]) {
         "" => ("not listed", "none"),
+        "available" if function["guard"].is_string() => (NEEDED, "held"),
         "available" => ("free", "free"),
         "claimed" => ("in transition", "busy"),
         "allocated" => ("in use", "used"),
         "unclaimable" | "unavailable" => ("not available", "held"),
         "removed" | "deleted" => ("gone", "gone"),
         _ => ("other", "held"),
+    }
+}
+
+/// Returns the reason why the host needs a function, with a mark where its status is not that.
+pub(crate) fn guard(function: &Value) -> Markup {
+    html! {
+        @if let Some(guard) = function["guard"].as_str().filter(|_| function["bridge"] != true) {
+            span.guard {
+                @if device_status(function).0 != NEEDED { (badge(NEEDED, "held")) " " }
+                span.reason { (guard) }
+            }
+        }
     }
 }
 

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use crate::api::part;
 use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
-use crate::parts::{badge, text, visible_json};
+use crate::parts::{badge, device_status, function_name, function_page, guard, items, text, visible_json};
 use crate::problem::Problem;
+use crate::tree::holder;
 
 /// A kind of rules: its name in the API, its title, what it is for, and an example.
 struct Kind {
@@ -131,14 +132,22 @@ pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Resu
     Ok(page(&context, kind, &wanted, &entry, None))
 }
 
-fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, refused: Option<&Problem>) -> Response {
+/// What was found about an entry that the person has written.
+enum Found<'a> {
+    Refused(&'a Problem),
+    Preview(&'a Value),
+}
+
+fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Option<Found<'_>>) -> Response {
     let is_new = wanted.id.is_empty();
     let content = html! {
         p.crumbs { a href="rules" { "Rules" } " / " (kind.title) }
         h1 { @if is_new { "Add an entry" } @else { "Change an entry" } }
         p.lead { (kind.purpose) }
-        @if let Some(problem) = refused {
-            div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
+        @match &found {
+            Some(Found::Refused(problem)) => div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } },
+            Some(Found::Preview(preview)) => (previewed(kind, preview)),
+            None => {},
         }
         form.stack method="post" action="rule" {
             (form_token(context))
@@ -148,7 +157,8 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, refused: O
             p.help { "Example: " code { (kind.example) } }
             label.check { input type="checkbox" name="force" value="1"; span { "Also when devices in use depend on it" } }
             div {
-                button type="submit" name="step" value="save" { "Save" }
+                button.plain type="submit" name="step" value="preview" { "Preview" }
+                " " button type="submit" name="step" value="save" { "Save" }
                 @if !is_new && context.may("hotslot:rule:delete") {
                     " " button.danger type="submit" name="step" value="remove" { "Remove" }
                 }
@@ -156,11 +166,57 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, refused: O
             }
         }
     };
-    let status = refused.map_or(200, |problem| problem.status);
+    let status = if let Some(Found::Refused(problem)) = found { problem.status } else { 200 };
     Page { title: kind.title, place: "rules", live: None, content }.show_as(status, context)
 }
 
-/// Saves or removes a rule.
+/// Returns the functions that an entry would match, and what it would take away.
+fn previewed(kind: &Kind, preview: &Value) -> Markup {
+    let (functions, count) = (items(&preview["pci_devices"]), preview["count"].as_u64().unwrap_or(0));
+    let withdrawn = items(&preview["withdrawn"]);
+    let without_effect = match kind.name {
+        "whitelist" => "an earlier entry decides",
+        _ => "not assignable, so without effect",
+    };
+    html! {
+        section #preview .verdict.good[count > 0] aria-labelledby="preview-title" {
+            h2 #preview-title {
+                @match count {
+                    0 => "This entry is valid, and matches no function",
+                    1 => "This entry matches 1 function",
+                    _ => { "This entry matches " (count) " functions" },
+                }
+            }
+            p { "Nothing was saved yet." }
+            @if !withdrawn.is_empty() {
+                p.note { "These devices in use would no longer be listed. They stay with their servers, and saving needs the mark below:" }
+                ul { @for one in withdrawn { li { (text(one)) } } }
+            }
+            @if !functions.is_empty() {
+                table.wide {
+                    thead { tr { th { "Function" } th { "What" } th { "Status now" } th { "Effect" } } }
+                    tbody { @for function in functions { (previewed_function(function, without_effect)) } }
+                }
+                @if (functions.len() as u64) < count { p { "Only the first " (functions.len()) " are shown." } }
+            }
+        }
+    }
+}
+
+fn previewed_function(function: &Value, without_effect: &str) -> Markup {
+    let (host, address) = (text(&function["host"]), text(&function["address"]));
+    let (word, colour) = device_status(function);
+    html! {
+        tr {
+            th scope="row" { a.address href=(function_page(host, address)) { (address) } " " small { "on " (host) } }
+            td { (function_name(function)) }
+            td { (badge(word, colour)) " " (holder(function)) (guard(function)) }
+            td { @if function["counts"] == true { (badge("applies", "free")) } @else { span.quiet { (without_effect) } } }
+        }
+    }
+}
+
+/// Shows what an entry would do, saves it, or removes it.
 pub(crate) async fn save(context: Context, fields: Fields) -> Result<Response, Problem> {
     let kind = kind_named(fields.get("kind"))?;
     let wanted = Wanted { kind: kind.name.to_owned(), id: fields.get("id").to_owned() };
@@ -174,14 +230,22 @@ pub(crate) async fn save(context: Context, fields: Fields) -> Result<Response, P
             Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
             Ok(value) => {
                 let body = json!({ kind.name: value });
-                let (method, query) = if is_new { (Method::POST, "") } else { (Method::PUT, force) };
+                let method = if is_new { Method::POST } else { Method::PUT };
+                let query = match fields.get("step") {
+                    "preview" => "?dry_run=true",
+                    _ if is_new => "",
+                    _ => force,
+                };
                 context.api.send(method, &format!("{}{query}", wanted.path()), Some(&body)).await
             }
         }
     };
     match sent {
+        Ok(answer) if fields.get("step") == "preview" => {
+            Ok(page(&context, kind, &wanted, entry, Some(Found::Preview(&answer["preview"]))))
+        }
         Ok(_) => Ok(go("rules")),
-        Err(problem) => Ok(page(&context, kind, &wanted, entry, Some(&problem))),
+        Err(problem) => Ok(page(&context, kind, &wanted, entry, Some(Found::Refused(&problem)))),
     }
 }
 

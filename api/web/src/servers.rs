@@ -14,6 +14,7 @@ use crate::guest_tree::GuestTree;
 use crate::layout::Page;
 use crate::parts::{attachment_badge, badge, function_page, server_badge, server_link, shown, text, time};
 use crate::problem::Problem;
+use crate::steps::steps;
 
 /// The maximum number of servers in the list.
 const MOST: usize = 2000;
@@ -140,6 +141,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
     let attachments = listed.as_deref().unwrap_or_default();
     let name = topology.as_ref().map_or(wanted.id.as_str(), |tree| text(&tree["name"])).to_owned();
     let pending = attachments.iter().any(|one| ["attaching", "detaching"].contains(&text(&one["status"])));
+    let steps = steps(&context, &wanted.id, attachments, !wanted.done.is_empty()).await;
     let content = html! {
         p.crumbs { a href="servers" { "Servers" } " / " (name) }
         h1 { (name) }
@@ -148,6 +150,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         @if context.may("hotslot:attachment:create") {
             p.actions { a.button href={ "attach?id=" (part(&wanted.id)) } { "Attach devices" } }
         }
+        div #steps data-live { (steps) }
         div #attachments data-live {
             @match &listed {
                 Ok(attachments) => (table(&context, &wanted.id, attachments)),
@@ -229,6 +232,7 @@ fn attachment(context: &Context, server: &str, one: &Value, sees_hosts: bool) ->
             td {
                 (attachment_badge(status))
                 @if status == "detaching" { " " (waiting(one)) }
+                @if is_refused(one) { " " (badge("detach refused", "bad")) }
                 @if let Some(reason) = one["status_reason"].as_str() { " " span.reason { (reason) } }
                 @if one["persistent"] == false { " " small { "until the next power cycle" } }
             }
@@ -245,9 +249,14 @@ fn attachment(context: &Context, server: &str, one: &Value, sees_hosts: bool) ->
     }
 }
 
-/// Returns that the guest has been asked and has not answered, or refused.
+/// Returns that the guest has been asked and has not answered.
 fn waiting(one: &Value) -> Markup {
-    html! { @if one["status_reason"].is_null() { span.reason { "waiting for the guest" } } @else { (badge("pending", "busy")) } }
+    html! { (badge("pending", "busy")) @if one["status_reason"].is_null() { " " span.reason { "waiting for the guest" } } }
+}
+
+/// Whether a device stayed in the guest after it was asked for: then it is attached with a reason.
+fn is_refused(one: &Value) -> bool {
+    one["status"] == "attached" && one["status_reason"].is_string()
 }
 
 /// Returns where the guest sees a device, and how that is known.

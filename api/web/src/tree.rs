@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::api::part;
 use crate::parts::{
-    badge, device_status, function_name, function_page, items, link_words, server_page, text,
+    badge, device_status, function_name, function_page, guard, items, link_words, server_page, text,
 };
 
 /// The number of functions of a host up to which the tree has a line for each VF. Above it, a PF shows its VFs as a
@@ -176,6 +176,7 @@ fn entry(host: &str, function: &Value) -> Markup {
             span.name { (function_name(function)) @if let Some(kind) = kind(function) { " " small.kind { (kind) } } }
             @if colour != "none" || word != "bridge" { (badge(word, colour)) }
             (holder(function))
+            (guard(function))
             (facts(function))
         }
     }

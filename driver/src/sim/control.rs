@@ -175,9 +175,7 @@ impl Host {
             ["fault", operation, action, ..] => return self.add_fault(operation, action, &words[3..]),
             ["latency", operation, ms] => return self.set_latency(operation, ms),
             _ => {
-                return Err(format!(
-                    "unknown command `{line}`; the documentation of sim::control lists the commands"
-                ));
+                return Err(format!("unknown command `{line}`; `hotslot sim --help` lists the commands"));
             }
         };
         done.map_err(|refused: Refusal| refused.message)

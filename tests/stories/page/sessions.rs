@@ -9,7 +9,7 @@ use hotslot_tests::{Api, Hotslot, Q35, attachments};
 use reqwest::Method;
 use serde_json::json;
 
-use super::http::{Person, form_token, html, place};
+use super::person::{Person, form_token, html, place};
 use crate::door::with_tokens;
 use crate::socket::at_socket;
 use crate::users::as_nobody;
@@ -71,7 +71,7 @@ async fn a_planted_cookie_keeps_nobody_out_and_a_new_sign_in_ends_the_session_be
     person.send_as("sign-out", &[], &token).await.expect(303);
     let log = service.log();
     let line = |text: &str| log.lines().any(|line| line.contains(text) && line.contains("ops"));
-    assert!(line("signed in at the page") && line("answered POST /ui/sign-out"), "{log}");
+    assert!(line("answered POST /ui/sign-in") && line("answered POST /ui/sign-out"), "{log}");
     // To end a session that has ended is no error.
     let again = person.send_as("sign-out", &[], &token).await.expect(303);
     assert_eq!(place(&again), "sign-in");

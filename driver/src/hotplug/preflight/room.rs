@@ -6,8 +6,6 @@ use crate::hypervisor::ErrorKind;
 use crate::pci::PciAddress;
 use crate::topology::Topology;
 
-/// Bytes of non-prefetchable memory that SeaBIOS and OVMF reserve behind each hot-plug port.
-const PORT_WINDOW: u64 = 2 << 20;
 /// The PCI memory below 4 GiB of a q35 guest is smaller than this (QEMU: from 0xc000_0000 to 0xfec0_0000), and a bridge
 /// forwards non-prefetchable memory only there.
 const MEMORY_HOLE: u64 = 1 << 30;
@@ -30,13 +28,13 @@ pub(super) fn bar_window(live: Option<&DomainXml>, facts: &Facts, port: Option<P
     };
     let (memory, prefetchable) = (size(false), size(true));
     let port = port.and_then(|port| live.controllers.iter().find(|port_of| port_of.index == port.bus()));
-    let Some(port) = port.filter(|port| is_port(port.model)) else {
+    let port = port.and_then(|port| Some((port, port.memory_window()?)));
+    let Some((port, window)) = port else {
         return Finding::unknown(format!(
             "{address} needs {}; the free memory of its bus in the guest is not known",
             in_units(memory.saturating_add(prefetchable))
         ));
     };
-    let window = port.mem_reserve.unwrap_or(PORT_WINDOW);
     let room = format!(
         "{address} needs {} of memory and {} of 64-bit prefetchable memory, port {} reserves {} and {}",
         in_units(memory),
@@ -62,10 +60,6 @@ pub(super) fn bar_window(live: Option<&DomainXml>, facts: &Facts, port: Option<P
         Finding::unknown(format!("{room}: the device works only if the guest's kernel widens the window"))
             .cure(cure)
     }
-}
-
-fn is_port(model: ControllerModel) -> bool {
-    matches!(model, ControllerModel::RootPort | ControllerModel::SwitchDownstream)
 }
 
 /// Formats bytes for people, in the largest binary unit that gives a whole number.
