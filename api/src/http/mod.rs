@@ -15,6 +15,7 @@ mod cyborg;
 pub mod description;
 mod docs_page;
 mod drift;
+mod ends;
 pub mod error;
 pub(crate) mod events;
 mod explain;
@@ -42,6 +43,7 @@ mod requests;
 mod schema;
 mod servers;
 mod service;
+mod standing;
 mod state;
 mod tls;
 mod topology;
@@ -221,6 +223,8 @@ async fn with_request_id(
 ) -> Response {
     let timer = Timer::begin(&REQUESTS);
     let of_page = request.extensions_mut().remove::<RequestId>();
+    // The request of the page itself runs in a task, and is waited for at the end of the service. One that the page sends
+    // must not wait for that end.
     let is_of_page = of_page.is_some();
     let RequestId(id) = of_page.unwrap_or_else(|| RequestId(format!("req-{}", Uuid::new_v4().hyphenated())));
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -236,7 +240,7 @@ async fn with_request_id(
     let work = traced.work(next.run(request).instrument(span.clone()));
     let work = actor::scope_as(Arc::clone(&unidentified), work);
     let work = actor::as_process(records.new_worker(), work);
-    let mut response = if method.is_safe() {
+    let mut response = if method.is_safe() || is_of_page {
         work.await
     } else {
         let under_way = lifecycle.begin_request().await;

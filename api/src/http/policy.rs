@@ -164,7 +164,8 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /ui/icon.svg", Open),
     ("GET /ui/sign-in", Open),
     ("POST /ui/sign-in", Open),
-    ("POST /ui/sign-out", Open),
+    ("POST /ui/sign-out", Known),
+    ("GET /ui/{*page}", Known),
     ("GET /ui/home", Known),
     ("GET /ui/account", Known),
     ("GET /ui/hosts", Rule("os_compute_api:os-hypervisors:list-detail")),
@@ -319,8 +320,9 @@ async fn under_rule(
     let sees_hosts = caller.sees_host_details();
     let allowed = || rule.map_or(Ok(()), |rule| identity.policy.require(&caller, rule, target));
     let admitted = expect_own_project(&caller, named).and_then(|()| allowed().map_err(Fault::from));
-    // A request whose client has gone away counts until it has ended.
-    let under_way = identity.rates.begin(&caller).await;
+    // A request whose client has gone away counts until it has ended. The request of a page counts for those that it sends.
+    let is_of_page = request.extensions().get::<OnBehalf>().is_some();
+    let under_way = if is_of_page { Ok(None) } else { identity.rates.begin(&caller).await };
     let mut response = match under_way.map(|under_way| admitted.map(|()| under_way)) {
         Err(too_many) => refused_for_now(&too_many),
         Ok(Ok(_under_way)) => {
@@ -332,7 +334,12 @@ async fn under_rule(
             let response = actor::scope_as(Arc::clone(&actor), next.run(request)).await;
             if sees_hosts { response } else { without_hosts(response) }
         }
-        Ok(Err(fault)) => refusal(identity, fault),
+        Ok(Err(fault)) => {
+            let mut response = refusal(identity, fault);
+            // A page that says so has the caller's navigation.
+            response.extensions_mut().insert(caller);
+            response
+        }
     };
     response.extensions_mut().insert(Identified { actor, rule });
     response

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::attach::BY_ADDRESS;
 use crate::context::Context;
 use crate::layout::Page;
@@ -25,7 +25,8 @@ pub(crate) struct Wanted {
 
 /// Returns the page of a function.
 pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
-    let path = format!("/v2.1/os-hypervisors/{}/pci_devices/{}", part(&wanted.host), part(&wanted.address));
+    let path =
+        format!("/v2.1/os-hypervisors/{}/pci_devices/{}", id_part(&wanted.host)?, id_part(&wanted.address)?);
     let function = context.api.get(&path).await?["pci_device"].take();
     let (host, address) = (text(&function["host"]).to_owned(), text(&function["address"]).to_owned());
     let title = format!("{address} on {host}");

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::context::Context;
 use crate::layout::Page;
 use crate::parts::{badge, device_status, function_name, function_page, guard, items, link_words, text};
@@ -85,7 +85,7 @@ pub(crate) struct Wanted {
 
 /// Returns the functions of a host: as a tree, or as a list of those that a filter finds.
 pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
-    let path = format!("/v2.1/os-hypervisors/{}", part(&wanted.host));
+    let path = format!("/v2.1/os-hypervisors/{}", id_part(&wanted.host)?);
     let host = context.api.get(&path).await?["hypervisor"].take();
     let name = text(&host["hypervisor_hostname"]).to_owned();
     let functions = context.api.get(&format!("{path}/pci_devices")).await;
@@ -191,7 +191,7 @@ fn content_of(wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
             }
             p.pages {
                 @if wanted.from > 0 { a href=(more(wanted.from.saturating_sub(LINES))) { "Earlier" } " " }
-                @if wanted.from + LINES < found.len() { a href=(more(wanted.from + LINES)) { "Next " (LINES) } }
+                @if wanted.from.saturating_add(LINES) < found.len() { a href=(more(wanted.from + LINES)) { "Next " (LINES) } }
             }
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::api::part;
 use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
-use crate::parts::{badge, device_status, function_name, function_page, guard, items, text};
+use crate::parts::{badge, device_status, function_name, function_page, guard, items, text, visible_json};
 use crate::problem::Problem;
 use crate::tree::holder;
 
@@ -112,11 +112,22 @@ impl Wanted {
 /// Returns the form of a rule.
 pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
     let kind = kind_named(&wanted.kind)?;
+    let rule = if wanted.id.is_empty() { "hotslot:rule:create" } else { "hotslot:rule:update" };
+    if !context.may(rule) {
+        let text =
+            "your roles let you read the rules only; ask an administrator of this service to change them";
+        return Err(Problem::new(403, text));
+    }
     let entry = if wanted.id.is_empty() {
         kind.example.to_owned()
     } else {
         let found = context.api.get(&wanted.path()).await?;
-        found[kind.name]["entry"].to_string()
+        if found[kind.name]["read_only"] == true {
+            let place = found[kind.name]["place"].as_str().unwrap_or("the configuration");
+            let text = format!("this entry is from {place}; change it there, and reload the configuration");
+            return Err(Problem::new(409, text));
+        }
+        visible_json(&found[kind.name]["entry"])
     };
     Ok(page(&context, kind, &wanted, &entry, None))
 }
@@ -142,7 +153,7 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
             (form_token(context))
             input type="hidden" name="kind" value=(kind.name);
             input type="hidden" name="id" value=(wanted.id);
-            label { span { "Entry, as JSON" } textarea name="entry" rows="5" spellcheck="false" required { (entry) } }
+            label { span { "Entry, as JSON" } textarea name="entry" rows="5" spellcheck="false" { (entry) } }
             p.help { "Example: " code { (kind.example) } }
             label.check { input type="checkbox" name="force" value="1"; span { "Also when devices in use depend on it" } }
             div {
@@ -211,18 +222,22 @@ pub(crate) async fn save(context: Context, fields: Fields) -> Result<Response, P
     let wanted = Wanted { kind: kind.name.to_owned(), id: fields.get("id").to_owned() };
     let entry = fields.get("entry");
     let force = if fields.is_set("force") { "?force=true" } else { "" };
-    let sent = match serde_json::from_str::<Value>(entry) {
-        Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
-        Ok(value) => {
-            let body = json!({ kind.name: value });
-            let (method, body, query) = match (fields.get("step"), wanted.id.is_empty()) {
-                ("remove", false) => (Method::DELETE, None, force),
-                ("preview", true) => (Method::POST, Some(&body), "?dry_run=true"),
-                ("preview", false) => (Method::PUT, Some(&body), "?dry_run=true"),
-                (_, true) => (Method::POST, Some(&body), ""),
-                (_, false) => (Method::PUT, Some(&body), force),
-            };
-            context.api.send(method, &format!("{}{query}", wanted.path()), body).await
+    let is_new = wanted.id.is_empty();
+    let sent = if fields.get("step") == "remove" && !is_new {
+        context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()), None).await
+    } else {
+        match serde_json::from_str::<Value>(entry) {
+            Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
+            Ok(value) => {
+                let body = json!({ kind.name: value });
+                let method = if is_new { Method::POST } else { Method::PUT };
+                let query = match fields.get("step") {
+                    "preview" => "?dry_run=true",
+                    _ if is_new => "",
+                    _ => force,
+                };
+                context.api.send(method, &format!("{}{query}", wanted.path()), Some(&body)).await
+            }
         }
     };
     match sent {
