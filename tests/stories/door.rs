@@ -382,6 +382,20 @@ async fn tokens_give_rights_until_they_are_revoked() {
     service.until("the token is refused", async || status(&admin).await == 401).await;
     assert_eq!(status(&reader).await, 200);
     assert_eq!(service.get("/readyz").await.expect(200).body["identity"], "ok");
+    // A file with mistakes locks nobody out, and says so.
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, "garbage = [").unwrap();
+    let refused = cli(&["config", "reload", "--url", &url], Some(&reader));
+    assert_eq!(refused.status.code(), Some(8), "a reader may not: {refused:?}");
+    let warned = async || {
+        let ready = send("x-auth-token", &reader, Method::GET, "/readyz").await.expect(200).body;
+        ready["warnings"].to_string().contains("the tokens that were read before stay valid")
+    };
+    service.until("the mistake is known", warned).await;
+    assert_eq!(status(&reader).await, 200);
+    assert_eq!(status(&admin).await, 401, "it stays revoked");
+    std::fs::write(&file, &good).unwrap();
+    service.until("the file is used again", async || !warned().await).await;
     chmod(&file, 0o644);
     service.until("no token is accepted", async || status(&reader).await == 503).await;
     let ready = service.get("/readyz").await.expect(503).body;

@@ -227,7 +227,7 @@ async fn open_hosts(
         }
         hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
     }
-    Ok(Hosts::new(hosts))
+    Ok(Hosts::new(hosts, store.clone()))
 }
 
 async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook>>, StartError> {
@@ -299,7 +299,7 @@ mod tests {
         let refused = Service::start(config).await.err().unwrap().to_string();
         let lines: Vec<_> = refused.lines().collect();
         let places =
-            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0]: extra_specs"];
+            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0] extra_specs"];
         assert_eq!(lines.len(), places.len(), "{refused}");
         for (line, place) in lines.iter().zip(places) {
             assert!(line.starts_with(place), "{refused}");

@@ -22,6 +22,7 @@ mod explain;
 mod flavors;
 mod health;
 mod host_function;
+mod host_mode;
 mod hypervisors;
 mod idempotency;
 mod identity;
@@ -33,6 +34,7 @@ mod own_page;
 mod pci;
 mod pci_config;
 mod pci_owner;
+mod pci_ports;
 mod permit;
 mod policy;
 mod query;
@@ -164,6 +166,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(servers::show))
         .routes(routes!(topology::show))
         .routes(routes!(pci_owner::show, pci_owner::update))
+        .routes(routes!(pci_ports::add))
         .routes(routes!(attachments::create, attachments::list))
         .routes(routes!(attachments::show, attachments::delete))
         .routes(routes!(attachments::list_all))
@@ -176,6 +179,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(hypervisors::show))
         .routes(routes!(hypervisors::search))
         .routes(routes!(hypervisors::uptime))
+        .routes(routes!(host_mode::set))
         .routes(routes!(host_function::list))
         .routes(routes!(explain::device))
         .routes(routes!(explain::candidates))
@@ -266,8 +270,10 @@ async fn with_request_id(
         ("x-openstack-nova-api-version", "2.1"),
         ("vary", "OpenStack-API-Version, X-OpenStack-Nova-API-Version"),
     ] {
-        // Cyborg's routes set their own values.
-        headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
+        // Cyborg's routes set their own values, and have no such header of Nova's.
+        if !(name == "x-openstack-nova-api-version" && path.starts_with("/accelerator/")) {
+            headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
+        }
     }
     response
 }

@@ -49,11 +49,19 @@ fn line(host: &Value) -> Markup {
     }
 }
 
-/// Returns whether a host is reachable, and why it is not.
+/// Returns whether a host is reachable and what may be changed there, and why.
 fn state(host: &Value) -> Markup {
+    let restriction = &host["restriction"];
     html! {
         @if host["state"] == "up" { (badge("up", "free")) } @else { (badge("away", "bad")) }
         @if let Some(reason) = host["state_reason"].as_str() { " " span.reason { (reason) } }
+        @if !restriction.is_null() {
+            " " (badge(text(&host["mode"]), "busy"))
+            " " span.reason {
+                "by " (restriction["by"].as_str().unwrap_or("the configuration"))
+                @if let Some(reason) = restriction["reason"].as_str() { ": " (reason) }
+            }
+        }
     }
 }
 

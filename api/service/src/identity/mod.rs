@@ -104,6 +104,11 @@ impl Callers {
         }
     }
 
+    /// Returns why the present file of the tokens is not used, when those that were read before stay valid.
+    pub fn outdated_tokens(&self) -> Option<String> {
+        self.tokens.as_ref().and_then(Tokens::outdated)
+    }
+
     /// Whether Keystone has to be asked about a token: it is not one of hotslot's own, and no answer about it is known.
     pub fn asks_keystone(&self, token: &str) -> bool {
         let is_own = self.tokens.is_some() && tokens::is_own(token);
