@@ -146,7 +146,7 @@ pub(super) struct HostFunctionList {
     params(HypervisorPath), operation_id = "list_functions",
     responses((status = 200, description = "The functions.", body = HostFunctionList)))]
 pub(super) async fn list(
-    State(DeviceParts { hosts, catalog, records }): State<DeviceParts>,
+    State(DeviceParts { hosts, catalog, records, .. }): State<DeviceParts>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<HostFunctionList>, Fault> {
     let host = path.host(&hosts)?;
