@@ -97,7 +97,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         (filter(&wanted, &name))
         div #functions data-live {
             @match &functions {
-                Ok(functions) => (content_of(&wanted, &name, items(&functions["pci_devices"]))),
+                Ok(functions) => (content_of(&context, &wanted, &name, items(&functions["pci_devices"]))),
                 Err(problem) => div.refusal role="alert" {
                     p { "The functions of this host cannot be read now: " (problem.message) }
                 },
@@ -168,12 +168,12 @@ impl Wanted {
     }
 }
 
-fn content_of(wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
+fn content_of(context: &Context, wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
     if wanted.is_all() {
         return html! {
             (summary(functions))
             (legend())
-            (Tree::of(host, functions).show())
+            (Tree::of(context, host, functions).show())
         };
     }
     let found: Vec<_> = functions.iter().filter(|function| wanted.passes(function)).collect();
@@ -187,7 +187,7 @@ fn content_of(wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
         @else {
             table.wide {
                 thead { tr { th { "Address" } th { "What" } th { "Status" } th { "Who has it" } th { "Driver" } th { "Link" } th { "NUMA" } th { "Group" } } }
-                tbody { @for function in shown { (row(host, function)) } }
+                tbody { @for function in shown { (row(context, host, function)) } }
             }
             p.pages {
                 @if wanted.from > 0 { a href=(more(wanted.from.saturating_sub(LINES))) { "Earlier" } " " }
@@ -197,7 +197,7 @@ fn content_of(wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
     }
 }
 
-fn row(host: &str, function: &Value) -> Markup {
+fn row(context: &Context, host: &str, function: &Value) -> Markup {
     let (word, colour) = device_status(function);
     let address = text(&function["address"]);
     html! {
@@ -205,7 +205,7 @@ fn row(host: &str, function: &Value) -> Markup {
             th scope="row" { a.address href=(function_page(host, address)) { (address) } }
             td { (function_name(function)) }
             td { (badge(word, colour)) }
-            td { (holder(function)) (guard(function)) }
+            td { (holder(context, function)) (guard(function)) }
             td { (text(&function["driver"])) }
             td { @if let Some((link, _)) = link_words(&function["link"]) { (link) } }
             td { @if let Some(node) = function["numa_node"].as_u64() { (node) } }

@@ -146,7 +146,7 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
         p.lead { (kind.purpose) }
         @match &found {
             Some(Found::Refused(problem)) => div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } },
-            Some(Found::Preview(preview)) => (previewed(kind, preview)),
+            Some(Found::Preview(preview)) => (previewed(context, kind, preview)),
             None => {},
         }
         form.stack method="post" action="rule" {
@@ -171,7 +171,7 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
 }
 
 /// Returns the functions that an entry would match, and what it would take away.
-fn previewed(kind: &Kind, preview: &Value) -> Markup {
+fn previewed(context: &Context, kind: &Kind, preview: &Value) -> Markup {
     let (functions, count) = (items(&preview["pci_devices"]), preview["count"].as_u64().unwrap_or(0));
     let withdrawn = items(&preview["withdrawn"]);
     let without_effect = match kind.name {
@@ -195,7 +195,7 @@ fn previewed(kind: &Kind, preview: &Value) -> Markup {
             @if !functions.is_empty() {
                 table.wide {
                     thead { tr { th { "Function" } th { "What" } th { "Status now" } th { "Effect" } } }
-                    tbody { @for function in functions { (previewed_function(function, without_effect)) } }
+                    tbody { @for function in functions { (previewed_function(context, function, without_effect)) } }
                 }
                 @if (functions.len() as u64) < count { p { "Only the first " (functions.len()) " are shown." } }
             }
@@ -203,14 +203,14 @@ fn previewed(kind: &Kind, preview: &Value) -> Markup {
     }
 }
 
-fn previewed_function(function: &Value, without_effect: &str) -> Markup {
+fn previewed_function(context: &Context, function: &Value, without_effect: &str) -> Markup {
     let (host, address) = (text(&function["host"]), text(&function["address"]));
     let (word, colour) = device_status(function);
     html! {
         tr {
             th scope="row" { a.address href=(function_page(host, address)) { (address) } " " small { "on " (host) } }
             td { (function_name(function)) }
-            td { (badge(word, colour)) " " (holder(function)) (guard(function)) }
+            td { (badge(word, colour)) " " (holder(context, function)) (guard(function)) }
             td { @if function["counts"] == true { (badge("applies", "free")) } @else { span.quiet { (without_effect) } } }
         }
     }
