@@ -84,13 +84,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_means_the_same_with_dashes_and_underscores(name in "[a-z0-9]{0,8}([-_][a-z]{1,5}){0,3}", vf: bool) {
+        fn a_name_means_the_same_with_dashes_and_underscores(name in "[a-z0-9]{0,8}([-_][a-z]{1,5}){0,3}", vf in any::<bool>()) {
             let yes = |name: &str| of_driver(name, vf) == OnVfio::Yes;
             prop_assert_eq!(yes(&name), yes(&name.replace('-', "_")));
         }
 
         #[test]
-        fn any_name_is_understood(name in "\\PC{0,40}", vf: bool) {
+        fn any_name_is_understood(name in "\\PC{0,40}", vf in any::<bool>()) {
             let known = of_driver(&name, vf);
             prop_assert!(known != OnVfio::Yes || name.contains("vfio") || name == "nvidia");
         }
