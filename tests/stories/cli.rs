@@ -62,7 +62,7 @@ async fn commands_list_attach_and_detach_a_vf() {
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
 
     let host = hotslot("host list").expect(0);
-    assert_eq!(host.line("node1")[..3], ["node1", "up", "QEMU 10.0.13 (simulated)"]);
+    assert_eq!(host.line("node1")[..4], ["node1", "up", "open", "QEMU 10.0.13 (simulated)"]);
     let devices = hotslot("device list").expect(0);
     assert_eq!(devices.line("04:10.0"), ["node1", "0000:04:10.0", "8086:10ca", "type-VF", "available", "-"]);
     assert!(!devices.out.contains("0000:00:10.0"), "a root port is nothing to give away");
@@ -129,7 +129,7 @@ async fn what_is_shown_can_be_typed() {
     assert!(yaml.contains(&format!("attachment_id: {id}\n")), "{yaml}");
     for (code, arguments, why) in [
         (6, "attach q35 0000:05:00.0", "0000:05:00.0 asks for 1 device(s), 0 free: 1 in use"),
-        (6, "attach q35 0000:00:10.0", "no assignable device matches"),
+        (6, "attach q35 0000:00:10.0", "0000:00:10.0 of host node1 is a PCI bridge"),
         (3, "detach q35 nope", "q35 has no attachment `nope`"),
         (2, "detach q35 vf --all", "--all is for one guest"),
         (3, "flavor show nope", "`hotslot flavor list`"),

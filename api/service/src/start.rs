@@ -298,8 +298,12 @@ mod tests {
         let config = Config::parse(config).unwrap();
         let refused = Service::start(config).await.err().unwrap().to_string();
         let lines: Vec<_> = refused.lines().collect();
-        let places =
-            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0] extra_specs"];
+        let places = [
+            "[pci] device_spec[0]: vendor_id",
+            "[pci] device_spec[1]: it has none",
+            "[pci] alias[0]: vendor_id",
+            "[[flavor]][0] extra_specs",
+        ];
         assert_eq!(lines.len(), places.len(), "{refused}");
         for (line, place) in lines.iter().zip(places) {
             assert!(line.starts_with(place), "{refused}");

@@ -389,8 +389,9 @@ impl AttachBody {
                 id.map(Target::Server)
                     .map_err(|_| bad(format!("`{shown}` is not a server id; expected a UUID"), ATTACH))
             }
-            (None, None) if self.driver.is_none() => {
-                // An attach to a host takes a device from the host's own work, so it must be asked for.
+            (None, None) if self.driver.is_none() && self.name.is_none() && self.uuid.is_none() => {
+                // An attach to a host takes a device from the host's own work, so it must be asked for. The specification
+                // of Cyborg's first API does so by the name and the UUID of the accelerator.
                 let reason = "it names neither a server nor a host nor the driver that a host is to use";
                 Err(bad(reason, ATTACH))
             }

@@ -472,6 +472,7 @@ mod tests {
 
     use super::*;
     use crate::http::attachments::BY_ADDRESS;
+    use crate::http::trace;
 
     #[test]
     fn every_route_has_a_rule_and_every_rule_a_route() {
@@ -490,7 +491,7 @@ mod tests {
             })
             .collect();
         // The handlers require these beside the rule of their route.
-        used.insert(BY_ADDRESS);
+        used.extend([BY_ADDRESS, trace::RULE]);
         let named: BTreeSet<_> =
             RULES.iter().map(|rule| rule.name).filter(|name| name.contains(':')).collect();
         assert_eq!(used, named);

@@ -281,7 +281,7 @@ fn entries_of_the_api_come_after_the_file_and_invalid_ones_are_ignored() {
     let mut entries = Rule::of_file(&pci);
     let file = entries[0].id;
     let added = [
-        api(RuleKind::Whitelist, json!({"rack": "api", "zone": "z"})),
+        api(RuleKind::Whitelist, json!({"address": "*", "rack": "api", "zone": "z"})),
         api(RuleKind::Whitelist, json!({"status": "x"})),
         api(RuleKind::ExtraInfo, json!({"match": {"vendor_id": "10de"}, "values": {"switch": "s"}})),
         api(RuleKind::Alias, json!({"name": "a", "vendor_id": "10de", "product_id": "20b0", "zone": "z"})),

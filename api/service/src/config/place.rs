@@ -3,7 +3,14 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::read::{NAMES, line};
+/// The keys of `[pci]` that have several names. The first name is the current one in Nova.
+pub(super) const NAMES: [&[&str]; 2] =
+    [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
+
+/// Returns the number, from 1, of the line at a byte offset.
+pub(super) fn line(text: &str, byte: usize) -> usize {
+    1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
+}
 
 /// A step from a table or list to something in it.
 enum Step<'a> {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::place::key_at;
+use super::place::{NAMES, key_at, line};
 use super::{Config, Hypervisor, HypervisorMode, Source, access, collector_url, is_plain_name};
 use crate::webhook;
 
@@ -331,10 +331,6 @@ fn without_values(message: &str) -> String {
     shown + rest
 }
 
-/// The keys of `[pci]` that have several names. The first name is the current one in Nova.
-pub(super) const NAMES: [&[&str]; 2] =
-    [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
-
 /// A key that the file also has under another name.
 struct Renamed {
     /// The byte offset of the key.
@@ -388,11 +384,6 @@ fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
         }
     }
     renamed
-}
-
-/// Returns the number, from 1, of the line at a byte offset.
-pub(super) fn line(text: &str, byte: usize) -> usize {
-    1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
 }
 
 /// Separates a table into the keys whose values can be read, each on its own, and the errors of the others.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
-use super::read::NAMES;
+use super::place::NAMES;
 use super::{Account, Age, Config, HostName, Levels, Listen, Seconds, Secret, SecretFile, SocketMode};
 
 /// Gives a schema to types that are read from a text or a number.
