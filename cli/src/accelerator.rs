@@ -31,7 +31,7 @@ const NOUN: &str = "accelerators";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AcceleratorCommand {
-    /// List the accelerators, with the guests or hosts that have their devices.
+    /// List the accelerators, with the servers or hosts that have their devices.
     List {
         /// Show more columns.
         #[arg(short, long)]
@@ -64,12 +64,12 @@ pub(crate) enum AcceleratorCommand {
         /// mdev_type, acc_capability and remote.
         spec: Spec,
     },
-    /// Attach the devices of an accelerator to a guest, or bind them for use by the host itself.
+    /// Attach the devices of an accelerator to a server, or bind them for use by the host itself.
     Attach {
         /// The UUID or the name of the accelerator.
         #[arg(add = ArgValueCompleter::new(complete::accelerators))]
         accelerator: String,
-        /// The guest: its UUID or its name.
+        /// The server: its UUID or its name.
         #[arg(required_unless_present = "host", conflicts_with = "host", add = ArgValueCompleter::new(complete::servers))]
         server: Option<String>,
         /// The host that is to use the device. The device must be on this host.
@@ -78,6 +78,9 @@ pub(crate) enum AcceleratorCommand {
         /// The driver for use by the host: native (the host driver) or vfio-pci (for DPDK and similar programs).
         #[arg(long, requires = "host", conflicts_with = "server")]
         driver: Option<HostDriver>,
+        /// Take any assignable device, such as a NIC, if the spec of the accelerator requires nothing.
+        #[arg(long)]
+        any: bool,
     },
     /// Release the devices of an accelerator, and wait until they are free. The accelerator keeps its name and spec.
     Detach {
@@ -139,8 +142,10 @@ impl AcceleratorCommand {
                 let id = find(cli, &accelerator).await?;
                 show(cli, &put_spec(cli, &id, spec).await?)?;
             }
-            Self::Attach { accelerator, server, host, driver } => {
-                attach(cli, &accelerator, server.as_deref(), host.as_deref(), driver).await?;
+            Self::Attach { accelerator, server, host, driver, any } => {
+                let id =
+                    if any { find(cli, &accelerator).await? } else { specified(cli, &accelerator).await? };
+                attach(cli, (&accelerator, &id), server.as_deref(), host.as_deref(), driver).await?;
             }
             Self::Detach { accelerator, timeout, force } => {
                 release(cli, &accelerator, timeout, force).await?;
@@ -166,12 +171,11 @@ async fn create(cli: &Cli, name: &str, uuid: Option<Uuid>, spec: Option<Spec>) -
 /// Attaches an accelerator to the guest `server`, or else to the host itself.
 async fn attach(
     cli: &Cli,
-    accelerator: &str,
+    (accelerator, id): (&str, &str),
     server: Option<&str>,
     host: Option<&str>,
     driver: Option<HostDriver>,
 ) -> anyhow::Result<()> {
-    let id = find(cli, accelerator).await?;
     let (body, what) = match server {
         Some(name) => {
             let server = lookup::server(cli, name).await?;
@@ -185,7 +189,24 @@ async fn attach(
             (body, format!("attaching {accelerator} to its host"))
         }
     };
-    show(cli, &waiting(cli.output, &what, cli.client.put(&[NOUN, &id], &body)).await??)
+    show(cli, &waiting(cli.output, &what, cli.client.put(&[NOUN, id], &body)).await??)
+}
+
+/// Finds an accelerator whose spec says which devices it takes.
+///
+/// # Errors
+/// [`Exit::Refused`] when it would take any device; as [`find`].
+async fn specified(cli: &Cli, accelerator: &str) -> anyhow::Result<String> {
+    let id = find(cli, accelerator).await?;
+    let takes = at(&cli.client.get(&[NOUN, &id]).await?, "/takes");
+    if takes.starts_with("any ") && (takes.ends_with(" device") || takes.ends_with(" devices")) {
+        let message = format!(
+            "the spec of {accelerator} requires nothing, so it takes {takes}, such as a NIC; say what it takes with \
+             `hotslot accelerator spec {id} '{{\"device_type\": \"GPU\"}}'`, or attach with --any"
+        );
+        return Err(Failure::new(Exit::Refused, message).into());
+    }
+    Ok(id)
 }
 
 async fn release(cli: &Cli, accelerator: &str, timeout: Option<String>, force: bool) -> anyhow::Result<()> {

@@ -17,8 +17,8 @@ use crate::output::{self, Output};
 use crate::remedy::by_options_of_attach;
 use crate::table::{Column, aligned, column, message};
 use crate::value::at;
-use crate::wait::waiting;
-use crate::{Cli, columns, complete, lookup};
+use crate::wait::{Watched, watching};
+use crate::{Cli, columns, complete, lookup, trace};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -31,10 +31,10 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
-    /// The guest: its UUID or its name.
+    /// The server: its UUID or its name.
     #[arg(add = ArgValueCompleter::new(complete::servers))]
     server: String,
-    /// The devices: configured aliases, each with the number of devices (default 1), or addresses of devices on the host of the guest, as
+    /// The devices: configured aliases, each with the number of devices (default 1), or addresses of devices on the host of the server, as
     /// `hotslot device list` prints them.
     #[arg(required_unless_present = "flavor", conflicts_with = "flavor", value_name = "ALIAS[:N]|ADDRESS", add = ArgValueCompleter::new(complete::attachable))]
     devices: Vec<Wanted>,
@@ -47,6 +47,9 @@ pub(crate) struct Attach {
     /// Only report which devices would be attached and the result of each check. Nothing is changed.
     #[arg(long)]
     dry_run: bool,
+    /// Also print how long each step and each call of libvirt took. This is for administrators.
+    #[arg(long)]
+    trace: bool,
     /// Attach each device with all others of its IOMMU group. A request for all members of a group that are bound to
     /// host drivers does not need this option.
     #[arg(long)]
@@ -111,14 +114,24 @@ impl Attach {
             Some(flavor) => format!("attaching flavor {flavor} to {}", self.server),
             None => format!("attaching {} to {}", self.wanted(), self.server),
         };
-        let answer = waiting(cli.output, &what, cli.client.post(&path, &self.body())).await?;
+        let query = if self.trace { trace::QUERY } else { "" };
+        let body = self.body();
+        let work = cli.client.post_with(&path, query, &body);
+        let watched = Watched { client: cli.client.clone(), server: id.clone(), operation: "attach" };
+        let answer = watching(cli.output, &what, Some(watched), work).await?;
         let answer = answer
             .map_err(|failure| Failure::new(failure.exit(), by_options_of_attach(&failure.to_string())))?;
+        if self.trace && cli.output.is_data() {
+            output::data(cli.output, &answer)?;
+            return Ok(if answer["dry_run"]["would_attach"] == false { Exit::Refused } else { Exit::Done });
+        }
         if self.dry_run {
-            return dry_run(cli.output, &answer["dry_run"]);
+            let exit = dry_run(cli.output, &answer["dry_run"])?;
+            return trace::print_if(cli.output, &answer["trace"]).map(|()| exit);
         }
         let attached = answer["pci_devices"].as_array().map_or(&[][..], Vec::as_slice);
         output::list(cli.output, "devices were attached", attached, &columns::attachments())?;
+        trace::print_if(cli.output, &answer["trace"])?;
         Ok(Exit::Done)
     }
 

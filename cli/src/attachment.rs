@@ -15,9 +15,9 @@ use crate::{Cli, columns, complete, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AttachmentCommand {
-    /// List the devices that are attached to guests, or are being attached or detached.
+    /// List the devices that are attached to servers, or are being attached or detached.
     List {
-        /// Only the attachments of this guest: its UUID or its name.
+        /// Only the attachments of this server: its UUID or its name.
         #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: Option<String>,
         /// List the attachments that have ended, the latest first, instead of the current ones.

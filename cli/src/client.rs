@@ -10,6 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use backon::{ConstantBuilder, Retryable as _};
 use hotslot_service::config::is_of_this_machine;
 use hotslot_service::tls;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
@@ -24,7 +25,7 @@ use crate::remedy::by_commands;
 use crate::tls::Tls;
 
 /// How many times a POST is sent again when the connection breaks before the response arrives.
-const RETRIES: u32 = 5;
+const RETRIES: usize = 5;
 /// The delay before each of these retries.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -126,7 +127,13 @@ impl Client {
     }
 
     pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
-        self.send(Method::POST, version(path), path, None, Some(body)).await
+        self.post_with(path, "", body).await
+    }
+
+    /// Sends a POST with an encoded query string.
+    pub(crate) async fn post_with(&self, path: &[&str], query: &str, body: &Value) -> Result<Value, Failure> {
+        let query = Some(query).filter(|query| !query.is_empty());
+        self.send(Method::POST, version(path), path, query, Some(body)).await
     }
 
     pub(crate) async fn put(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
@@ -134,12 +141,12 @@ impl Client {
     }
 
     /// Deletes a resource. With `wait` the service responds when the resource is gone (v2), otherwise when it has
-    /// accepted the request (v3).
-    pub(crate) async fn delete(&self, path: &[&str], query: &str, wait: bool) -> Result<(), Failure> {
+    /// accepted the request (v3). Returns the body of the response, which most responses do not have.
+    pub(crate) async fn delete(&self, path: &[&str], query: &str, wait: bool) -> Result<Value, Failure> {
         // The path of v2 contains a project, and `-` stands for none.
         let version = if wait { "v2/-" } else { "v3" };
         let query = Some(query).filter(|query| !query.is_empty());
-        self.send(Method::DELETE, version, path, query, None).await.map(drop)
+        self.send(Method::DELETE, version, path, query, None).await
     }
 
     /// Deletes a resource that is gone when the service responds.
@@ -169,27 +176,28 @@ impl Client {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(version.split('/')).extend(path);
         }
-        let mut request = self.http.request(method.clone(), url);
-        let mut retries = 0;
-        if method == Method::POST {
-            request = request.header("idempotency-key", Uuid::new_v4().to_string());
-            retries = RETRIES;
-        }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let (status, answer) = loop {
-            request = match (request.try_clone(), exchange(request).await) {
-                (_, Ok(answer)) => break answer,
-                // The first attempt is not repeated when it could not even connect: no service has received it.
-                (Some(same), Err(error)) if retries > 0 && !(error.is_connect() && retries == RETRIES) => {
-                    same
-                }
-                (_, Err(error)) => return Err(self.unreachable(&error)),
-            };
-            retries -= 1;
-            tokio::time::sleep(RETRY_DELAY).await;
+        let key = (method == Method::POST).then(|| Uuid::new_v4().to_string());
+        let exchange = || {
+            let mut request = self.http.request(method.clone(), url.clone());
+            if let Some(key) = &key {
+                request = request.header("idempotency-key", key);
+            }
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            exchange(request)
         };
+        let retries = if key.is_some() { RETRIES } else { 0 };
+        // The first attempt is not repeated when it could not even connect: no service has received it.
+        let mut connected = false;
+        let (status, answer) = exchange
+            .retry(ConstantBuilder::default().with_delay(RETRY_DELAY).with_max_times(retries))
+            .when(|error: &reqwest::Error| {
+                connected |= !error.is_connect();
+                connected
+            })
+            .await
+            .map_err(|error| self.unreachable(&error))?;
         if !status.is_success() {
             return Err(self.refused(status, &answer));
         }

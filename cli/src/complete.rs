@@ -1,8 +1,9 @@
 //! Completion of names that the service knows: guests, hosts, aliases, addresses and ids.
 //!
 //! A shell runs hotslot with the variable `COMPLETE` to complete a command line. Options of that line do not count:
-//! the service is the one of `HOTSLOT_URL`, of `HOTSLOT_CONFIG`, or the default one, and the token is that of
-//! `HOTSLOT_TOKEN`. When it does not answer in time, nothing is completed.
+//! the service is the one of `HOTSLOT_CONTEXT`, of `HOTSLOT_URL`, of `HOTSLOT_CONFIG`, of the context that is in use, or the
+//! default one, and the token is that of the context or of `HOTSLOT_TOKEN`. When it does not answer in time, nothing is
+//! completed.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde_json::Value;
 
 use crate::address::Address;
 use crate::client::Client;
+use crate::context::Contexts;
 use crate::exit::Failure;
 use crate::tls::Tls;
 use crate::token;
@@ -141,9 +143,18 @@ fn complete(
 /// Returns a client by the variables of the environment.
 fn client() -> Option<Client> {
     let config = std::env::var_os("HOTSLOT_CONFIG").map(PathBuf::from);
-    let address = match std::env::var("HOTSLOT_URL") {
-        Ok(url) => url.parse().ok()?,
-        Err(_) => Address::found(config.as_deref()).ok()?,
+    let (url, named) = (std::env::var("HOTSLOT_URL").ok(), std::env::var("HOTSLOT_CONTEXT").ok());
+    let contexts = Contexts::read().ok()?;
+    if (named.is_some() || url.is_none() && config.is_none())
+        && let Some((name, context)) = contexts.pick(named.as_deref()).ok()?
+    {
+        let token = token::own(context.token_file.as_deref()).ok()?;
+        let tls = Tls::default().trusting(context.ca_file.clone());
+        return Client::with_token(context.address(name).ok()??, &tls, token).ok();
+    }
+    let address = match url {
+        Some(url) => url.parse().ok()?,
+        None => Address::found(config.as_deref()).ok()?,
     };
     Client::with_token(address, &Tls::default(), token::own(None).ok()?).ok()
 }

@@ -8,11 +8,14 @@ use std::str::FromStr;
 use clap::Subcommand;
 use hotslot_service::config::{Config, schema};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::Cli;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
+use crate::lookup::Noun;
 use crate::output::{self, Output};
-use crate::table::{Column, column, message};
+use crate::table::{Column, column, id, message};
+use crate::value::at;
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
@@ -20,11 +23,11 @@ pub(crate) const HELP: &str = r#"Examples:
   hotslot config show
   hotslot config reload
   hotslot config schema > hotslot.schema.json
-  hotslot config whitelist list
-  hotslot config whitelist add '{"vendor_id": "8086", "product_id": "10ca"}'
+  hotslot config device-spec list
+  hotslot config device-spec add '{"vendor_id": "8086", "product_id": "10ca"}'
   hotslot config alias add '{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}'
   hotslot config extra-info add '{"match": {"address": "3b:00.1"}, "values": {"switch": "tor-3"}}'
-  hotslot config whitelist remove 3f673402-6353-53f5-bb2b-90fd311e00db --force"#;
+  hotslot config device-spec remove 3f673402-6353-53f5-bb2b-90fd311e00db --force"#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -33,8 +36,8 @@ pub(crate) enum ConfigCommand {
     /// Have the service read its configuration file, policy, certificates and tokens again. A file with mistakes is refused,
     /// and the previous configuration stays in force.
     Reload,
-    /// Which devices are assignable (device_spec).
-    #[command(subcommand)]
+    /// Which devices are assignable (device_spec; `whitelist` in REST).
+    #[command(subcommand, name = "device-spec", alias = "whitelist")]
     Whitelist(Entries),
     /// The names by which devices are requested (alias).
     #[command(subcommand)]
@@ -88,7 +91,7 @@ pub(crate) enum Entries {
     },
     /// Remove an added entry. Entries of the configuration file can only be removed from the file.
     Remove {
-        /// The id of the entry, as `list` shows it.
+        /// The id of the entry, as `list` shows it, or an unambiguous beginning of it.
         id: String,
         /// Remove the entry even if devices that it matches are in use.
         #[arg(long)]
@@ -134,7 +137,7 @@ impl Entries {
             Self::List => {
                 let entries = cli.client.items(&path, kind).await?;
                 let columns = [
-                    column("ID", "/id").name(),
+                    id("ID", "/id"),
                     column("SOURCE", "/source"),
                     column("READ-ONLY", "/read_only"),
                     column("POSITION", "/position"),
@@ -154,6 +157,7 @@ impl Entries {
                 output::show(cli.output, &answer[kind], &lines)?;
             }
             Self::Remove { id, force } => {
+                let id = whole(cli, &path, &id).await?;
                 let query = if force { "force=true" } else { "" };
                 cli.client.remove(&[path[0], path[1], &id], query).await?;
                 let removed = json!({ "id": id, "status": "removed" });
@@ -162,6 +166,16 @@ impl Entries {
         }
         Ok(Exit::Done)
     }
+}
+
+/// Returns the whole id of the entry whose id begins so.
+async fn whole(cli: &Cli, path: &[&str; 2], text: &str) -> Result<String, Failure> {
+    const ENTRIES: Noun = Noun { noun: "entry", id: "/id", name: None, list: "`list` of the same command" };
+    if Uuid::try_parse(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    let entries = cli.client.items(path, path[1]).await?;
+    ENTRIES.find(&entries, text).map(|entry| at(entry, "/id"))
 }
 
 /// The configuration, when none is named.
@@ -203,6 +217,8 @@ mod tests {
     use super::*;
     use crate::client::answered;
 
+    const ENTRY: &str = "0a1b2c3d-0000-4000-8000-000000000001";
+
     async fn run(entries: Entries, kind: &str, answer: &'static str) -> (anyhow::Result<Exit>, String) {
         answered(answer, async |client| entries.run(&Cli { client, output: Output::TABLE }, kind).await).await
     }
@@ -224,10 +240,10 @@ mod tests {
 
         const REMOVED: &str = "HTTP/1.1 204 No Content\r\n\r\n";
         let (outcome, request) =
-            run(Entries::Remove { id: "3".into(), force: true }, "whitelist", REMOVED).await;
+            run(Entries::Remove { id: ENTRY.into(), force: true }, "whitelist", REMOVED).await;
         assert_eq!(outcome.unwrap(), Exit::Done);
         assert!(
-            request.starts_with("DELETE /v2.1/os-pci-config/whitelist/3?force=true HTTP/1.1"),
+            request.starts_with("DELETE /v2.1/os-pci-config/whitelist/0a1b2c3d-0000-4000-8000-000000000001?force=true HTTP/1.1"),
             "{request}"
         );
     }
@@ -237,10 +253,15 @@ mod tests {
         const REFUSED: &str = "HTTP/1.1 409 Conflict\r\n\r\n\
             {\"conflictingRequest\":{\"code\":409,\"message\":\"in use\"}}";
         let (outcome, request) =
-            run(Entries::Remove { id: "3".into(), force: false }, "whitelist", REFUSED).await;
+            run(Entries::Remove { id: ENTRY.into(), force: false }, "whitelist", REFUSED).await;
         let error = outcome.unwrap_err();
         assert_eq!((Exit::of(&error), error.to_string().as_str()), (Exit::Refused, "in use"));
-        assert!(request.starts_with("DELETE /v2.1/os-pci-config/whitelist/3 HTTP/1.1"), "{request}");
+        assert!(
+            request.starts_with(
+                "DELETE /v2.1/os-pci-config/whitelist/0a1b2c3d-0000-4000-8000-000000000001 HTTP/1.1"
+            ),
+            "{request}"
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::value::at;
 use crate::wait::{Watched, watching};
-use crate::{Cli, attachment, complete, lookup};
+use crate::{Cli, attachment, complete, lookup, trace};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -23,11 +23,11 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Detach {
-    /// The ids of attachments, or unambiguous beginnings of them. Or a guest, and its attachments by their aliases, their
+    /// The ids of attachments, or unambiguous beginnings of them. Or a server, and its attachments by their aliases, their
     /// addresses on the host or in the guest, or their ids.
     #[arg(required = true, value_name = "ATTACHMENT|SERVER ALIAS|ADDRESS", add = ArgValueCompleter::new(complete::attachments))]
     names: Vec<String>,
-    /// Detach all devices of the guest.
+    /// Detach all devices of the server.
     #[arg(long)]
     all: bool,
     /// Only send the unplug requests; do not wait until the guests have released the devices.
@@ -41,6 +41,9 @@ pub(crate) struct Detach {
     /// the guest refuses. A running guest still keeps the device until it releases it.
     #[arg(long)]
     force: bool,
+    /// Also print how long each step and each call of libvirt took. This is for administrators.
+    #[arg(long, conflicts_with = "no_wait")]
+    trace: bool,
 }
 
 impl Detach {
@@ -51,14 +54,12 @@ impl Detach {
             [(id, _)] => format!("detaching {id}"),
             several => format!("detaching {} devices", several.len()),
         };
-        let watched = match &wanted[..] {
-            [(id, Ok(attachment))] => {
-                let server = at(attachment, "/serverId");
-                let path = ["servers".to_owned(), server, "os-pci_attachments".to_owned(), id.clone()];
-                Some(Watched { client: cli.client.clone(), path })
-            }
-            _ => None,
-        };
+        let first = wanted.iter().find_map(|(_, found)| found.as_ref().ok());
+        let watched = first.map(|attachment| Watched {
+            client: cli.client.clone(),
+            server: at(attachment, "/serverId"),
+            operation: "detach",
+        });
         let query = self.query()?;
         let work = detach(cli, wanted, &query, !self.no_wait);
         let outcomes = watching(cli.output, &what, watched, work).await?;
@@ -69,8 +70,9 @@ impl Detach {
         for Outcome { id, result } in &outcomes {
             match result {
                 Ok(_) if cli.output.is_names() => output::print(&format!("{id}\n"))?,
-                Ok(address) if !cli.output.is_data() => {
+                Ok((address, trace)) if !cli.output.is_data() => {
                     output::print(&format!("{done} {id} ({address})\n"))?;
+                    trace::print_if(cli.output, trace)?;
                 }
                 Ok(_) => {}
                 Err(failure) => output::complain(&failure.to_string()),
@@ -133,7 +135,10 @@ impl Detach {
     }
 
     fn query(&self) -> anyhow::Result<String> {
-        query(self.timeout.clone(), self.force)
+        let query = query(self.timeout.clone(), self.force)?;
+        let trace = self.trace.then_some(trace::QUERY);
+        let given = [Some(query.as_str()).filter(|query| !query.is_empty()), trace];
+        Ok(given.into_iter().flatten().collect::<Vec<_>>().join("&"))
     }
 }
 
@@ -148,7 +153,7 @@ async fn of_server(cli: &Cli, all: &[Value], server: &str) -> Result<Vec<Value>,
 fn named(own: &[Value], server: &str, name: &str) -> Result<Value, Failure> {
     let address = match name.parse() {
         Ok(DeviceName::Address(address)) => Some(address.to_string()),
-        Ok(DeviceName::Id(_) | DeviceName::Uuid(_)) | Err(_) => None,
+        Ok(_) | Err(_) => None,
     };
     let is = |attachment: &&Value| match &address {
         Some(address) => attachment["address"] == **address || attachment["inner_address"] == **address,
@@ -189,19 +194,26 @@ pub(crate) fn query(timeout: Option<String>, force: bool) -> anyhow::Result<Stri
     query_string(&timeout.into_iter().chain(force).collect::<Vec<_>>())
 }
 
-/// The result for one attachment: the address of the device, or the failure.
+/// The result for one attachment: the address of the device and the trace, or the failure.
 struct Outcome {
     id: String,
-    result: Result<String, Failure>,
+    result: Result<(String, Value), Failure>,
 }
 
 impl Outcome {
     fn json(&self, done: &str) -> Value {
-        let (status, error) = match &self.result {
-            Ok(_) => (done, None),
-            Err(failure) => ("failed", Some(failure.to_string())),
-        };
-        json!({ "attachment_id": self.id, "status": status, "error": error })
+        match &self.result {
+            Ok((_, trace)) => {
+                let mut outcome = json!({ "attachment_id": self.id, "status": done, "error": null });
+                if !trace.is_null() {
+                    outcome["trace"] = trace.clone();
+                }
+                outcome
+            }
+            Err(failure) => {
+                json!({ "attachment_id": self.id, "status": "failed", "error": failure.to_string() })
+            }
+        }
     }
 }
 
@@ -224,7 +236,9 @@ async fn detach(
                         let with_id =
                             |failure: Failure| Failure::new(failure.exit(), format!("{id}: {failure}"));
                         let gone = client.delete(&path, &query, wait).await;
-                        gone.map(|()| at(&attachment, "/address")).map_err(with_id)
+                        let trace =
+                            |mut body: Value| body.get_mut("trace").map(Value::take).unwrap_or_default();
+                        gone.map(|body| (at(&attachment, "/address"), trace(body))).map_err(with_id)
                     }
                     Err(failure) => Err(failure),
                 };
@@ -281,6 +295,8 @@ mod tests {
             ("3f2a --timeout 30s", "timeout=30s"),
             ("3f2a 91c0 --force", "force=true"),
             ("3f2a --force --timeout 2m --no-wait", "timeout=2m&force=true"),
+            ("3f2a --trace", "trace=1"),
+            ("3f2a --trace --timeout 30s", "timeout=30s&trace=1"),
         ] {
             let line = Line::try_parse_from(format!("detach {line}").split(' ')).unwrap();
             assert_eq!(line.detach.query().unwrap(), query);

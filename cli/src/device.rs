@@ -177,8 +177,8 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
         let record = records.iter().find(|record| record["host"] == host["hypervisor_hostname"]);
         let address = match (name, record) {
             (DeviceName::Address(address), _) => address.to_string(),
-            (DeviceName::Id(_) | DeviceName::Uuid(_), Some(record)) => at(record, "/address"),
-            (DeviceName::Id(_) | DeviceName::Uuid(_), None) => continue,
+            (_, Some(record)) => at(record, "/address"),
+            (_, None) => continue,
         };
         let path = ["os-hypervisors", &at(host, "/id"), "pci_devices", &address];
         match cli.client.item(&path, "pci_device").await {
@@ -260,7 +260,7 @@ pub(crate) fn offered(device: &Value) -> String {
         (None, _) => "-".into(),
         (Some(true), _) => "yes".into(),
         (Some(false), Some(why)) => format!("no: {}", by_commands(why)),
-        (Some(false), None) if !counts => "no: no whitelist entry matches it".into(),
+        (Some(false), None) if !counts => "no: no device_spec lists it".into(),
         (Some(false), None) if device["status"].is_null() => "no: it has no record".into(),
         (Some(false), None) => format!("no: it is {}", at(device, "/status")),
     }
@@ -403,7 +403,7 @@ mod tests {
         for (device, says) in [
             (json!({ "offered": true, "status": "available" }), "yes"),
             (json!({ "offered": false, "withheld": "its group is in use" }), "no: its group is in use"),
-            (json!({ "offered": false, "whitelist": [] }), "no: no whitelist entry matches it"),
+            (json!({ "offered": false, "whitelist": [] }), "no: no device_spec lists it"),
             (json!({ "offered": false, "whitelist": counts, "status": null }), "no: it has no record"),
             (
                 json!({ "offered": false, "whitelist": counts, "withheld": null, "status": "allocated" }),

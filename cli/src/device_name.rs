@@ -18,6 +18,27 @@ pub(crate) enum DeviceName {
     Id(u64),
     /// The UUID of its record in `os-pci`.
     Uuid(Uuid),
+    /// The beginning of that UUID, in lower case.
+    Beginning(String),
+}
+
+/// From this length on, a number is taken for the beginning of a UUID: short UUIDs have this length.
+const SHORT: usize = 8;
+
+impl DeviceName {
+    /// Parses a name where nothing but a device can be meant, so that the beginning of a UUID is one too.
+    ///
+    /// # Errors
+    /// What a name of a device looks like.
+    pub(crate) fn or_beginning(text: &str) -> Result<Self, String> {
+        let is_digit = |letter: char| letter.is_ascii_hexdigit() || letter == '-';
+        let is_beginning = !text.is_empty() && text.chars().all(is_digit);
+        match text.parse() {
+            Ok(Self::Id(_)) if text.len() >= SHORT => Ok(Self::Beginning(text.to_owned())),
+            Err(_) if is_beginning => Ok(Self::Beginning(text.to_ascii_lowercase())),
+            parsed => parsed,
+        }
+    }
 }
 
 impl FromStr for DeviceName {
@@ -41,6 +62,7 @@ impl std::fmt::Display for DeviceName {
             Self::Address(address) => address.fmt(f),
             Self::Id(id) => id.fmt(f),
             Self::Uuid(uuid) => uuid.fmt(f),
+            Self::Beginning(text) => f.write_str(text),
         }
     }
 }
@@ -49,7 +71,8 @@ impl std::fmt::Display for DeviceName {
 #[derive(Debug, Args)]
 pub(crate) struct OneDevice {
     /// The device: its address (0000:3b:00.1 or 3b:00.1), its node device name (pci_0000_3b_00_1), or the os-pci id or
-    /// UUID of its record.
+    /// UUID of its record, or an unambiguous beginning of the UUID.
+    #[arg(value_parser = DeviceName::or_beginning)]
     pub(crate) device: DeviceName,
     /// The host of the device. It is required when several hosts have a device at this address.
     #[arg(long)]

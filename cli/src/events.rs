@@ -6,15 +6,17 @@ use clap::Args;
 use clap_complete::ArgValueCompleter;
 use hotslot_model::event::EventKind;
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::client::query_string;
+use crate::device_name::DeviceName;
 use crate::event_stream::{EventStream, Message};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, Output, json_text, print_on};
 use crate::pci::key_values;
 use crate::remedy::by_commands;
 use crate::value::{at, time};
-use crate::{Cli, complete, lookup};
+use crate::{Cli, attachment, complete, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -50,13 +52,14 @@ pub(crate) struct Events {
     /// Only events of this host.
     #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     host: Option<String>,
-    /// Only events of this guest: its UUID, or its name if the guest still exists.
+    /// Only events of this server: its UUID, or its name if the server still exists.
     #[arg(long, add = ArgValueCompleter::new(complete::servers))]
     server: Option<String>,
-    /// Only events of this device: its os-pci id, UUID or address.
+    /// Only events of this device: its os-pci id, UUID or address, or an unambiguous beginning of the UUID of a present one.
     #[arg(long, add = ArgValueCompleter::new(complete::devices))]
     device: Option<String>,
-    /// Only events of this attachment: its full id.
+    /// Only events of this attachment: its id, or an unambiguous beginning of the id of one that `hotslot attachment list`
+    /// lists, also with --ended.
     #[arg(long, add = ArgValueCompleter::new(complete::attachment_ids))]
     attachment: Option<String>,
     /// Only events of the user with this name, such as a local user or a token.
@@ -81,6 +84,22 @@ impl Events {
             Some(server) => Some(lookup::server(cli, server).await?),
             None => None,
         };
+        let attachment = match &self.attachment {
+            Some(text) if Uuid::try_parse(text).is_err() => {
+                let found = attachment::one(cli, &attachment::all(cli).await?, text).await?;
+                Some(at(&found, "/attachment_id"))
+            }
+            other => other.clone(),
+        };
+        let device = match &self.device {
+            Some(text) => match DeviceName::or_beginning(text) {
+                Ok(name @ DeviceName::Beginning(_)) => {
+                    lookup::records(cli, &name).await?.first().map(|record| at(record, "/uuid"))
+                }
+                Ok(_) | Err(_) => Some(text.clone()),
+            },
+            None => None,
+        };
         let last = self.last.or((self.follow && self.since.is_none()).then_some(LAST));
         let pairs = [
             ("since", self.since.map(|id| id.to_string())),
@@ -88,8 +107,8 @@ impl Events {
             ("kind", self.kind.clone()),
             ("host", self.host.clone()),
             ("server", server),
-            ("device", self.device.clone()),
-            ("attachment", self.attachment.clone()),
+            ("device", device),
+            ("attachment", attachment),
             ("user", self.user.clone()),
             ("user_id", self.user_id.clone()),
             ("project", self.project.clone()),
@@ -188,7 +207,8 @@ fn line(cells: &[String; 6]) -> String {
     format!("{id:<7}   {time:<20}   {kind:<24}   {what}   {change}   {initiator}\n")
 }
 
-fn cells(event: &Value) -> [String; 6] {
+/// Returns id, time, kind, what changed, how, and who changed it.
+pub(crate) fn cells(event: &Value) -> [String; 6] {
     let names = ["/host", "/address", "/server_id", "/attachment_id", "/rule_id", "/resource_id"];
     let what: Vec<_> = names.iter().map(|name| at(event, name)).filter(|name| name != "-").collect();
     let value = |key: &str| {

@@ -34,7 +34,7 @@ pub(crate) struct Explain {
     /// Only this host. For a device it is required when several hosts have a device at this address.
     #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     host: Option<String>,
-    /// For an alias: the devices that this guest (UUID or name) would get, considering its host and its NUMA cells.
+    /// For an alias: the devices that this server (UUID or name) would get, considering its host and its NUMA cells.
     #[arg(long, add = ArgValueCompleter::new(complete::servers))]
     server: Option<String>,
     /// For an alias: explain a request for whole IOMMU groups.
@@ -130,7 +130,7 @@ fn explanation(device: &Value, unreachable: bool, names: &HashMap<String, String
         vec![
             ("Device", vec![title]),
             ("Offered", vec![device::offered(device)]),
-            ("Whitelist", whitelist(device)),
+            ("device_spec", whitelist(device)),
             ("State", state(device, names)),
             ("Guard", vec![device::guard(device)]),
             ("IOMMU group", group(device, names)),
@@ -296,7 +296,7 @@ mod tests {
             explanation(&device, false, &names),
             r#"Device:        0000:06:00.0 on node1, 8086:10d3 Intel 82574L
 Offered:       no: it is allocated
-Whitelist:     entry 2 decides: it is the first that matches ([pci] device_spec[1]: {"vendor_id":"8086"})
+device_spec:   entry 2 decides: it is the first that matches ([pci] device_spec[1]: {"vendor_id":"8086"})
                entry 1 does not match: its vendor_id is 8086, not 10de ([pci] device_spec[0]: {"vendor_id":"10de"})
                entry 3 also matches, but is after the one that decides (entry x of whitelist: {})
 State:         allocated to vm1
@@ -319,8 +319,8 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
         let text = explanation(&plain, false, &HashMap::new());
         for line in [
             "Device:        0000:00:1f.0 on node1, 8086:2918\n",
-            "Offered:       no: no whitelist entry matches it\n",
-            "Whitelist:     there is no entry, so no device is assignable\n",
+            "Offered:       no: no device_spec lists it\n",
+            "device_spec:   there is no entry, so no device is assignable\n",
             "State:         no record\n",
             "IOMMU group:   none\n",
             "Reset:         not known\n",
@@ -331,7 +331,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
         let alone = json!({ "whitelist": [{ "position": 1, "counts": false, "matches": false }],
                             "iommu_group": { "number": 3 } });
         let text = explanation(&alone, false, &HashMap::new());
-        for line in ["Whitelist:     no entry matches\n", "IOMMU group:   3, with no other member\n"] {
+        for line in ["device_spec:   no entry matches\n", "IOMMU group:   3, with no other member\n"] {
             assert!(text.contains(line), "{line}{text}");
         }
 

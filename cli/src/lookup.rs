@@ -130,6 +130,12 @@ pub(crate) async fn records(cli: &Cli, name: &DeviceName) -> anyhow::Result<Vec<
         DeviceName::Id(_) | DeviceName::Uuid(_) => {
             vec![cli.client.item(&["os-pci", &name.to_string()], "pci_device").await?]
         }
+        DeviceName::Beginning(text) => {
+            const RECORDS: Noun =
+                Noun { noun: "device record", id: "/uuid", name: None, list: "`hotslot pci list -l`" };
+            let all = cli.client.items(&["os-pci", "detail"], "pci_devices").await?;
+            vec![RECORDS.find(&all, text)?.clone()]
+        }
     })
 }
 

@@ -13,6 +13,7 @@ mod cloud;
 mod columns;
 mod complete;
 mod config;
+mod context;
 mod db;
 mod detach;
 mod device;
@@ -35,6 +36,8 @@ mod output;
 mod pci;
 mod policy;
 mod quota;
+#[cfg(test)]
+mod reference;
 mod remedy;
 mod serve;
 mod server;
@@ -44,7 +47,9 @@ mod status;
 mod table;
 mod tls;
 mod token;
+mod top;
 mod topology;
+mod trace;
 mod tree;
 mod ui;
 mod value;
@@ -55,20 +60,27 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::CompleteEnv;
 
 use crate::address::Address;
 use crate::client::Client;
 use crate::cloud::Cloud;
-use crate::exit::Exit;
+use crate::context::{Context, Contexts};
+use crate::exit::{Exit, Failure};
 use crate::login::Login;
 use crate::output::Output;
 use crate::tls::Tls;
 
 /// Hot-plugs PCI devices into running libvirt guests, and reports the address at which the guest sees each device.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, after_help = exit::HELP)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = exit::HELP,
+    next_help_heading = "Options of every command"
+)]
 struct Arguments {
     /// The address of the service: unix:/path/to/socket, http://HOST:PORT or https://HOST:PORT. By default it is `[api]
     /// listen` of the configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the
@@ -76,6 +88,9 @@ struct Arguments {
     /// /etc/hotslot.toml.
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,
+    /// The context with the address of the service and the way to identify there; see `hotslot context --help`.
+    #[arg(long, global = true, env = "HOTSLOT_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
     #[command(flatten)]
     tls: Tls,
     /// The configuration file. Without one, `serve` and `db` use the defaults: the host is qemu:///system, and no
@@ -93,6 +108,9 @@ struct Arguments {
     os_cloud: Option<String>,
     #[command(flatten)]
     output: Output,
+    /// Whether the context in force has a cloud and no token, so that the variable of a token does not count.
+    #[arg(skip)]
+    only_cloud: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -118,6 +136,9 @@ enum Command {
     Db(db::DbCommand),
     /// Open the page in a browser, as the user who runs this, through the unix socket of the service.
     Ui,
+    /// List, add, remove and choose contexts: names for services and how to identify there.
+    #[command(subcommand, after_help = context::HELP)]
+    Context(context::ContextCommand),
     /// Make, list and revoke tokens with which clients identify themselves.
     #[command(subcommand, after_help = token::HELP)]
     Token(token::TokenCommand),
@@ -155,28 +176,28 @@ enum ServiceCommand {
     /// Explain why a device is offered or not, or which devices a request for an alias would get.
     #[command(after_help = explain::HELP)]
     Explain(explain::Explain),
-    /// Print the PCI tree of a host, or of a guest with its free ports.
+    /// Print the PCI tree of a host, or of a server with its free ports.
     #[command(after_help = topology::HELP)]
     Topology(topology::Topology),
-    /// Check a configuration file, and list and change the rules: whitelist, aliases and extra_info.
+    /// Check a configuration file, and list and change the rules: device_spec, aliases and extra_info.
     #[command(subcommand, after_help = config::HELP)]
     Config(config::ConfigCommand),
-    /// List and show the guests.
+    /// List and show the servers, which are the domains of libvirt.
     #[command(subcommand)]
     Server(server::ServerCommand),
-    /// List and show the attachments of devices to guests.
+    /// List and show the attachments of devices to servers.
     #[command(subcommand)]
     Attachment(attachment::AttachmentCommand),
     /// Print or follow the events of devices, attachments and rules.
     #[command(after_help = events::HELP)]
     Events(events::Events),
-    /// Attach devices to a guest: all of them, or none.
+    /// Attach devices to a server: all of them, or none.
     #[command(after_help = attach::HELP)]
     Attach(attach::Attach),
-    /// Detach devices from guests, and wait until the guests have released them.
+    /// Detach devices from servers, and wait until their guests have released them.
     #[command(after_help = detach::HELP)]
     Detach(detach::Detach),
-    /// Manage accelerators: named devices for a guest or for the host itself.
+    /// Manage accelerators: named devices for a server or for the host itself.
     #[command(subcommand, after_help = accelerator::HELP)]
     Accelerator(accelerator::AcceleratorCommand),
     /// Show and set how much of each resource a project may use.
@@ -185,6 +206,9 @@ enum ServiceCommand {
     /// Print the state of the service on one screen, with an exit code for monitoring.
     #[command(after_help = status::HELP)]
     Status,
+    /// Follow the hosts, the attaches and detaches that are under way, and the latest events on one screen.
+    #[command(after_help = top::HELP)]
+    Top(top::Top),
     /// Show and set the levels of the service's log.
     #[command(after_help = log_level::HELP)]
     LogLevel(log_level::LogLevel),
@@ -201,8 +225,11 @@ struct Cli {
 
 fn main() -> ExitCode {
     CompleteEnv::with_factory(Arguments::command).complete();
-    let arguments = Arguments::parse();
-    run(arguments)
+    let matches = Arguments::command().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    arguments
+        .in_context(|option| matches.value_source(option) == Some(ValueSource::CommandLine))
+        .and_then(run)
         .unwrap_or_else(|error| {
             output::complain(&format!("{error:#}"));
             Exit::of(&error)
@@ -210,9 +237,75 @@ fn main() -> ExitCode {
         .into()
 }
 
+impl Arguments {
+    /// Takes over the values of the context that applies, if one does. `is_given` is whether the command line itself has an
+    /// option, rather than a variable.
+    fn in_context(mut self, is_given: impl Fn(&str) -> bool) -> anyhow::Result<Self> {
+        if !self.command.uses_service() {
+            return Ok(self);
+        }
+        let named = self.context.as_deref();
+        if named.is_some() && is_given("url") {
+            let message = "give either --url or a context (--context, HOTSLOT_CONTEXT)";
+            return Err(Failure::new(Exit::Usage, message).into());
+        }
+        if named.is_none() && (self.url.is_some() || self.config.is_some() || self.os_cloud.is_some()) {
+            return Ok(self);
+        }
+        let contexts = Contexts::read()?;
+        let Some((name, context)) = contexts.pick(named)? else { return Ok(self) };
+        self.url = context.address(name)?;
+        if self.token_file.is_none() {
+            if let Some(file) = &context.token_file {
+                context::expect_private(file)?;
+            }
+            self.token_file = context.token_file.clone();
+        }
+        self.only_cloud = context.cloud.is_some();
+        if !is_given("os_cloud") && (context.cloud.is_some() || context.token_file.is_some()) {
+            self.os_cloud = context.cloud.clone();
+        }
+        self.tls = self.tls.trusting(context.ca_file.clone());
+        Ok(self)
+    }
+
+    /// What the options for a connection say.
+    fn given(&self) -> Context {
+        Context {
+            url: self.url.as_ref().map(Address::to_string),
+            token_file: self.token_file.clone(),
+            ca_file: self.tls.ca_file().map(Path::to_owned),
+            cloud: self.os_cloud.clone(),
+        }
+    }
+}
+
+impl Command {
+    /// Whether the command connects to the service.
+    fn uses_service(&self) -> bool {
+        match self {
+            Self::Service(ServiceCommand::Config(config::ConfigCommand::Local(_))) => false,
+            Self::Doctor(_) | Self::Version | Self::Ui | Self::Service(_) => true,
+            Self::Serve { .. }
+            | Self::Capture(_)
+            | Self::Sim(_)
+            | Self::Db(_)
+            | Self::Context(_)
+            | Self::Token(_)
+            | Self::Policy(_)
+            | Self::Completions { .. }
+            | Self::ManPages { .. } => false,
+        }
+    }
+}
+
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let given = arguments.given();
     let config = arguments.config.as_deref();
-    let own = || token::own(arguments.token_file.as_deref());
+    let own = || match &arguments.token_file {
+        None if arguments.only_cloud => Ok(None),
+        file => token::own(file.as_deref()),
+    };
     let url = || arguments.url.clone().map_or_else(|| Address::found(config), Ok);
     if matches!(arguments.command, Command::Serve { .. } | Command::Db(_) | Command::Token(_)) {
         // Files that these commands create are readable by hotslot's user only.
@@ -240,6 +333,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         }),
         Command::Ui => until_done(async { ui::run(url()?).await }),
         Command::Sim(sim) => sim.run(),
+        Command::Context(command) => command.run(given, arguments.output),
         Command::Token(command) => command.run(config, arguments.output),
         Command::Policy(command) => command.run(config, arguments.output),
         Command::Completions { shell } => {
@@ -307,6 +401,7 @@ impl ServiceCommand {
             Self::Quota(command) => command.run(cli).await,
             Self::Drift(command) => command.run(cli).await,
             Self::Status => status::run(cli).await,
+            Self::Top(command) => command.run(cli).await,
             Self::LogLevel(command) => command.run(cli).await,
         }
     }
@@ -385,6 +480,7 @@ mod tests {
             "hotslot status -o json",
             "hotslot version",
             "hotslot db version --config /etc/hotslot/hotslot.toml",
+            "hotslot config device-spec list",
             "hotslot config whitelist list",
             "hotslot config alias add {\"name\":\"a1\"}",
             "hotslot config extra-info remove 3 --force",

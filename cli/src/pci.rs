@@ -60,7 +60,7 @@ pub(crate) struct List {
     /// Only devices with this status.
     #[arg(long, value_parser = PossibleValuesParser::new(DeviceStatus::ALL.iter().map(|it| it.as_str())))]
     status: Option<String>,
-    /// Only the devices of this guest: its UUID or its name.
+    /// Only the devices of this server: its UUID or its name.
     #[arg(long, add = ArgValueCompleter::new(complete::servers))]
     server: Option<String>,
     /// Only devices with this value in extra_info. The option may be repeated.

@@ -11,6 +11,7 @@ use anyhow::{Context as _, anyhow, bail};
 use hotslot_api::http::{self, Listener};
 use hotslot_service::config::{Api, Config, Listen, SOCKET_GROUP};
 use hotslot_service::service::Service;
+use hotslot_service::trace_export::Exporter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -49,6 +50,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     // The socket comes first, so that a second service fails here and does not touch the records of the first.
     let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.url()))?;
+    let exporter = Exporter::start(&config.trace)?;
     let service = Service::start(config).await?;
     warn_of_no_devices(&service, configured);
     for host in service.hosts.iter() {
@@ -100,6 +102,9 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
         );
     }
     service.close().await;
+    if let Some(exporter) = exporter {
+        exporter.stop().await;
+    }
     Ok(())
 }
 

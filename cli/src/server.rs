@@ -12,30 +12,30 @@ use crate::{Cli, columns, complete, host, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServerCommand {
-    /// List the guests of all hosts.
+    /// List the servers of all hosts.
     List {
-        /// Only the guests of this host.
+        /// Only the servers of this host.
         #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
         host: Option<String>,
     },
-    /// Show one guest, and the devices that are attached to it.
+    /// Show one server, and the devices that are attached to it.
     Show {
-        /// The UUID or the name of the guest.
+        /// The UUID or the name of the server.
         #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: String,
     },
-    /// Set the project whose members may attach devices to a guest. Only for guests that Nova did not create.
+    /// Set the project whose members may attach devices to a server. Only for servers that Nova did not create.
     ///
-    /// The project is kept in the metadata of the guest's domain. Without a project, only administrators and services may
-    /// use the guest.
+    /// The project is kept in the metadata of the server's domain. Without a project, only administrators and services may
+    /// use the server.
     Set {
-        /// The UUID or the name of the guest.
+        /// The UUID or the name of the server.
         #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: String,
         /// The id of the project.
         #[arg(long, required_unless_present = "no_project", conflicts_with = "no_project")]
         project: Option<String>,
-        /// The guest belongs to no project.
+        /// The server belongs to no project.
         #[arg(long)]
         no_project: bool,
     },

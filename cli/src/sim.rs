@@ -17,8 +17,18 @@ pub(crate) struct Sim {
     line: Vec<String>,
 }
 
-/// The examples in `--help`.
+/// The text in `--help`.
 pub(crate) const HELP: &str = "\
+Commands:
+  start|shutdown|destroy|crash|reboot|pause|resume|save|restore|migrate GUEST
+  guest GUEST unplug=normal|refuse|ignore        how the guest answers a request to release a device
+  plug GUEST DEVICE live|config|both             as `virsh attach-device` does
+  unplug GUEST DEVICE live|config                as `virsh detach-device` does
+  agent GUEST connected|gone
+  device add|remove NAME                         the host gets or loses a device
+  device driver NAME [DRIVER]                    binds another driver, or none
+  disconnect|reconnect                           the connection to libvirtd
+
 Examples:
   hotslot sim /tmp/node1 reboot g1
   hotslot sim /tmp/node1 guest g1 unplug=ignore

@@ -12,8 +12,8 @@ use crate::value::at;
 
 /// The spaces between two columns.
 const GAP: u16 = 3;
-/// The minimum width of a column whose text is wrapped, in characters.
-const WRAPPED: u16 = 24;
+/// The minimum width of a column whose text is wrapped, in characters: that of a PCI address.
+const NARROW: u16 = 12;
 /// The minimum number of characters of a short id, as in `git log --oneline`.
 const SHORT: usize = 8;
 
@@ -125,11 +125,26 @@ fn plain() -> Table {
     table
 }
 
-/// Formats the table. The columns that are not `wrapped` have the width of their cells.
+/// Formats the table. The columns that are not `wrapped` have the width of their cells, unless the table would be wider
+/// than the terminal: then the widest of them are wrapped too.
 fn finished(mut table: Table, wrapped: &[bool]) -> String {
-    for (column, wrapped) in table.column_iter_mut().zip(wrapped) {
-        column.set_padding((0, GAP)).set_constraint(if *wrapped {
-            ColumnConstraint::LowerBoundary(Width::Fixed(WRAPPED))
+    let widths = table.column_max_content_widths();
+    let mut wrapped = wrapped.to_vec();
+    if let Some(room) = table.width() {
+        let mut widest: Vec<_> = (0..widths.len()).collect();
+        widest.sort_by_key(|column| std::cmp::Reverse(widths[*column]));
+        for column in widest {
+            let narrow = |(width, wrapped): (&u16, &bool)| if *wrapped { NARROW.min(*width) } else { *width };
+            let needed: u16 = widths.iter().zip(&wrapped).map(|both| narrow(both).saturating_add(GAP)).sum();
+            if needed <= room {
+                break;
+            }
+            wrapped[column] = true;
+        }
+    }
+    for ((column, wrapped), width) in table.column_iter_mut().zip(wrapped).zip(widths) {
+        column.set_padding((0, GAP)).set_constraint(if wrapped && width > NARROW {
+            ColumnConstraint::LowerBoundary(Width::Fixed(NARROW + GAP))
         } else {
             ColumnConstraint::ContentWidth
         });
@@ -187,6 +202,21 @@ mod tests {
         assert_eq!(shortened(&ids), ["3f0c7c2e", "91c00000"]);
         let ids = ["3f0c7c2e-6f0e", "3f0c7c2e-6f1e", "3f0c7c2e-6f0e", "-"].map(str::to_owned);
         assert_eq!(shortened(&ids), ["3f0c7c2e-6f0", "3f0c7c2e-6f1", "3f0c7c2e-6f0", "-"]);
+    }
+
+    #[test]
+    fn a_table_is_not_wider_than_the_terminal() {
+        let cells = ["3f0c7c2e", "gpu", "0000:17:00.0", "0000:01:00.0 (computed)", "attached"];
+        let reason = "the guest refused to release the device; detach again when the guest can release it";
+        let mut shown = plain();
+        shown.set_width(80).add_row(cells.into_iter().chain([reason]));
+        let text = finished(shown, &[false, false, false, false, false, true]);
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert!(text.starts_with("3f0c7c2e   gpu   0000:17:00.0   "), "{text}");
+        let mut shown = plain();
+        shown.set_width(100).add_row(cells.into_iter().chain(["-"]));
+        let text = finished(shown, &[false, false, false, false, false, true]);
+        assert_eq!(text, format!("{}   -\n", cells.join("   ")));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The certificates of an `https://` connection to the service.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::Args;
@@ -23,6 +23,11 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
+    /// The file of `--ca-file`.
+    pub(crate) fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
+    }
+
     /// Returns these settings, with the authorities of `file` where `--ca-file` names no others.
     pub(crate) fn trusting(self, file: Option<PathBuf>) -> Self {
         Self { ca_file: self.ca_file.or(file), ..self }

@@ -22,13 +22,13 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Topology {
-    /// The name of a host, or the name or UUID of a guest. A host has precedence over a guest of the same name.
+    /// The name of a host, or the name or UUID of a server. A host has precedence over a server of the same name.
     #[arg(add = ArgValueCompleter::new(complete::trees))]
     name: String,
     /// NAME is the name of a host.
     #[arg(long, conflicts_with = "server")]
     host: bool,
-    /// NAME is the name or UUID of a guest.
+    /// NAME is the name or UUID of a server.
     #[arg(long)]
     server: bool,
 }

@@ -1,8 +1,10 @@
 //! Formats a tree like the `tree` command.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use hotslot_driver::text::escape;
+use termtree::Tree;
 
 /// A line of a tree.
 #[derive(Debug)]
@@ -22,26 +24,21 @@ pub(crate) fn tree(title: &str, lines: &[Line]) -> String {
         let parent = line.parent.as_deref().filter(|parent| keys.contains(parent));
         below.entry(parent).or_default().push(line);
     }
-    let mut text = format!("{}\n", escape(title));
-    grow(&mut text, "", None, &mut below);
-    text
+    Tree::new(escape(title)).with_leaves(grow(None, &mut below)).to_string()
 }
 
-/// The recursion ends even if lines refer to each other in a circle, because the lines below a key are removed from the
-/// map.
+/// Returns the trees of the lines below a key. The recursion ends even if lines refer to each other in a circle, because the
+/// lines below a key are removed from the map.
 fn grow<'a>(
-    text: &mut String,
-    indent: &str,
     key: Option<&'a str>,
     below: &mut HashMap<Option<&'a str>, Vec<&'a Line>>,
-) {
-    let mut lines = below.remove(&key).unwrap_or_default().into_iter().peekable();
-    while let Some(line) = lines.next() {
-        let (branch, space) =
-            if lines.peek().is_some() { ("├── ", "│   ") } else { ("└── ", "    ") };
-        *text += &format!("{indent}{branch}{}\n", escape(&line.text));
-        grow(text, &format!("{indent}{space}"), Some(&line.key), below);
-    }
+) -> Vec<Tree<Cow<'a, str>>> {
+    let lines = below.remove(&key).unwrap_or_default();
+    let grown = lines.into_iter().map(|line| {
+        let leaves = grow(Some(&line.key), below);
+        Tree::new(escape(&line.text)).with_leaves(leaves)
+    });
+    grown.collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Values of JSON documents as text for people.
 
 use hotslot_driver::text;
+use jiff::Timestamp;
 use serde_json::Value;
 
 /// Returns the value at a JSON pointer as text for people, or `-` when there is none or it is empty.
@@ -30,6 +31,12 @@ pub(crate) fn time(item: &Value, pointer: &str) -> String {
         },
         other => other,
     }
+}
+
+/// Returns the whole seconds from one time of the service to another; `None` when one is missing.
+pub(crate) fn seconds_between(from: &Value, to: &Value) -> Option<i64> {
+    let [from, to] = [from, to].map(|time| time.as_str()?.parse::<Timestamp>().ok());
+    Some(to?.as_second() - from?.as_second())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
+use crate::value::seconds_between;
 
 /// The time between two movements of the line on a terminal.
 const FRAME: Duration = Duration::from_millis(120);
@@ -30,13 +31,16 @@ pub(crate) async fn waiting<T>(
     watching(output, what, None, work).await
 }
 
-/// The attachment whose progress is shown: the segments of its path.
+/// The attachments of a server whose progress is shown.
 pub(crate) struct Watched {
     pub(crate) client: Client,
-    pub(crate) path: [String; 4],
+    /// The id of the server.
+    pub(crate) server: String,
+    /// What is under way: `attach` or `detach`.
+    pub(crate) operation: &'static str,
 }
 
-/// Does the same as [`waiting`], and also shows how often the guest was asked to release the device of `watched`.
+/// Does the same as [`waiting`], and also shows the step of the operation on the server of `watched`, with its limit.
 ///
 /// # Errors
 /// As [`waiting`].
@@ -75,26 +79,51 @@ pub(crate) async fn watching<T>(
     outcome
 }
 
-/// Reads the progress of an attachment again and again, and shows it. It never ends.
+/// Reads the progress of the attachments of a server again and again, and shows it. It never ends.
 async fn ask(watched: Option<Watched>, what: &str, bar: &ProgressBar) -> Infallible {
-    let Some(Watched { client, path }) = watched else { return std::future::pending().await };
-    let path = path.each_ref().map(String::as_str);
+    let Some(Watched { client, server, operation }) = watched else { return std::future::pending().await };
+    let path = ["servers", &server, "os-pci_attachments"];
     loop {
         tokio::time::sleep(POLL).await;
-        let Ok(attachment) = client.item(&path, "pciAttachment").await else { continue };
-        if let Some(told) = told(&attachment["progress"]) {
-            bar.set_message(escape(&format!("{what}: {told}")).into_owned());
+        let Ok(attachments) = client.items(&path, "pciAttachment").await else { continue };
+        let mut under_way = attachments.iter().filter(|one| one["operation"]["name"] == operation);
+        if let Some(stage) = under_way.find_map(stage) {
+            bar.set_message(escape(&format!("{what}: {stage}")).into_owned());
         }
     }
 }
 
+/// Returns in words what the service is doing for an attachment, and how long it may take.
+pub(crate) fn stage(attachment: &Value) -> Option<String> {
+    let operation = &attachment["operation"];
+    if let Some(asked) = asked(&attachment["progress"]) {
+        return Some(asked);
+    }
+    let step = match operation["step"].as_str()? {
+        "wait" => "waiting for another attach to the same server",
+        "choose" => "choosing devices",
+        "reserve" => "reserving devices",
+        "unbind-group" => "unbinding the IOMMU group from its host drivers",
+        "render" => "making the document for libvirt",
+        "plug" => "libvirt is plugging the device",
+        "settle" => "recording the result",
+        "undo" => "taking back what was plugged",
+        "quiesce" => "preparing the guest",
+        "release" => "taking the device out of the definition",
+        "verify" => "asking the guest for the address",
+        other => other,
+    };
+    let limit = seconds_between(&operation["step_began_at"], &operation["ends_by"]);
+    Some(limit.map_or_else(|| step.to_owned(), |limit| format!("{step}, up to {limit} s")))
+}
+
 /// Returns the progress of a detach in words.
-fn told(progress: &Value) -> Option<String> {
+fn asked(progress: &Value) -> Option<String> {
     let (attempt, attempts) = (progress["attempt"].as_u64()?, progress["attempts"].as_u64()?);
     let seconds = progress["seconds"].as_f64()?;
     // A detach with a time limit of its own repeats the requests until that time is over.
     let of = if attempt > attempts { String::new() } else { format!(" of {attempts}") };
-    Some(format!("asked the guest, attempt {attempt}{of}, up to {seconds} s each"))
+    Some(format!("asked the guest to release the device, attempt {attempt}{of}, up to {seconds} s each"))
 }
 
 #[cfg(test)]
@@ -106,9 +135,22 @@ mod tests {
     #[test]
     fn the_progress_of_a_detach_is_told_with_its_limit() {
         let progress = |attempt: u32| json!({ "attempt": attempt, "attempts": 8, "seconds": 20.0 });
-        assert_eq!(told(&progress(2)).unwrap(), "asked the guest, attempt 2 of 8, up to 20 s each");
-        assert_eq!(told(&progress(9)).unwrap(), "asked the guest, attempt 9, up to 20 s each");
-        assert_eq!(told(&Value::Null), None);
+        let said = "asked the guest to release the device, attempt";
+        assert_eq!(asked(&progress(2)).unwrap(), format!("{said} 2 of 8, up to 20 s each"));
+        assert_eq!(asked(&progress(9)).unwrap(), format!("{said} 9, up to 20 s each"));
+        assert_eq!(asked(&Value::Null), None);
+    }
+
+    #[test]
+    fn the_step_of_an_attach_is_told_with_its_limit() {
+        let attachment = |step: &str, ends_by: Value| {
+            json!({ "operation": { "name": "attach", "step": step, "step_began_at": "2026-11-21T12:00:00Z",
+                                   "ends_by": ends_by } })
+        };
+        let plug = attachment("plug", "2026-11-21T12:02:00Z".into());
+        assert_eq!(stage(&plug).unwrap(), "libvirt is plugging the device, up to 120 s");
+        assert_eq!(stage(&attachment("settle", Value::Null)).unwrap(), "recording the result");
+        assert_eq!(stage(&json!({ "attachment_id": "a" })), None);
     }
 
     #[tokio::test]

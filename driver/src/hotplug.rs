@@ -228,7 +228,22 @@ pub async fn try_plug(
     limits: DetachLimits,
 ) -> Result<Presence, PlugFailure> {
     let xml = render(templates, spec).map_err(|error| PlugFailure { error, untouched: true })?;
-    let attached = hypervisor.attach(domain, &xml, scope).await;
+    plug_rendered(hypervisor, templates, domain, (spec, &xml), scope, limits).await
+}
+
+/// Does the same as [`try_plug`] with a document that was [rendered](render) for `spec` before.
+///
+/// # Errors
+/// As [`try_plug`].
+pub async fn plug_rendered(
+    hypervisor: &dyn Hypervisor,
+    templates: &Templates,
+    domain: Uuid,
+    (spec, xml): (&dyn Pluggable, &str),
+    scope: Scope,
+    limits: DetachLimits,
+) -> Result<Presence, PlugFailure> {
+    let attached = hypervisor.attach(domain, xml, scope).await;
     if let Err(error) = &attached
         && error.kind.leaves_it_open()
     {
@@ -476,7 +491,11 @@ pub async fn complete(
     hypervisor.attach(domain, &render(templates, spec)?, scope).await
 }
 
-fn render(templates: &Templates, spec: &dyn Pluggable) -> Result<String, Error> {
+/// Renders the hostdev document of a device.
+///
+/// # Errors
+/// [`ErrorKind::Document`] when the template cannot be rendered.
+pub fn render(templates: &Templates, spec: &dyn Pluggable) -> Result<String, Error> {
     let operation = || format!("render the hostdev document of {}", spec.source());
     spec.render(templates).map_err(|error| Error::new(ErrorKind::Document, operation(), error))
 }

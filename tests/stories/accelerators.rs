@@ -307,3 +307,31 @@ async fn an_unknown_device_type_is_refused() {
     let kept = &shown(&service, &path).await["acc_specs"];
     assert_eq!((&kept["device_type"], &kept["num"]), (&json!("UNKNOWN"), &json!(1)), "nothing was put");
 }
+
+/// The API keeps to what was specified: an accelerator without a spec takes any device. The command line asks first.
+#[tokio::test]
+async fn a_command_attaches_any_device_only_when_that_is_said() {
+    let service = Hotslot::on("small").await;
+    let run = |arguments: &[&str]| {
+        let output = std::process::Command::new(hotslot_tests::binary())
+            .args(arguments)
+            .env("HOTSLOT_URL", service.url())
+            .output()
+            .expect("run hotslot");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, created, _) = run(&["accelerator", "create", "IPSec Card"]);
+    assert!(code == Some(0) && created.contains("any assignable device"), "{created}");
+    let (code, _, refused) = run(&["accelerator", "attach", "IPSec Card", "q35"]);
+    assert_eq!(code, Some(4), "{refused}");
+    for part in ["takes any assignable device, such as a NIC", "hotslot accelerator spec ", "--any"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    let (code, attached, _) = run(&["accelerator", "attach", "IPSec Card", "q35", "--any"]);
+    assert_eq!(code, Some(0), "{attached}");
+    assert!(
+        attached.lines().any(|line| line.starts_with("Type:") && !line.contains("UNKNOWN")),
+        "{attached}"
+    );
+}

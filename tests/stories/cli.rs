@@ -477,10 +477,9 @@ async fn the_sim_command_controls_a_simulated_host() {
     assert_eq!(sim("pause q35").expect(0).out, "ok\n");
     assert_eq!(hotslot(service.url(), "server list").line("q35")[1], "PAUSED");
     let unknown = sim("dance q35").expect(1);
-    assert!(unknown.err.contains("`dance q35`; known: start, shutdown, "), "{unknown:?}");
+    assert!(unknown.err.contains("`dance q35` is no command, or its arguments are wrong"), "{unknown:?}");
     let lacking = sim("reboot").expect(1);
-    assert!(lacking.err.contains("write reboot GUEST"), "{lacking:?}");
-    assert!(sim("device").expect(1).err.contains("write device add NAME|FILE, or device remove NAME"));
+    assert!(lacking.err.contains("`reboot` is no command, or its arguments are wrong"), "{lacking:?}");
     assert!(
         hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("no service serves")
     );

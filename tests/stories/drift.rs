@@ -105,6 +105,19 @@ async fn a_device_removed_from_a_definition_by_others_is_free_at_once() {
 }
 
 #[tokio::test]
+async fn a_device_removed_from_the_servers_own_definition_is_preferred_at_once() {
+    let service = Hotslot::on("small").await;
+    service.sim(&format!("plug q35 {VF0} config"));
+    service.sim("reboot q35");
+    let owner = async || service.functions().await[VF0]["owner"].clone();
+    service.until("the change is noticed", async || owner().await == json!("foreign: domain q35")).await;
+    // libvirt sends no event for this change, but the attach reads the definition of its server.
+    service.sim(&format!("unplug q35 {VF0} config"));
+    let answer = service.attach(Q35, "vf:1").await.expect(200);
+    assert_eq!(answer.body["pci_devices"][0]["address"], VF0);
+}
+
+#[tokio::test]
 async fn an_event_of_one_domain_reads_only_that_domain() {
     let service = Hotslot::on("small").await;
     let looks = || service.log().matches("compared server").count();

@@ -216,7 +216,7 @@ async fn a_prometheus_reads_what_happens_and_the_dashboard_shows_what_there_is()
     };
     assert_eq!((count("attach", "done"), count("attach", "refused")), (Some(1.0), Some(1.0)), "{text}");
     assert_eq!(count("detach", "pending"), Some(1.0), "{text}");
-    for step in ["wait", "choose", "reserve", "plug", "record"] {
+    for step in ["wait", "choose", "reserve", "render", "plug", "settle"] {
         let series = format!(
             "hotslot_step_duration_seconds_count{{kind=\"attachment\",step=\"{step}\",result=\"done\"}}"
         );

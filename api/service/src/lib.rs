@@ -23,6 +23,8 @@
 //! keystone        Keystone: whether a token is valid, and whose it is
 //! lifecycle       the end of the service
 //! metrics         what is counted while the service works; measured: the calls to hypervisors
+//! under_way       the attaches and detaches that are under way
+//! trace           what a request spends its time on; trace_export: sends that to a collector of OpenTelemetry
 //! monitor         Monitor: the metrics as Prometheus reads them
 //! config, flavor  hotslot.toml; problems: what is wrong with its rules
 //! settings        Settings: the configuration and the policy in force (current), read again while the service runs
@@ -66,4 +68,7 @@ pub mod stamp;
 pub mod start;
 pub mod task;
 pub mod tls;
+pub mod trace;
+pub mod trace_export;
+pub mod under_way;
 pub mod webhook;

@@ -5,6 +5,7 @@
 //! project or a caller: their number has no limit, and Prometheus keeps a series for each.
 
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use hotslot_store::metrics::{Durations, durations};
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::error::Error;
+use crate::trace;
+use crate::under_way::{self, UnderWay};
 
 /// Attaches and detaches, by `operation`, `kind` (of the assignment) and `result`.
 pub static OPERATIONS: LazyLock<Durations<3>> = LazyLock::new(durations);
@@ -56,83 +59,94 @@ impl<const LABELS: usize> Timer<LABELS> {
     }
 }
 
-/// An attach or a detach that has begun.
-#[must_use]
-pub(crate) struct Operation {
+/// Runs an attach, and counts it with its result.
+pub(crate) fn attach<T>(
+    kind: AssignmentKind,
+    work: impl Future<Output = Result<T, Error>>,
+) -> impl Future<Output = Result<T, Error>> {
+    operation("attach", kind, Box::pin(work), |result| result.as_ref().err().map_or(DONE, outcome))
+}
+
+/// Runs a detach, and counts it. `stays` is whether the device stays in its guest for now.
+pub(crate) fn detach<T>(
+    kind: AssignmentKind,
+    work: impl Future<Output = Result<T, Error>>,
+    stays: impl FnOnce(&T) -> bool,
+) -> impl Future<Output = Result<T, Error>> {
+    let word = |result: &Result<T, Error>| match result {
+        Ok(release) if stays(release) => "pending",
+        Ok(_) => DONE,
+        Err(error) => outcome(error),
+    };
+    operation("detach", kind, Box::pin(work), word)
+}
+
+async fn operation<T>(
     name: &'static str,
     kind: AssignmentKind,
-    timer: Timer<3>,
+    work: Pin<Box<impl Future<Output = T>>>,
+    word: impl FnOnce(&T) -> &'static str,
+) -> T {
+    let timer = Timer::begin(&OPERATIONS);
+    let (done, result) = {
+        // The operation is noted in the context that `part` makes.
+        let work = Box::pin(async { UnderWay::new(name).of(work).await });
+        trace::part(trace::Kind::Operation, name, work, word).await
+    };
+    timer.end([("operation", name.into()), ("kind", kind_word(kind).into()), ("result", result.into())]);
+    done
 }
 
-impl Operation {
-    pub(crate) fn attach(kind: AssignmentKind) -> Self {
-        Self { name: "attach", kind, timer: Timer::begin(&OPERATIONS) }
-    }
-
-    pub(crate) fn detach(kind: AssignmentKind) -> Self {
-        Self { name: "detach", kind, timer: Timer::begin(&OPERATIONS) }
-    }
-
-    /// Counts the operation with its result, and returns the result.
-    pub(crate) fn ended<T>(self, result: Result<T, Error>) -> Result<T, Error> {
-        let word = result.as_ref().err().map_or(DONE, outcome);
-        self.ended_as(word);
-        result
-    }
-
-    /// Counts the operation. `result` is `done`, `pending` (the device stays in the guest for now), or a word of
-    /// [`outcome`].
-    pub(crate) fn ended_as(self, result: &'static str) {
-        self.timer.end([
-            ("operation", self.name.into()),
-            ("kind", word(self.kind).into()),
-            ("result", result.into()),
-        ]);
-    }
+/// Runs a step of an attach or a detach, and counts it with its result.
+pub(crate) fn step<T, E>(
+    kind: AssignmentKind,
+    name: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> impl Future<Output = Result<T, E>> {
+    step_as(kind, name, work, |result| if result.is_ok() { DONE } else { "failed" })
 }
 
-/// A step of an attach or a detach that has begun.
-#[must_use]
-pub(crate) struct Step(AssignmentKind, &'static str, Timer<3>);
-
-impl Step {
-    pub(crate) fn begin(kind: AssignmentKind, step: &'static str) -> Self {
-        Self(kind, step, Timer::begin(&STEPS))
-    }
-
-    /// Counts the step with its result, and returns the result.
-    pub(crate) fn ended<T, E>(self, result: Result<T, E>) -> Result<T, E> {
-        self.ended_as(if result.is_ok() { DONE } else { "failed" });
-        result
-    }
-
-    /// Counts the step. `result` is `done`, `pending`, `refused` or `failed`.
-    pub(crate) fn ended_as(self, result: &'static str) {
-        let Self(kind, step, timer) = self;
-        timer.end([("kind", word(kind).into()), ("step", step.into()), ("result", result.into())]);
+/// Runs a step, and counts it. `word` says whether its result is `done`, `pending`, `refused` or `failed`.
+pub(crate) fn step_as<T>(
+    kind: AssignmentKind,
+    name: &'static str,
+    work: impl Future<Output = T>,
+    word: impl FnOnce(&T) -> &'static str,
+) -> impl Future<Output = T> {
+    let work = Box::pin(work);
+    async move {
+        let timer = Timer::begin(&STEPS);
+        under_way::begin_step(name);
+        let (done, result) = trace::part(trace::Kind::Step, name, work, word).await;
+        timer.end([("kind", kind_word(kind).into()), ("step", name.into()), ("result", result.into())]);
+        done
     }
 }
 
 /// Calls a hypervisor, and counts the call.
-pub(crate) async fn call<T>(
+pub(crate) fn call<T>(
     name: &'static str,
     call: impl Future<Output = Result<T, hypervisor::Error>>,
-) -> Result<T, hypervisor::Error> {
-    let timer = Timer::begin(&HYPERVISOR_CALLS);
-    let answer = call.await;
-    let result = match answer.as_ref().err().map(|error| error.kind) {
-        None => DONE,
-        Some(ErrorKind::Away) => "away",
-        Some(ErrorKind::TimedOut) => "timed-out",
-        Some(ErrorKind::AgentAway) => "agent-away",
-        Some(_) => "refused",
-    };
-    timer.end([("call", name.into()), ("result", result.into())]);
-    answer
+) -> impl Future<Output = Result<T, hypervisor::Error>> {
+    let call = Box::pin(call);
+    async move {
+        let timer = Timer::begin(&HYPERVISOR_CALLS);
+        let word = |answer: &Result<T, hypervisor::Error>| match answer.as_ref().err().map(|error| error.kind)
+        {
+            None => DONE,
+            Some(ErrorKind::Away) => "away",
+            Some(ErrorKind::TimedOut) => "timed-out",
+            Some(ErrorKind::AgentAway) => "agent-away",
+            Some(_) => "refused",
+        };
+        let (answer, result) = trace::part(trace::Kind::Call, name, call, word).await;
+        timer.end([("call", name.into()), ("result", result.into())]);
+        answer
+    }
 }
 
 /// The word for a kind of assignment.
-pub(crate) fn word(kind: AssignmentKind) -> &'static str {
+pub(crate) fn kind_word(kind: AssignmentKind) -> &'static str {
     match kind {
         AssignmentKind::Attachment => "attachment",
         AssignmentKind::Binding => "binding",

@@ -134,7 +134,6 @@ impl Service {
             idempotency: Arc::clone(&idempotency),
             templates,
             in_flight: InFlight::new("attachment", store.locks()),
-            asking: Default::default(),
             verifying: InFlight::new("address of attachment", store.locks()),
             turns,
             choosing: Arc::default(),

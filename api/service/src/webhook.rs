@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::events::wire;
 use crate::hex::hex;
 use crate::metrics::{self, Timer, WEBHOOK_POSTS};
-use crate::tls;
+use crate::{tls, trace};
 
 /// The pause after the first failed attempt, and the longest pause between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -347,12 +347,18 @@ impl Webhook {
         }
         let took = Timer::begin(&WEBHOOK_POSTS);
         tokio::select! {
-            posted = self.post(event) => {
+            posted = self.post_traced(event) => {
                 metrics::posted(&self.config.name, took, posted.is_ok());
                 Ok(posted)
             }
             () = context.ending() => Err(Stop::Ending),
         }
+    }
+
+    /// Posts an event as a part of the trace of its request.
+    async fn post_traced(&self, event: &Event) -> Result<(), String> {
+        let name = format!("post to webhook {}", self.config.name);
+        trace::later(name, event.actor.traceparent.as_deref(), self.post(event)).await
     }
 
     async fn post(&self, event: &Event) -> Result<(), String> {
@@ -363,6 +369,7 @@ impl Webhook {
             .header("content-type", "application/json")
             .header("x-hotslot-event-id", event.id.to_string())
             .header("x-hotslot-signature", signature(&self.key, now() / 1000, body.as_bytes()))
+            .headers(trace::headers())
             .body(body);
         let limit = self.config.timeout.0.as_secs_f32();
         match request.send().await {

@@ -24,11 +24,11 @@ use hotslot_service::config::duration;
 use hotslot_service::error::Error;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::task;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use self::request::{CreateBody, EXAMPLE};
-use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, Progress, described, shown, with_device};
+use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, described, shown, with_device};
 
 use super::Version;
 use super::body::{Page, PageParams, Pairs, Path, id, read};
@@ -37,6 +37,7 @@ use super::permit::Permit;
 use super::schema;
 use super::servers::ServerPath;
 use super::state::{AttachParts, DeviceParts};
+use super::trace::{self, TraceQuery, TraceReport, traced};
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -59,7 +60,8 @@ pub(super) const BY_ADDRESS: &str = "hotslot:attachment:create_by_address";
 /// Attaches devices to a server: all of them, or none.
 ///
 /// With an `Idempotency-Key`, a request that is sent again is executed once.
-#[utoipa::path(post, path = "/servers/{server_id}/os-pci_attachments", tag = "Attachments", params(ServerPath),
+#[utoipa::path(post, path = "/servers/{server_id}/os-pci_attachments", tag = "Attachments",
+    params(ServerPath, TraceQuery),
     request_body(content = CreateBody, example = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } })),
     responses(
         (status = 200, description = "The attachments, or what an attach would do.", body = Created),
@@ -69,10 +71,12 @@ pub(super) async fn create(
     permit: Permit,
     Path(path): Path<ServerPath>,
     key: Option<Extension<IdempotencyKey>>,
+    Pairs(mut pairs): Pairs,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Created>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
+    let wants_trace = trace::wanted(&mut pairs, &permit)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
     if !body.attachment.addresses.is_empty() {
         permit.require_for_all(BY_ADDRESS)?;
@@ -87,13 +91,13 @@ pub(super) async fn create(
         return Err(Fault::new(StatusCode::FORBIDDEN, message));
     }
     if dry_run {
-        let run = assignments.dry_run(&request).await?;
-        return Ok(Json(Created::DryRun { dry_run: described(&run, permit.sees_hosts()) }));
+        let (run, trace) = traced(wants_trace, assignments.dry_run(&request)).await?;
+        return Ok(Json(Created::DryRun { dry_run: described(&run, permit.sees_hosts()), trace }));
     }
-    let attached = assignments.attach(request).await?;
+    let (attached, trace) = traced(wants_trace, assignments.attach(request)).await?;
     let devices =
         attached.into_iter().map(|(attachment, device)| shown(&hosts, &permit, attachment, &device));
-    Ok(Json(Created::Attached { pci_devices: devices.collect() }))
+    Ok(Json(Created::Attached { pci_devices: devices.collect(), trace }))
 }
 
 /// The maximum number of ended attachments that are listed.
@@ -216,13 +220,7 @@ pub(super) async fn show(
     if attachment.state.is_final() {
         return Err(Error::NoAttachment(id).into());
     }
-    let mut attachment = with_device(&parts, &permit, attachment).await?;
-    let limits = assignments.detach_limits();
-    attachment.progress = assignments.attempt(id).map(|attempt| Progress {
-        attempt,
-        attempts: limits.attempts,
-        seconds: limits.timeout.as_secs_f64(),
-    });
+    let attachment = with_device(&parts, &permit, attachment).await?;
     Ok(Json(PciAttachmentAnswer { attachment }))
 }
 
@@ -273,11 +271,18 @@ fn time_limit(text: &str) -> Result<Duration, Error> {
     })
 }
 
+/// What a detach with a trace returns.
+#[derive(Serialize)]
+struct Detached {
+    trace: TraceReport,
+}
+
 /// Detaches a device. v2 returns 200 when the device is gone; v2.1 and v3 return 202 at once, and the detach continues.
 #[utoipa::path(delete, path = "/servers/{server_id}/os-pci_attachments/{attachment_id}", tag = "Attachments",
-    params(AttachmentPath, DetachQuery),
+    params(AttachmentPath, DetachQuery, TraceQuery),
     responses(
-        (status = 200, description = "The device is gone from the guest. Only under `/v2`."),
+        (status = 200, description = "The device is gone from the guest. Only under `/v2`. With `trace=1` the body is an \
+            object with the key `trace`, as in the answer of an attach; otherwise it is empty."),
         (status = 202, description = "The detach has begun. Only under `/v2.1` and `/v3`."),
     ))]
 pub(super) async fn delete(
@@ -286,10 +291,15 @@ pub(super) async fn delete(
     permit: Permit,
     Extension(version): Extension<Version>,
     Path(path): Path<AttachmentPath>,
-    pairs: Pairs,
+    Pairs(mut pairs): Pairs,
 ) -> Result<Response, Fault> {
     let (server, id) = path.ids()?;
-    let request = detach_request(pairs)?;
+    let wants_trace = trace::wanted(&mut pairs, &permit)?;
+    if wants_trace && !matches!(version, Version::V2) {
+        let reason = "trace: this answer comes before the detach is done; send the request under /v2, which waits for it";
+        return Err(Error::Invalid(reason.into()).into());
+    }
+    let request = detach_request(Pairs(pairs))?;
     if request.timeout.is_some_and(|timeout| timeout > LONGEST_WAIT) && !permit.covers_all() {
         let most = LONGEST_WAIT.as_secs();
         let message =
@@ -297,15 +307,21 @@ pub(super) async fn delete(
         return Err(Fault::new(StatusCode::BAD_REQUEST, message));
     }
     permit.check(&hosts, server).await?;
-    let work = assignments.begin_detach(server, id, request).await?;
     match version {
         Version::V2 => {
-            if let Some(work) = work {
-                task::join(work).await?;
-            }
-            Ok(StatusCode::OK.into_response())
+            let work = async {
+                match assignments.begin_detach(server, id, request).await? {
+                    Some(work) => task::join(work).await,
+                    None => Ok(()),
+                }
+            };
+            Ok(match traced(wants_trace, work).await?.1 {
+                Some(trace) => Json(Detached { trace }).into_response(),
+                None => StatusCode::OK.into_response(),
+            })
         }
         Version::V21 | Version::V3 => {
+            let work = assignments.begin_detach(server, id, request).await?;
             if let Some(work) = work {
                 tokio::spawn(async move {
                     if let Ok(Err(error)) = work.await {

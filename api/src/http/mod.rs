@@ -43,19 +43,21 @@ mod service;
 mod state;
 mod tls;
 mod topology;
+mod trace;
 mod ui;
 mod versions;
 mod webhooks;
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 pub use connections::{Listener, serve};
+use hotslot_model::identity::Actor;
 use hotslot_service::audit::Audit;
 use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
@@ -213,8 +215,15 @@ async fn with_request_id(
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let unidentified = Arc::new(audit::unidentified(&id, &request));
-    let work = actor::scope_as(Arc::clone(&unidentified), next.run(request).instrument(span.clone()));
+    let name = || {
+        let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        format!("{method} {route}")
+    };
+    let traced = trace::begin(method.is_safe(), name, request.headers());
+    let unidentified = audit::unidentified(&id, &request);
+    let unidentified = Arc::new(Actor { traceparent: traced.parent(), ..unidentified });
+    let work = traced.work(next.run(request).instrument(span.clone()));
+    let work = actor::scope_as(Arc::clone(&unidentified), work);
     let work = actor::as_process(records.new_worker(), work);
     let mut response = if method.is_safe() {
         work.await
@@ -228,6 +237,7 @@ async fn with_request_id(
         done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
     };
     answered(method.as_str(), response.status().as_u16(), timer);
+    traced.answered(response.status().as_u16());
     span.in_scope(|| audit::record(&audit, (&method, &path), unidentified, &response));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -103,6 +103,7 @@ text!(
     "30s",
     pattern WAIT_TIME
 );
+text!(Flag, "`1` or `true`, `0` or `false`.", "1", pattern "^(1|true|0|false)$");
 text!(
     AliasRequests,
     "Names of aliases with the number of devices of each, such as `a1:2,b1:1`; at most 256 devices.",

@@ -79,11 +79,17 @@ pub(super) struct DeviceParts {
     pub(super) hosts: Arc<Hosts>,
     pub(super) catalog: Arc<Catalog>,
     pub(super) records: Arc<Records>,
+    pub(super) config: Arc<Config>,
 }
 
 impl FromRef<App> for DeviceParts {
     fn from_ref(app: &App) -> Self {
-        Self { hosts: Arc::from_ref(app), catalog: Arc::from_ref(app), records: Arc::from_ref(app) }
+        Self {
+            hosts: Arc::from_ref(app),
+            catalog: Arc::from_ref(app),
+            records: Arc::from_ref(app),
+            config: Arc::from_ref(app),
+        }
     }
 }
 

@@ -41,9 +41,9 @@ pub(super) async fn write(
         let new = query(
             "INSERT INTO events (id, time, who, kind, hypervisor_id, server_uuid, device_id, address,
                  attachment_id, rule_id, resource_id, was, became, reason, user_id, user_name, project_id, roles,
-                 via, global_request_id)
+                 via, global_request_id, traceparent)
              VALUES ((SELECT last FROM event_ids) - $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
-                 $16, $17, $18, $19, $20)",
+                 $16, $17, $18, $19, $20, $21)",
         )
         .bind(before_last)
         .bind(time)
@@ -64,7 +64,8 @@ pub(super) async fn write(
         .bind(&actor.project)
         .bind(roles.as_deref())
         .bind(&actor.via)
-        .bind(&actor.global_request);
+        .bind(&actor.global_request)
+        .bind(&actor.traceparent);
         tx.put(new);
         if tx.waiting() >= TOGETHER {
             tx.flush().await?;
@@ -94,6 +95,7 @@ fn event(row: &Row) -> Result<Event, Error> {
         roles: roles.map_err(|error| bad_column(TABLE, id, "roles")(&error))?.unwrap_or_default(),
         via: columns.get("via")?,
         global_request: columns.get("global_request_id")?,
+        traceparent: columns.get("traceparent")?,
     };
     Ok(Event {
         id: EventId(id),

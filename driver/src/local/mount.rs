@@ -1,4 +1,7 @@
 //! Parses the mounts and swap areas that procfs lists.
+//!
+//! The crate `procfs` is not used, because it leaves the escapes of blanks in paths as they are: a mount point with a blank
+//! would not be found.
 
 use std::path::{Path, PathBuf};
 

@@ -22,6 +22,8 @@ pub struct Actor {
     pub via: Option<String>,
     /// The global request id that the caller sent: the id under which other services log the same request.
     pub global_request: Option<String>,
+    /// The trace of the request: the header `traceparent` of W3C Trace Context.
+    pub traceparent: Option<String>,
 }
 
 impl Actor {
@@ -55,6 +57,7 @@ impl Actor {
             roles: caller.roles.iter().map(|role| shown(role)).collect(),
             via: Some(via),
             global_request: self.global_request.clone(),
+            traceparent: self.traceparent.clone(),
         }
     }
 }

@@ -119,6 +119,7 @@ pub const RULES: &[Rule] = &[
     base("hotslot:attachment:show", SERVER_READ, "show an attachment"),
     base("hotslot:attachment:create", SERVER_CHANGE, "attach devices to a server"),
     change("hotslot:attachment:create_by_address", "attach devices that are named by their host addresses"),
+    change("hotslot:attachment:trace", "have the time of each step in the answer of an attach or detach"),
     base("hotslot:attachment:delete", SERVER_CHANGE, "detach a device from a server"),
     change("hotslot:device:clean", "mark a device as cleaned"),
     read("hotslot:host:devices", "list the functions of a host, and explain why one is assignable"),

@@ -7,10 +7,8 @@ use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
 use hotslot_model::assignment::Attachment;
 use hotslot_model::device::Device;
-use hotslot_model::id::AttachmentId;
 use hotslot_store::Store;
 
-use super::asking::Asking;
 use super::choosing::Choosing;
 use crate::config::Config;
 use crate::current::Current;
@@ -32,8 +30,6 @@ pub struct Assignments {
     pub(crate) in_flight: Arc<InFlight>,
     /// The assignments whose address is being verified.
     pub(crate) verifying: Arc<InFlight>,
-    /// The detaches for which a guest is being asked.
-    pub(crate) asking: Asking,
     /// Serializes attaches to one server.
     pub(crate) turns: Arc<KeyedMutex>,
     /// The devices that attaches are about to claim.
@@ -41,12 +37,6 @@ pub struct Assignments {
 }
 
 impl Assignments {
-    /// Returns the number of the latest request to a guest to release the device of an attachment, from 1; `None` when the
-    /// guest is not being asked by this process.
-    pub fn attempt(&self, id: AttachmentId) -> Option<u32> {
-        self.asking.attempt(id)
-    }
-
     /// Returns the configured limits of unplugging a device.
     pub fn detach_limits(&self) -> DetachLimits {
         let config = self.config.get();

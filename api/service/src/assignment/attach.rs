@@ -1,10 +1,12 @@
 //! Attach: attaches all devices of a request, or none.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hotplug::{self, DetachLimits, PlugFailure, Presence};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
+use hotslot_driver::xml::hostdev::HostdevSpec;
 use hotslot_model::assignment::{
     Assignment, AssignmentKey, AssignmentKind, Attachment, NewAttachment, Observation, Reservation,
 };
@@ -23,7 +25,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::metrics;
 use crate::quota::owner_of;
-use crate::{locks, task};
+use crate::{locks, task, under_way};
 
 /// How often a request chooses devices again after another request claimed one first.
 pub(crate) const RACES: usize = 16;
@@ -61,10 +63,7 @@ impl Assignments {
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         let service = Arc::clone(self);
-        let work = async move {
-            let operation = metrics::Operation::attach(KIND);
-            operation.ended(service.attach_now(request).await)
-        };
+        let work = metrics::attach(KIND, async move { service.attach_now(request).await });
         task::join(actor::spawn_as_current(work)).await
     }
 
@@ -85,17 +84,21 @@ impl Assignments {
         let _room = host.admit()?;
         let is_current = is_quiet && early.is_some() && host.is_synced();
         host.ready().await?;
-        let wait = metrics::Step::begin(KIND, "wait");
-        let _turn = wait.ended(match early {
-            Some(early) => Ok(early),
-            None => self.turns.of(turn()).await,
-        })?;
+        let wait = async {
+            match early {
+                Some(early) => Ok(early),
+                None => self.turns.of(turn()).await,
+            }
+        };
+        let _turn = metrics::step(KIND, "wait", wait).await?;
         expect_nothing_out(&host, request.server)?;
         let view = if is_current {
             view
         } else {
             host.server(request.server).await?.ok_or(Error::NoServer(request.server))?
         };
+        // libvirt sends no event when another program changes a definition.
+        host.set_held(request.server, Some(&view));
         request.expect_owner(&view)?;
         let scope = scope(&view, request.persistent)?;
         if let Some(in_use) = self.mac_in_use(&request).await? {
@@ -109,8 +112,9 @@ impl Assignments {
             // The lock prevents that a group is rebound to its host drivers between its reservation and its unbinding.
             let groups = if takes_groups { Some(self.lock_groups(&host).await?) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice, chosen).await?;
-            let unbinding = metrics::Step::begin(KIND, "unbind-group");
-            let unbound = unbinding.ended(self.take_groups(&host, scope, &steps).await);
+            let _shown = under_way::shown_for(steps.iter().map(|step| step.attachment.id));
+            let unbinding = self.take_groups(&host, scope, &steps);
+            let unbound = metrics::step(KIND, "unbind-group", unbinding).await;
             drop(groups);
             let plugged = match unbound {
                 Ok(()) => self.plug_all(&host, &view, scope, steps).await,
@@ -178,8 +182,8 @@ impl Assignments {
                 holder: request.holder,
                 project: owner.as_deref(),
             };
-            let reserving = metrics::Step::begin(KIND, "reserve");
-            if let Some(rows) = reserving.ended(self.store.reserve(reservation, &wanted).await)? {
+            let reserving = self.store.reserve(reservation, &wanted);
+            if let Some(rows) = metrics::step(KIND, "reserve", reserving).await? {
                 let step =
                     |(attachment, Chosen { alias: _, device, found })| Step { attachment, device, found };
                 return Ok((rows.into_iter().zip(chosen).map(step).collect(), in_flight));
@@ -247,11 +251,7 @@ impl Assignments {
                 return Err(Failure::of(self.undo(host, &steps, failed, None).await.device, error));
             }
             let spec = hostdev_spec(&step.attachment, &step.device);
-            let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
-            let plugging = metrics::Step::begin(KIND, "plug");
-            let domain = view.info.uuid;
-            let plugged = hotplug::try_plug(hypervisor, &self.templates, domain, &spec, scope, limits).await;
-            match plugging.ended(plugged) {
+            match self.plug(host, view, scope, &spec).await {
                 Ok(presence) => present.push(presence),
                 Err(PlugFailure { error, untouched }) => {
                     let leftover = if untouched { Leftover::Nothing } else { Leftover::Gone };
@@ -261,8 +261,8 @@ impl Assignments {
             }
         }
         let seen = steps.iter().zip(&present).map(|(step, presence)| (step.key(), plugged(presence)));
-        let recording = metrics::Step::begin(KIND, "record");
-        let settled = recording.ended(self.settle_all(&seen.collect::<Vec<_>>()).await);
+        let seen: Vec<_> = seen.collect();
+        let settled = metrics::step(KIND, "settle", self.settle_all(&seen)).await;
         let first = steps.first().map_or(DeviceId(0), |step| step.device.id);
         let rows = settled.map_err(|error| Failure::of(first, error))?;
         let mut answer = Vec::new();
@@ -280,6 +280,26 @@ impl Assignments {
         Ok(answer)
     }
 
+    /// Renders the document of a device, and plugs it.
+    async fn plug(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        scope: Scope,
+        spec: &HostdevSpec,
+    ) -> Result<Presence, PlugFailure> {
+        let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
+        let rendering = async { hotplug::render(&self.templates, spec) };
+        let xml = metrics::step(KIND, "render", rendering).await;
+        let xml = xml.map_err(|error| PlugFailure { error, untouched: true })?;
+        under_way::expect_end(Some(self.config.get().libvirt.attach_timeout.0));
+        let (templates, domain) = (&self.templates, view.info.uuid);
+        let plugging = hotplug::plug_rendered(hypervisor, templates, domain, (spec, &xml), scope, limits);
+        let plugged = metrics::step(KIND, "plug", plugging).await;
+        under_way::expect_end(None);
+        plugged
+    }
+
     /// Takes the device of an attachment out of its domain. A device that stays in the guest stays in the definition as
     /// well, unless its attachment is forced.
     pub(super) async fn unplug(
@@ -291,8 +311,10 @@ impl Assignments {
     ) -> ReleaseOutcome {
         let (spec, keep) = (hostdev_spec(row, device), row.persistent && !row.forced);
         let hypervisor = host.hypervisor.as_ref();
-        let asked = self.asking.begin(row.id);
-        let count = &asked.count;
+        let current = under_way::current();
+        // Nobody waits for a device that a task of hotslot itself takes out.
+        let uncounted = AtomicU32::new(0);
+        let count = current.as_ref().map_or(&uncounted, |current| &current.attempt);
         hotplug::unplug_counted(hypervisor, &self.templates, row.server.0, &spec, keep, limits, count)
             .await
             .into()

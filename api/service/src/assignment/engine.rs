@@ -20,6 +20,7 @@ use super::request::Attempt;
 use crate::error::Error;
 use crate::host::Host;
 use crate::metrics;
+use crate::under_way;
 
 /// The outcome of one attempt to release a device.
 #[derive(Debug)]
@@ -244,13 +245,11 @@ impl Assignments {
         row: &Assignment,
         attempt: Attempt,
     ) -> Result<Release, Error> {
-        let operation = metrics::Operation::detach(row.kind());
-        let outcome = self.release_prepared(host, row, attempt).await;
-        if let Ok(Release::Stays(_)) = &outcome {
-            operation.ended_as("pending");
-            return outcome;
-        }
-        operation.ended(outcome)
+        let work = async {
+            let _shown = under_way::shown_for([row.id()]);
+            self.release_prepared(host, row, attempt).await
+        };
+        metrics::detach(row.kind(), work, |release| matches!(release, Release::Stays(_))).await
     }
 
     /// Prepares the guest, and does the rest of [`release`](Self::release).
@@ -316,18 +315,23 @@ impl Assignments {
         }
         let total = attempt.until.map(|until| until.saturating_duration_since(Instant::now()));
         let limits = DetachLimits { total, ..self.detach_limits() };
-        let releasing = metrics::Step::begin(row.kind(), "release");
-        let (name, outcome) = match row {
-            Assignment::Attachment(row) => {
-                (address.to_string(), self.unplug(host, row, &device, limits).await)
+        under_way::expect_end(total.or_else(|| limits.timeout.checked_mul(limits.attempts)));
+        let releasing = async {
+            match row {
+                Assignment::Attachment(row) => {
+                    (address.to_string(), self.unplug(host, row, &device, limits).await)
+                }
+                Assignment::Binding(row) => (
+                    format!("{address} of host {}", host.name),
+                    self.unbind(host, row, &device, attempt.first).await,
+                ),
+                Assignment::Mdev(row) => {
+                    (key.to_string(), self.remove_mdev(host, row, address, limits).await)
+                }
             }
-            Assignment::Binding(row) => (
-                format!("{address} of host {}", host.name),
-                self.unbind(host, row, &device, attempt.first).await,
-            ),
-            Assignment::Mdev(row) => (key.to_string(), self.remove_mdev(host, row, address, limits).await),
         };
-        releasing.ended_as(outcome.word());
+        let word = |(_, outcome): &(String, ReleaseOutcome)| outcome.word();
+        let (name, outcome) = metrics::step_as(row.kind(), "release", releasing, word).await;
         let (seen, result) = settled_as(host, row, &name, outcome, note);
         // An event may have reported meanwhile that the device is gone.
         match self.settle(key, seen).await? {
@@ -372,8 +376,8 @@ impl Assignments {
             let reason = if untouched { format!("not tried: {reason}") } else { reason };
             undone.push((step.key(), leftover, reason));
         }
-        let undoing = metrics::Step::begin(culprit.key().kind, "undo");
-        let left = match undoing.ended(self.undo_all(host, &undone).await) {
+        let undoing = self.undo_all(host, &undone);
+        let left = match metrics::step(culprit.key().kind, "undo", undoing).await {
             Ok(left) => left,
             Err(error) => return Failure::of(device, error),
         };

@@ -63,8 +63,7 @@ impl Assignments {
     /// # Errors
     /// [`Error::Conflict`] when too few can be bound; [`Error::Full`]; errors of the hypervisor and of the database.
     pub(crate) async fn bind(&self, host: &Host, request: &HostUseRequest) -> Result<(), Error> {
-        let operation = metrics::Operation::attach(AssignmentKind::Binding);
-        operation.ended(self.bind_now(host, request).await)
+        metrics::attach(AssignmentKind::Binding, self.bind_now(host, request)).await
     }
 
     async fn bind_now(&self, host: &Host, request: &HostUseRequest) -> Result<(), Error> {

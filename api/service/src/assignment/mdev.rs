@@ -79,10 +79,11 @@ impl Assignments {
         parts: MdevRequest,
     ) -> Result<(), Error> {
         let service = Arc::clone(self);
-        let work = async move {
-            let operation = metrics::Operation::attach(AssignmentKind::Mdev);
-            operation.ended(service.attach_parts_now(server, &parts).await)
-        };
+        let work =
+            metrics::attach(
+                AssignmentKind::Mdev,
+                async move { service.attach_parts_now(server, &parts).await },
+            );
         task::join(actor::spawn_as_current(work)).await
     }
 

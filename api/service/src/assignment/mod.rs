@@ -20,13 +20,11 @@
 //! select_mdev, select_host   the same for mediated devices and for the host's own use
 //! owner       the project that owns a server
 //! policy      which devices a running guest may be requested to release
-//! asking      how often a guest was asked, while it is being asked
 //! quiesce     prepares a running guest for the removal of a device
 //! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
 //! overdue     the assignments that calls which have not returned may still change
 //! ```
 
-mod asking;
 mod assignments;
 pub(crate) mod attach;
 mod candidates;

@@ -58,8 +58,8 @@ impl Assignments {
         let timeout = self.config.get().detach.timeout.0;
         let limit =
             until.map_or(timeout, |until| timeout.min(until.saturating_duration_since(Instant::now())));
-        let quiescing = metrics::Step::begin(plugged.kind, "quiesce");
-        let run = guest::run(host.hypervisor.as_ref(), plugged.server.0, &command, limit).await;
-        quiescing.ended(run).map_err(|error| not_quiesced(error.to_string()))
+        let run = guest::run(host.hypervisor.as_ref(), plugged.server.0, &command, limit);
+        let run = metrics::step(plugged.kind, "quiesce", run).await;
+        run.map_err(|error| not_quiesced(error.to_string()))
     }
 }

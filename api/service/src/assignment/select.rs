@@ -125,8 +125,7 @@ impl Assignments {
         request: &AttachRequest,
         choice: &mut Exclusions,
     ) -> Result<(Vec<Chosen>, Option<Choice>), Error> {
-        let choosing = metrics::Step::begin(AssignmentKind::Attachment, "choose");
-        let chosen = async {
+        let choosing = async {
             self.store.refresh().await?;
             let snapshot = self.snapshot(host, view, request).await?;
             let (evaluation, _) = self.evaluate_twice(host, view, request, snapshot, choice).await?;
@@ -137,7 +136,7 @@ impl Assignments {
                 }
             }
         };
-        choosing.ended(chosen.await)
+        metrics::step(AssignmentKind::Attachment, "choose", choosing).await
     }
 
     /// Chooses devices with [`evaluate`](Self::evaluate). When too few are free, it reads foreign domains and the host drivers

@@ -12,12 +12,13 @@ use hotslot_driver::topology::Topology;
 use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, InnerSource, Observation, State};
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
+use tokio::sync::oneshot;
 
 use super::assignments::Assignments;
 use crate::config::Verify;
 use crate::error::Error;
 use crate::host::Host;
-use crate::metrics;
+use crate::{metrics, trace};
 
 /// The pauses before each query of the guest after an attach. A guest needs one to three seconds to notice a new
 /// device.
@@ -78,17 +79,20 @@ impl Assignments {
             return;
         }
         let (service, host, key) = (Arc::clone(self), Arc::clone(host), row.key());
+        let (first, first_done) = oneshot::channel();
+        trace::follow(first_done);
         actor::spawn_as_current(actor::scope(actor::system::VERIFICATION, async move {
+            let mut first = Some(first);
             let Ok(Some(_busy)) = service.verifying.try_enter(key.id).await else { return };
             for &pause in pauses {
                 tokio::time::sleep(pause).await;
-                let verifying = metrics::Step::begin(key.kind, "verify");
-                let verified = service.verify(&host, key).await;
-                verifying.ended_as(match &verified {
+                let word = |verified: &Result<bool, Error>| match verified {
                     Ok(true) => "done",
                     Ok(false) => "pending",
                     Err(_) => "failed",
-                });
+                };
+                let verified = metrics::step_as(key.kind, "verify", service.verify(&host, key), word).await;
+                first.take();
                 match verified {
                     Ok(true) => return,
                     Ok(false) => {}

@@ -18,11 +18,11 @@ use super::value::Seconds;
 pub struct Api {
     /// Where to listen: `unix:/path`, or an address with port. Without `tls` only a loopback address is allowed.
     pub listen: Listen,
-    /// TLS of a TCP port; without it plain HTTP.
+    /// TLS of a TCP port. Without it, plain HTTP.
     pub tls: Option<Tls>,
     /// The access mode of the unix socket.
     pub socket_mode: SocketMode,
-    /// The group of the unix socket, by name or number; by default the group hotslot if the system has it.
+    /// The group of the unix socket, by name or number. Without it, the group `hotslot` if the system has that group.
     pub socket_group: Option<String>,
     /// Host names, in addition to those of this machine, that requests may have in their `Host` header.
     pub hosts: Vec<HostName>,
@@ -44,8 +44,8 @@ pub struct Api {
     pub burst: NonZeroU32,
     /// Whether a proxy identifies callers.
     pub identity: IdentityFrom,
-    /// A file with the secret that the proxy sends in `X-Hotslot-Proxy-Secret`. A proxy at the unix socket, or one with a
-    /// client certificate that `tls` demands, needs none.
+    /// A file with the secret that the proxy sends in `X-Hotslot-Proxy-Secret`. A proxy at the unix socket, or with
+    /// a client certificate that `tls` demands, needs none.
     pub proxy_secret_file: Option<SecretFile>,
     /// Whether every client of a loopback port that shows no token is the administrator; for tests only.
     pub insecure_tcp: bool,
@@ -111,7 +111,7 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// The PEM file of the private key of the certificate.
     pub key: SecretFile,
-    /// The PEM file of the authorities whose client certificates are accepted. Without it no certificate is asked for.
+    /// The PEM file of the authorities whose client certificates are accepted. Without it, no certificate is requested.
     pub client_ca: Option<PathBuf>,
     /// Whether clients must have a certificate of `client_ca`; by default they must.
     pub client_certificates: Option<ClientCertificates>,

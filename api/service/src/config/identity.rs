@@ -13,11 +13,11 @@ use super::Keystone;
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Identity {
-    /// The file of hotslot's own tokens; without it there are no such tokens.
+    /// The file of hotslot's own tokens. Without it, there are no such tokens.
     pub tokens: Option<PathBuf>,
-    /// The file with rules that replace the default rules of who may do what; without it the defaults apply.
+    /// The file with rules that replace the default rules of who may do what. Without it, the defaults.
     pub policy: Option<PathBuf>,
-    /// The Keystone that validates tokens; without it its tokens are not accepted.
+    /// The Keystone that validates tokens. Without it, its tokens are not accepted.
     pub keystone: Option<Keystone>,
     /// The rights of local users at the unix socket. The first entry that matches counts.
     pub local: Vec<Local>,
@@ -33,7 +33,7 @@ pub struct Local {
     pub group: Option<Account>,
     /// `reader`, `member`, `manager`, `admin` or `service`.
     pub role: String,
-    /// The id of the project in which the user has the role; without it the role applies to the whole system.
+    /// The id of the project in which the user has the role. Without it, the whole system.
     pub project: Option<String>,
 }
 

@@ -20,7 +20,7 @@ const LONGEST_CACHE: Duration = Duration::from_secs(3600);
 pub struct Keystone {
     /// The URL of Keystone, with or without `/v3`; `https`, or `http` for a Keystone on this machine.
     pub url: String,
-    /// The URL at which callers find Keystone, for `WWW-Authenticate`; by default `url`.
+    /// The URL at which callers find Keystone, for `WWW-Authenticate`. Without it, `url`.
     pub public_url: Option<String>,
     /// The name of hotslot's own user.
     pub username: Option<String>,
@@ -39,8 +39,8 @@ pub struct Keystone {
     pub application_credential_id: Option<String>,
     /// The file with the secret of the application credential.
     pub application_credential_secret_file: Option<SecretFile>,
-    /// A PEM file with the certificates of the authorities that may sign Keystone's certificate; by default those
-    /// that the system trusts.
+    /// A PEM file with the certificates of the authorities that may sign Keystone's certificate. Without it, the
+    /// authorities that the system trusts.
     pub ca: Option<PathBuf>,
     /// The time limit for the validation of a token, in seconds.
     #[serde(default = "default_timeout")]

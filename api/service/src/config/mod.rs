@@ -17,6 +17,7 @@ mod secrets;
 mod source;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod value;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ use schemars::JsonSchema;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
 pub use source::{Reloaded, Source};
+pub use trace::Trace;
+pub(crate) use trace::collector_url;
 pub use value::{Age, Seconds, Secret, duration, is_plain_name};
 
 /// The whole configuration.
@@ -80,6 +83,8 @@ pub struct Config {
     pub hypervisor: Vec<Hypervisor>,
     /// How the log is written.
     pub log: Log,
+    /// Where traces are sent.
+    pub trace: Trace,
     /// The file; `None` for a configuration that was not read from a file.
     #[serde(skip)]
     pub source: Option<Source>,
@@ -123,7 +128,7 @@ impl fmt::Debug for Database {
 pub struct Flavor {
     /// The name, 1 to 255 characters, unique among the flavors.
     pub name: String,
-    /// The id in the API; by default the name.
+    /// The id in the API; without it, the name.
     pub id: Option<String>,
     /// Nova's extra specs. Only `pci_passthrough:alias` and `hw:pci_numa_affinity_policy` are used.
     #[serde(default)]
@@ -171,7 +176,7 @@ pub struct Detach {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DetachClass {
-    /// A class of PCI functions, such as `network controller`.
+    /// A class of devices, as `hotslot device show` prints it.
     pub class: String,
     /// Replaces `hot_unplug` of `[detach]`.
     pub hot_unplug: Option<HotUnplug>,
@@ -293,7 +298,7 @@ pub struct Webhook {
     pub url: Secret,
     /// A file that has the URL, instead of `url`.
     pub url_file: Option<SecretFile>,
-    /// The PEM file of the authorities of the receiver's certificate; by default those that the system trusts.
+    /// The PEM file of the authorities of the receiver's certificate. Without it, the authorities that the system trusts.
     pub ca: Option<PathBuf>,
     /// The key with which events are signed, at least 16 bytes.
     #[serde(default)]

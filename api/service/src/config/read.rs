@@ -15,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::place::key_at;
-use super::{Config, Hypervisor, Source, access, is_plain_name};
+use super::{Config, Hypervisor, Source, access, collector_url, is_plain_name};
 use crate::webhook;
 
 /// A configuration that cannot be used.
@@ -141,6 +141,12 @@ impl Config {
             problems.add("[detach] attempts", "a guest must be asked at least once".into());
         }
         self.check_webhooks(&mut problems);
+        if let Some(Err(reason)) = self.trace.endpoint.as_deref().map(collector_url) {
+            problems.add("[trace] endpoint", reason);
+        }
+        if self.trace.ca.as_ref().is_some_and(|file| !file.is_absolute()) {
+            problems.add("[trace] ca", "it is not an absolute path".into());
+        }
         if self.events.most == 0 {
             problems.add("[events] most", "at least one event must be kept".into());
         }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::token::Token;
 use crate::config::{Credential, Secret};
-use crate::tls;
+use crate::{tls, trace};
 
 /// The maximum size of a response, in bytes. A token with a thousand access rules has about 200 KiB.
 const BODY: usize = 1024 * 1024;
@@ -132,7 +132,7 @@ impl Client {
         headers.insert("openstack-identity-access-rules", HeaderValue::from_static("1.0"));
         let query = if allow_expired { "nocatalog&allow_expired=1" } else { "nocatalog" };
         let _permit = self.permits.acquire().await;
-        let response = self.http.get(self.url(query)).headers(headers).send().await;
+        let response = self.http.get(self.url(query)).headers(headers).headers(trace::headers()).send().await;
         let response = response.map_err(|error| unreachable(&error))?;
         let status = response.status();
         let body = if status == StatusCode::OK { body(response).await? } else { Vec::new() };
@@ -158,7 +158,8 @@ impl Client {
         if own.refused.is_some_and(|(refused, at)| refused == digest && at.elapsed() < REFUSED) {
             return Err(not_accepted());
         }
-        let request = self.http.post(self.url("")).json(&authentication(&self.credential, &secret));
+        let credential = authentication(&self.credential, &secret);
+        let request = self.http.post(self.url("")).headers(trace::headers()).json(&credential);
         let response = request.send().await.map_err(|error| unreachable(&error))?;
         match response.status() {
             StatusCode::CREATED => {}

@@ -28,7 +28,7 @@ use crate::current::Current;
 use crate::feed::Feed;
 use crate::hosts::Hosts;
 use crate::metrics::{
-    CONNECTIONS, DATABASE_CALLS, HYPERVISOR_CALLS, OPERATIONS, REQUESTS, STEPS, WEBHOOK_POSTS, age, word,
+    CONNECTIONS, DATABASE_CALLS, HYPERVISOR_CALLS, OPERATIONS, REQUESTS, STEPS, WEBHOOK_POSTS, age, kind_word,
 };
 use crate::webhook::Webhooks;
 pub(crate) use process::note_start;
@@ -198,10 +198,10 @@ impl Monitor {
         let open: Gauges<2> = Gauges::default();
         let kinds = [AssignmentKind::Attachment, AssignmentKind::Mdev, AssignmentKind::Binding];
         let states = || State::ALL.iter().filter(|state| !state.is_final());
-        let each = kinds.iter().flat_map(|kind| states().map(|state| (word(*kind), state.as_str())));
+        let each = kinds.iter().flat_map(|kind| states().map(|state| (kind_word(*kind), state.as_str())));
         let mut counts: BTreeMap<_, u32> = each.map(|labels| (labels, 0)).collect();
         for row in &recorded.assignments {
-            *counts.entry((word(row.kind()), row.state().as_str())).or_default() += 1;
+            *counts.entry((kind_word(row.kind()), row.state().as_str())).or_default() += 1;
         }
         for ((kind, state), count) in counts {
             open.set([("kind", kind), ("state", state)], count.into());

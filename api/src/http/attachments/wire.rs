@@ -9,6 +9,7 @@ use hotslot_model::id::{AttachmentId, RequestId, ServerId};
 use hotslot_service::assignment::DryRun;
 use hotslot_service::error::Error;
 use hotslot_service::hosts::Hosts;
+use hotslot_service::under_way;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -16,6 +17,7 @@ use crate::http::body::{Link, time};
 use crate::http::permit::Permit;
 use crate::http::schema;
 use crate::http::state::DeviceParts;
+use crate::http::trace::TraceReport;
 
 /// An attachment: the seven keys of the wiki page "Nova/pci hotplug", and then the keys that hotslot adds.
 #[derive(Serialize, ToSchema)]
@@ -86,23 +88,46 @@ pub(in crate::http) struct Wire {
     /// When the attachment ended.
     #[schema(value_type = Option<schema::Time>)]
     ended_at: Option<String>,
-    /// The request to the guest to release the device, while its answer is awaited. Only the answer for one attachment has
-    /// it.
+    /// The request to the guest to release the device, while its answer is awaited.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Progress)]
-    pub(super) progress: Option<Progress>,
+    progress: Option<Progress>,
+    /// The attach or detach that the service is doing now. When several services share the database, only the one that does
+    /// it shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Operation)]
+    operation: Option<Operation>,
+}
+
+/// An attach or a detach that is under way.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OperationUnderWay)]
+struct Operation {
+    /// `attach` or `detach`.
+    name: &'static str,
+    /// The step that it is doing, such as `plug`; null before the first one.
+    step: Option<&'static str>,
+    /// When it began.
+    #[schema(value_type = schema::Time)]
+    began_at: String,
+    /// When the step began.
+    #[schema(value_type = schema::Time)]
+    step_began_at: String,
+    /// When the step, or the whole detach, ends at the latest; null when that is not known.
+    #[schema(value_type = Option<schema::Time>)]
+    ends_by: Option<String>,
 }
 
 /// A request to a guest to release a device, whose answer is awaited.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DetachProgress)]
-pub(super) struct Progress {
+struct Progress {
     /// The number of the request, from 1.
-    pub(super) attempt: u32,
+    attempt: u32,
     /// The configured number of requests. A detach with `timeout` repeats them until that time is over.
-    pub(super) attempts: u32,
+    attempts: u32,
     /// How long each request waits for the guest at most, in seconds.
-    pub(super) seconds: f64,
+    seconds: f64,
 }
 
 fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
@@ -135,6 +160,7 @@ fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
         attached_at: attachment.attached_at.map(time),
         ended_at: attachment.ended_at.map(time),
         progress: None,
+        operation: None,
     }
 }
 
@@ -211,11 +237,19 @@ pub(in crate::http) enum Created {
     Attached {
         /// The attachments, in the order of the request.
         pci_devices: Vec<Wire>,
+        /// What the attach spent its time on, where that was requested.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = TraceReport)]
+        trace: Option<TraceReport>,
     },
     /// What an attach would do.
     DryRun {
         /// What an attach would do.
         dry_run: DryRunReport,
+        /// What the dry run spent its time on, where that was requested.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = TraceReport)]
+        trace: Option<TraceReport>,
     },
 }
 
@@ -248,7 +282,25 @@ pub(super) async fn with_device(
     let device = device.ok_or_else(|| {
         Error::Internal(format!("the device of attachment {} has no record", attachment.id))
     })?;
-    Ok(shown(&parts.hosts, permit, attachment, &device))
+    let under_way = under_way::of(attachment.id);
+    let mut shown = shown(&parts.hosts, permit, attachment, &device);
+    if let Some(under_way) = under_way {
+        let detach = &parts.config.detach;
+        shown.progress = under_way.attempt().map(|attempt| Progress {
+            attempt,
+            attempts: detach.attempts,
+            seconds: detach.timeout.0.as_secs_f64(),
+        });
+        let stage = under_way.stage();
+        shown.operation = Some(Operation {
+            name: under_way.name,
+            step: stage.step,
+            began_at: time(under_way.began),
+            step_began_at: time(stage.began),
+            ends_by: stage.ends_by.map(time),
+        });
+    }
+    Ok(shown)
 }
 
 /// Returns what the caller may see of an attachment.

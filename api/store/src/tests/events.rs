@@ -148,6 +148,7 @@ async fn events_are_found_by_their_caller_with_an_index(records: Records) {
         project: Some(project.into()),
         roles: ["member".to_owned(), "operator".to_owned()].into(),
         via: Some("Keystone, TCP 192.0.2.1".into()),
+        traceparent: None,
         global_request: Some("req-0a1b2c3d-0000-4000-8000-00000000beef".into()),
     };
     let callers = [by("u1", "alice", "p"), by("u2", "alice", "q"), by("u3", "bob", "p")];
