@@ -79,8 +79,9 @@ bench: requirements lab-requirements release lab ## measure attach, detach, inve
 requirements: ## install the requirements of the build and the quick tests
 	@$(STEP) "install for build" tools/install build
 
-lab-requirements: ## install the requirements of the lab
+lab-requirements: ## install the requirements of the lab, and Chromium for its test of the page
 	@$(STEP) "install for the lab" tools/install lab
+	@$(STEP) "install for the page" tools/install page
 
 build:
 	@$(STEP) "build" cargo build --quiet --locked --workspace

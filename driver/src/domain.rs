@@ -103,6 +103,32 @@ pub enum ControllerModel {
     PcieExpander,
 }
 
+/// Bytes of non-prefetchable memory that SeaBIOS and OVMF reserve behind each hot-plug port.
+const PORT_WINDOW: u64 = 2 << 20;
+
+impl PciController {
+    /// Whether exactly one device fits behind it: a root port, or a downstream port of a switch.
+    pub fn is_port(&self) -> bool {
+        matches!(self.model, ControllerModel::RootPort | ControllerModel::SwitchDownstream)
+    }
+
+    /// The bytes of non-prefetchable memory that firmware reserves behind a hot-plug port: as the document says, or as much
+    /// as firmware takes by itself. `None` for other controllers, whose memory depends on what is behind them.
+    pub fn memory_window(&self) -> Option<u64> {
+        (self.is_port() && self.hotplug).then(|| self.mem_reserve.unwrap_or(PORT_WINDOW))
+    }
+}
+
+/// How QEMU asks a guest to release a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnplugBy {
+    /// By an ACPI event. The guest begins at once.
+    Acpi,
+    /// By the attention button of the port, as PCI Express specifies. The guest waits five seconds for somebody who presses
+    /// the button again, and then switches the slot off, which takes a second.
+    Native,
+}
+
 /// A PCI host device in a domain document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hostdev {
@@ -156,6 +182,35 @@ impl DomainXml {
     pub fn mdev(&self, alias: UserAlias) -> Option<&MdevHostdev> {
         let alias = alias.to_string();
         self.mdevs.iter().find(|mdev| mdev.alias.as_deref() == Some(alias.as_str()))
+    }
+
+    /// Returns how the guest is asked to release the device at `address` (libvirt's numbering). `None` when the document
+    /// does not tell it: on other machines than the PC, and behind an expander.
+    ///
+    /// QEMU uses ACPI on i440fx, and on q35 since the machine version 6.1 (`hw/core/machine.c`: `pc_compat_6_0` switches
+    /// `acpi-pci-hotplug-with-bridge-support` off).
+    pub fn unplug_by(&self, address: PciAddress) -> Option<UnplugBy> {
+        let controller = |bus| self.controllers.iter().find(|controller| controller.index == bus);
+        let behind = controller(address.bus())?;
+        let mut root = behind;
+        // Each controller is behind one with another index; more steps than controllers are a circle.
+        for _ in 0..self.controllers.len() {
+            root = root.address.and_then(|address| controller(address.bus())).unwrap_or(root);
+        }
+        match root.model {
+            ControllerModel::PciRoot => Some(UnplugBy::Acpi),
+            ControllerModel::PcieRoot => match self.q35_version()? {
+                version if version >= (6, 1) => Some(UnplugBy::Acpi),
+                _ => behind.is_port().then_some(UnplugBy::Native),
+            },
+            _ => None,
+        }
+    }
+
+    /// The version of QEMU's machine type q35; `None` for other machines, and for versions of a distribution.
+    fn q35_version(&self) -> Option<(u32, u32)> {
+        let (major, minor) = self.machine.strip_prefix("pc-q35-")?.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
     }
 
     /// Returns the PCI host device with this alias.

@@ -8,6 +8,7 @@ mod detach;
 mod failures;
 mod inventory;
 mod outages;
+mod page;
 mod power;
 mod remote;
 mod topologies;

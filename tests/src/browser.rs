@@ -17,7 +17,7 @@ pub const TAB: &str = "\u{E004}";
 /// As [`TAB`].
 pub const ENTER: &str = "\u{E007}";
 
-/// How long a page may take to show what a test waits for.
+/// How long a page may take to show what a test waits for, unless the test says so.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a browser shows pages.
@@ -48,6 +48,7 @@ pub struct Browser {
     session: String,
     chromedriver: Child,
     base: String,
+    patience: Duration,
     _profile: tempfile::TempDir,
 }
 
@@ -89,7 +90,21 @@ impl Browser {
         let at = format!("http://127.0.0.1:{port}/session");
         let made = ask(&client, Method::POST, &at, Some(&wanted)).await.expect("a browser");
         let session = format!("{at}/{}", made["sessionId"].as_str().expect("a session"));
-        Self { client, session, chromedriver, base: service.to_owned(), _profile: profile }
+        Self {
+            client,
+            session,
+            chromedriver,
+            base: service.to_owned(),
+            patience: PATIENCE,
+            _profile: profile,
+        }
+    }
+
+    /// The same browser, which waits longer for a page to show something.
+    #[must_use]
+    pub fn patient(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     async fn send(&self, path: &str, body: Value) -> Result<Value, String> {
@@ -114,7 +129,7 @@ impl Browser {
 
     /// Waits until a request succeeds.
     async fn once(&self, what: &str, so: impl AsyncFn() -> Result<Value, String>) -> Value {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + self.patience;
         loop {
             match so().await {
                 Ok(value) => return value,

@@ -10,6 +10,7 @@ pub mod link;
 pub mod measure;
 pub mod oracle;
 pub mod postgres;
+pub mod prefix;
 pub mod recorded;
 mod service;
 

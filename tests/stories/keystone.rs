@@ -15,8 +15,8 @@ const OWN: &str = "/v1/accelerators";
 const ALL: &str = "/v2.1/os-hypervisors";
 
 /// A service that validates tokens with a Keystone, and the file with the password of its own user.
-struct Door {
-    service: Hotslot,
+pub(crate) struct Door {
+    pub(crate) service: Hotslot,
     password: tempfile::NamedTempFile,
 }
 
@@ -30,7 +30,7 @@ impl std::ops::Deref for Door {
 
 impl Door {
     /// Starts a service. `more` has further keys of `[identity.keystone]`.
-    async fn to(keystone: &Keystone, more: &str) -> Self {
+    pub(crate) async fn to(keystone: &Keystone, more: &str) -> Self {
         // A test must not depend on how busy this machine is.
         let timeout = if more.contains("timeout") { "" } else { "timeout = 60\n" };
         let password = tempfile::NamedTempFile::new().unwrap();
@@ -50,7 +50,7 @@ impl Door {
     }
 
     /// Gets a path with a token.
-    async fn by(&self, token: &str, path: &str) -> Answer {
+    pub(crate) async fn by(&self, token: &str, path: &str) -> Answer {
         self.get(path, &[("x-auth-token", token)]).await
     }
 
@@ -63,7 +63,7 @@ impl Door {
     }
 
     /// Fails the test when the log has one of these texts.
-    fn log_has_none_of(&self, secrets: &[&str]) {
+    pub(crate) fn log_has_none_of(&self, secrets: &[&str]) {
         let log = self.log();
         for secret in secrets {
             assert!(!log.contains(secret), "the log has a secret");

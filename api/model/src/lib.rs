@@ -10,6 +10,7 @@ pub mod device;
 mod device_status;
 pub mod event;
 mod functions;
+pub mod host_mode;
 pub mod hot_unplug;
 pub mod id;
 pub mod idempotency;

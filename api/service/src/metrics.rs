@@ -192,6 +192,7 @@ fn outcome(error: &Error) -> &'static str {
         | Error::Gone(_)
         | Error::Conflict(_)
         | Error::Busy(_)
+        | Error::Restricted(_)
         | Error::AlreadyExists(_)
         | Error::Stale => "refused",
         Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => "unavailable",

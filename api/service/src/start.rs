@@ -227,7 +227,7 @@ async fn open_hosts(
         }
         hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
     }
-    Ok(Hosts::new(hosts))
+    Ok(Hosts::new(hosts, store.clone()))
 }
 
 async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook>>, StartError> {

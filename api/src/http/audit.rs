@@ -19,6 +19,10 @@ pub(super) struct Identified {
     pub(super) rule: Option<&'static str>,
 }
 
+/// A response of the page. What the page has done, a route has done and recorded, so the page does not record it again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DoneByRoutes;
+
 /// Returns the actor of a request whose caller has not been identified yet.
 pub(super) fn unidentified(id: &str, request: &Request) -> Actor {
     let peer = request.extensions().get::<Peer>().copied();
@@ -65,7 +69,10 @@ pub(super) fn record(audit: &Audit, sent: (&Method, &str), unidentified: Arc<Act
                 reason: fault.map_or_else(|| status.to_string(), |fault| fault.message.clone()),
             },
         );
-    } else if !method.is_safe() && identified.is_some() {
+    } else if !method.is_safe()
+        && identified.is_some()
+        && response.extensions().get::<DoneByRoutes>().is_none()
+    {
         let fields = Fields::of(&actor);
         let location = response.headers().get(header::LOCATION).and_then(|place| place.to_str().ok());
         tracing::info!(

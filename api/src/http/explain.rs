@@ -281,7 +281,13 @@ pub(super) async fn device(
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
     let sysroot = host.hypervisor.sysroot();
     let pci_device = Explained {
-        function: host_function::describe(host, function, row, availability.foreign.get(&address)),
+        function: host_function::describe(
+            host,
+            function,
+            row,
+            availability.foreign.get(&address),
+            availability.guard(address),
+        ),
         guards: guards(&availability, address),
         unguarded: config.pci.is_unguarded(&host.name, address),
         reset_methods: local::reset_methods(sysroot, address),
@@ -472,7 +478,7 @@ pub(super) async fn candidates(
         })
     });
     let unlisted = candidates.unlisted.iter().map(|(function, foreign)| {
-        let function = host_function::describe(host, function, None, foreign.as_ref());
+        let function = host_function::describe(host, function, None, foreign.as_ref(), None);
         let unlisted = UnlistedCandidate { function, place: None, why: "no device_spec lists it" };
         Candidate::Unlisted(Box::new(unlisted))
     });

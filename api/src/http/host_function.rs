@@ -11,8 +11,6 @@ use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::{DeviceId, ServerId};
 use hotslot_model::rules::Foreign;
 use hotslot_service::host::Host;
-use hotslot_service::hosts::Hosts;
-use hotslot_service::records::Records;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -20,6 +18,7 @@ use super::body::Path;
 use super::error::Fault;
 use super::hypervisors::HypervisorPath;
 use super::schema;
+use super::state::DeviceParts;
 
 /// A PCI function of a host.
 #[derive(Serialize, ToSchema)]
@@ -92,6 +91,9 @@ pub(super) struct HostFunction {
     owner: Option<String>,
     /// The domain into which somebody else put it.
     foreign: Option<ForeignUse>,
+    /// Why the host needs it: the kind of the guard and the reason. Null when the host does not need it, when that cannot
+    /// be read, when the configuration says that its guards do not count, and among candidates.
+    guard: Option<String>,
 }
 
 /// A PCI Express link.
@@ -144,17 +146,18 @@ pub(super) struct HostFunctionList {
     params(HypervisorPath), operation_id = "list_functions",
     responses((status = 200, description = "The functions.", body = HostFunctionList)))]
 pub(super) async fn list(
-    State(hosts): State<Arc<Hosts>>,
-    State(records): State<Arc<Records>>,
+    State(DeviceParts { hosts, catalog, records, .. }): State<DeviceParts>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<HostFunctionList>, Fault> {
     let host = path.host(&hosts)?;
+    let availability = catalog.availability(host).await?;
     let functions = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
     let rows = records.devices_of(host.row.id).into_iter();
     let rows: BTreeMap<_, _> = rows.map(|row| (row.facts.address, row)).collect();
-    let foreign = host.foreign();
     let describe = |function: &HostDevice| {
-        describe(host, function, rows.get(&function.address), foreign.get(&function.address))
+        let address = function.address;
+        let foreign = availability.foreign.get(&address);
+        describe(host, function, rows.get(&address), foreign, availability.guard(address))
     };
     Ok(Json(HostFunctionList { pci_devices: functions.iter().map(describe).collect() }))
 }
@@ -171,6 +174,7 @@ pub(super) fn describe(
     device: &HostDevice,
     row: Option<&Arc<Device>>,
     foreign: Option<&Foreign>,
+    guard: Option<String>,
 ) -> HostFunction {
     let (dev_type, parent_addr, max_vfs, vfs) = match &device.role {
         Role::Plain => ("type-PCI", None, None, None),
@@ -222,5 +226,6 @@ pub(super) fn describe(
             live: foreign.live,
             persistent: foreign.persistent,
         }),
+        guard,
     }
 }

@@ -15,12 +15,14 @@ mod cyborg;
 pub mod description;
 mod docs_page;
 mod drift;
+mod ends;
 pub mod error;
 pub(crate) mod events;
 mod explain;
 mod flavors;
 mod health;
 mod host_function;
+mod host_mode;
 mod hypervisors;
 mod idempotency;
 mod identity;
@@ -32,6 +34,7 @@ mod own_page;
 mod pci;
 mod pci_config;
 mod pci_owner;
+mod pci_ports;
 mod permit;
 mod policy;
 mod query;
@@ -40,6 +43,7 @@ mod requests;
 mod schema;
 mod servers;
 mod service;
+mod standing;
 mod state;
 mod tls;
 mod topology;
@@ -162,6 +166,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(servers::show))
         .routes(routes!(topology::show))
         .routes(routes!(pci_owner::show, pci_owner::update))
+        .routes(routes!(pci_ports::add))
         .routes(routes!(attachments::create, attachments::list))
         .routes(routes!(attachments::show, attachments::delete))
         .routes(routes!(attachments::list_all))
@@ -174,6 +179,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(hypervisors::show))
         .routes(routes!(hypervisors::search))
         .routes(routes!(hypervisors::uptime))
+        .routes(routes!(host_mode::set))
         .routes(routes!(host_function::list))
         .routes(routes!(explain::device))
         .routes(routes!(explain::candidates))
@@ -202,17 +208,26 @@ fn with_no_method(routes: OpenApiRouter<App>) -> OpenApiRouter<App> {
     routes
 }
 
+/// The id of a request. Requests that the page sends to the routes have that of the browser's request.
+#[derive(Clone)]
+struct RequestId(String);
+
 /// Gives every request an id and a tracing span, and adds the headers that Nova's clients read. A request that may
 /// change something runs in a task of its own, so that it completes even when its client disconnects.
 async fn with_request_id(
     State(lifecycle): State<Arc<Lifecycle>>,
     State(records): State<Arc<Records>>,
     State(audit): State<Arc<Audit>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let timer = Timer::begin(&REQUESTS);
-    let id = format!("req-{}", Uuid::new_v4().hyphenated());
+    let of_page = request.extensions_mut().remove::<RequestId>();
+    // The request of the page itself runs in a task, and is waited for at the end of the service. One that the page sends
+    // must not wait for that end.
+    let is_of_page = of_page.is_some();
+    let RequestId(id) = of_page.unwrap_or_else(|| RequestId(format!("req-{}", Uuid::new_v4().hyphenated())));
+    request.extensions_mut().insert(RequestId(id.clone()));
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let name = || {
@@ -225,7 +240,7 @@ async fn with_request_id(
     let work = traced.work(next.run(request).instrument(span.clone()));
     let work = actor::scope_as(Arc::clone(&unidentified), work);
     let work = actor::as_process(records.new_worker(), work);
-    let mut response = if method.is_safe() {
+    let mut response = if method.is_safe() || is_of_page {
         work.await
     } else {
         let under_way = lifecycle.begin_request().await;
@@ -236,7 +251,10 @@ async fn with_request_id(
         let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
         done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
     };
-    answered(method.as_str(), response.status().as_u16(), timer);
+    // The request of the browser is counted, and not those that the page sends for it in this process.
+    if !is_of_page {
+        answered(method.as_str(), response.status().as_u16(), timer);
+    }
     traced.answered(response.status().as_u16());
     span.in_scope(|| audit::record(&audit, (&method, &path), unidentified, &response));
     let headers = response.headers_mut();

@@ -11,8 +11,7 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use hotslot_model::rules::{Rule, RuleKind, Source, is_grouping_key};
 use hotslot_service::error::Error;
-use hotslot_service::inventory::Catalog;
-use hotslot_service::inventory::Change;
+use hotslot_service::inventory::{Catalog, Change, Preview, PreviewedFunction};
 use hotslot_service::records::Records;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -21,6 +20,7 @@ use uuid::Uuid;
 
 use super::body::{Link, Page, PageParams, Pairs, Path, id, links, read, time};
 use super::error::Fault;
+use super::host_function::{self, HostFunction};
 use super::schema;
 
 /// The name of the read-only object that lists the keys by which devices are grouped into pools.
@@ -209,13 +209,87 @@ pub(super) struct EntryPath {
     entry_id: String,
 }
 
+/// The query of a new rule.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `Options` reads the keys")]
+struct PreviewQuery {
+    /// Whether to check the entry only, and to return the functions that it matches.
+    dry_run: Option<bool>,
+}
+
 /// The query of a change.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[allow(dead_code, reason = "the description of the API is made from it; `force` reads the key")]
+#[allow(dead_code, reason = "as `PreviewQuery`")]
 struct ForceQuery {
     /// Whether an entry may change on which devices in use depend.
     force: Option<bool>,
+}
+
+/// What a change of the rules would do.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PreviewAnswer {
+    /// What it would do.
+    preview: RulePreview,
+}
+
+/// What a change of the rules would do.
+#[derive(Serialize, ToSchema)]
+struct RulePreview {
+    /// The number of functions that the entry matches.
+    #[schema(minimum = 0)]
+    count: usize,
+    /// The functions that the entry matches, by host and address, at most 1000.
+    #[schema(max_items = 1000)]
+    pci_devices: Vec<PreviewedDevice>,
+    /// The devices in use that would no longer be listed, in words. Such a change needs `force=true`.
+    withdrawn: Vec<String>,
+}
+
+/// A function that an entry matches.
+#[derive(Serialize, ToSchema)]
+struct PreviewedDevice {
+    /// What the list of functions has.
+    #[serde(flatten)]
+    function: HostFunction,
+    /// Whether the entry has an effect on it: for the whitelist, that no earlier entry decides; for the others, that the
+    /// function is assignable.
+    counts: bool,
+}
+
+/// The rule, or what a change would do.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum ChangeAnswer {
+    /// The rule.
+    Rule(RuleAnswer),
+    /// What the change would do, for `dry_run=true`.
+    Preview(PreviewAnswer),
+}
+
+/// The maximum number of functions in a preview.
+const PREVIEWED: usize = 1000;
+
+async fn preview(catalog: &Catalog, records: &Records, change: &Change) -> Result<Json<ChangeAnswer>, Error> {
+    let Preview { functions, withdrawn } = catalog.preview_rules(change)?;
+    let mut shown = Vec::new();
+    let first = &functions[..functions.len().min(PREVIEWED)];
+    for of_host in first.chunk_by(|one, next| one.host.row.id == next.host.row.id) {
+        let host = &of_host[0].host;
+        let availability = catalog.availability(host).await?;
+        let rows = records.devices_of(host.row.id);
+        for PreviewedFunction { address, counts, .. } in of_host {
+            // A function that has gone in between is left out.
+            let Some(function) = availability.functions.get(address) else { continue };
+            let row = rows.binary_search_by_key(address, |row| row.facts.address).ok().map(|at| &rows[at]);
+            let (foreign, guard) = (availability.foreign.get(address), availability.guard(*address));
+            let function = host_function::describe(host, function, row, foreign, guard);
+            shown.push(PreviewedDevice { function, counts: *counts });
+        }
+    }
+    let preview = RulePreview { count: functions.len(), pci_devices: shown, withdrawn };
+    Ok(Json(ChangeAnswer::Preview(PreviewAnswer { preview })))
 }
 
 impl EntryPath {
@@ -253,11 +327,11 @@ fn shown(problems: &BTreeMap<Uuid, String>, rule: &Rule, position: usize) -> Ent
     }
 }
 
-fn one(catalog: &Catalog, kind: RuleKind, id: Uuid) -> Result<Json<RuleAnswer>, Error> {
+fn one(catalog: &Catalog, kind: RuleKind, id: Uuid) -> Result<RuleAnswer, Error> {
     let rules = catalog.rules();
     let found = rules.of(kind).zip(1..).find(|(rule, _)| rule.id == id);
     let (rule, position) = found.ok_or_else(|| Error::NotFound(format!("{kind} entry {id}")))?;
-    Ok(Json(RuleAnswer::new(kind, shown(&catalog.problems_of(&rules), rule, position))))
+    Ok(RuleAnswer::new(kind, shown(&catalog.problems_of(&rules), rule, position)))
 }
 
 /// Lists the keys of `extra_info` by which devices are grouped into pools, with their values and the number of devices
@@ -308,7 +382,7 @@ pub(super) async fn show(
     Path(path): Path<EntryPath>,
 ) -> Result<Json<RuleAnswer>, Fault> {
     let (kind, id) = path.parts()?;
-    Ok(one(&catalog, kind, id)?)
+    Ok(Json(one(&catalog, kind, id)?))
 }
 
 /// Parses `{"<kind>": {…}}`, and returns the entry as JSON text.
@@ -335,54 +409,86 @@ fn entry(kind: RuleKind, headers: &HeaderMap, body: Result<Bytes, BytesRejection
     }
 }
 
-/// Parses `?force=true`, which allows a change of an entry that devices in use depend on.
-fn force(Pairs(pairs): Pairs) -> Result<bool, Error> {
-    let mut force = false;
-    for (key, value) in pairs {
-        force = match (key.as_str(), value.as_str()) {
-            ("force", "true") => true,
-            ("force", "false") => false,
-            ("force", other) => {
-                return Err(Error::Invalid(format!("invalid force {other}: expected true or false")));
+/// The options of a change, which the query has.
+#[derive(Default)]
+struct Options {
+    /// Whether an entry may change that devices in use depend on.
+    force: bool,
+    /// Whether nothing is to be changed.
+    dry_run: bool,
+}
+
+impl Options {
+    /// Reads those that a route has.
+    fn read(Pairs(pairs): Pairs, known: &[&str]) -> Result<Self, Error> {
+        let mut options = Self::default();
+        for (key, value) in pairs {
+            let value = match value.as_str() {
+                "true" => true,
+                "false" => false,
+                other => {
+                    return Err(Error::Invalid(format!("invalid {key} {other}: expected true or false")));
+                }
+            };
+            match key.as_str() {
+                "force" if known.contains(&"force") => options.force = value,
+                "dry_run" if known.contains(&"dry_run") => options.dry_run = value,
+                key => {
+                    let known = known.join(", ");
+                    return Err(Error::Invalid(format!("unknown query key {key}; known: {known}")));
+                }
             }
-            (key, _) => return Err(Error::Invalid(format!("unknown query key {key}; known: force"))),
-        };
+        }
+        Ok(options)
     }
-    Ok(force)
 }
 
 /// Adds a rule after those that there are. An extension of hotslot.
-#[utoipa::path(post, path = "/os-pci-config/{kind}", tag = "Rules", params(KindPath),
+#[utoipa::path(post, path = "/os-pci-config/{kind}", tag = "Rules", params(KindPath, PreviewQuery),
     request_body(content = NewRule, example = json!({ "alias": { "name": "one", "vendor_id": "8086", "product_id": "10ca" } })),
-    responses((status = 201, description = "The rule.", body = RuleAnswer)))]
+    responses(
+        (status = 200, description = "What the rule would do, for `dry_run=true`.", body = PreviewAnswer),
+        (status = 201, description = "The rule.", body = RuleAnswer),
+    ))]
 pub(super) async fn create(
     State(catalog): State<Arc<Catalog>>,
+    State(records): State<Arc<Records>>,
     Path(path): Path<KindPath>,
+    pairs: Pairs,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<(StatusCode, Json<RuleAnswer>), Fault> {
+) -> Result<(StatusCode, Json<ChangeAnswer>), Fault> {
     let kind = kind(&path.kind)?;
-    let text = entry(kind, &headers, body)?;
-    let id = catalog.change_rules(Change::Add { kind, text }, false).await?;
-    Ok((StatusCode::CREATED, one(&catalog, kind, id)?))
+    let Options { dry_run, .. } = Options::read(pairs, &["dry_run"])?;
+    let change = Change::Add { kind, text: entry(kind, &headers, body)? };
+    if dry_run {
+        return Ok((StatusCode::OK, preview(&catalog, &records, &change).await?));
+    }
+    let id = catalog.change_rules(change, false).await?;
+    Ok((StatusCode::CREATED, Json(ChangeAnswer::Rule(one(&catalog, kind, id)?))))
 }
 
 /// Replaces the text of a rule of the API. An extension of hotslot.
-#[utoipa::path(put, path = "/os-pci-config/{kind}/{entry_id}", tag = "Rules", params(EntryPath, ForceQuery),
+#[utoipa::path(put, path = "/os-pci-config/{kind}/{entry_id}", tag = "Rules",
+    params(EntryPath, ForceQuery, PreviewQuery),
     request_body(content = NewRule, example = json!({ "alias": { "name": "one", "vendor_id": "8086", "product_id": "10d3" } })),
-    responses((status = 200, description = "The rule.", body = RuleAnswer)))]
+    responses((status = 200, description = "The rule, or what it would do, for `dry_run=true`.", body = ChangeAnswer)))]
 pub(super) async fn replace(
     State(catalog): State<Arc<Catalog>>,
+    State(records): State<Arc<Records>>,
     Path(path): Path<EntryPath>,
     pairs: Pairs,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<RuleAnswer>, Fault> {
+) -> Result<Json<ChangeAnswer>, Fault> {
     let (kind, id) = path.parts()?;
-    let force = force(pairs)?;
-    let text = entry(kind, &headers, body)?;
-    let id = catalog.change_rules(Change::Replace { kind, id, text }, force).await?;
-    Ok(one(&catalog, kind, id)?)
+    let Options { force, dry_run } = Options::read(pairs, &["force", "dry_run"])?;
+    let change = Change::Replace { kind, id, text: entry(kind, &headers, body)? };
+    if dry_run {
+        return Ok(preview(&catalog, &records, &change).await?);
+    }
+    let id = catalog.change_rules(change, force).await?;
+    Ok(Json(ChangeAnswer::Rule(one(&catalog, kind, id)?)))
 }
 
 /// Removes a rule of the API. An extension of hotslot.
@@ -394,6 +500,7 @@ pub(super) async fn delete(
     pairs: Pairs,
 ) -> Result<StatusCode, Fault> {
     let (kind, id) = path.parts()?;
-    catalog.change_rules(Change::Remove { kind, id }, force(pairs)?).await?;
+    let Options { force, .. } = Options::read(pairs, &["force"])?;
+    catalog.change_rules(Change::Remove { kind, id }, force).await?;
     Ok(StatusCode::NO_CONTENT)
 }

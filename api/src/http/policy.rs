@@ -12,6 +12,7 @@ use hotslot_model::identity::{Caller, Peer, Target};
 use hotslot_service::config::IdentityFrom;
 use hotslot_service::rate::TooMany;
 use hotslot_store::actor;
+use serde_json::Value;
 
 use super::audit::Identified;
 use super::error::{Fault, no_method, not_found};
@@ -61,6 +62,7 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /servers/{server_id}/pci_topology", InHandler("hotslot:server:topology")),
     ("GET /servers/{server_id}/pci_owner", Rule("hotslot:server:show_owner")),
     ("PUT /servers/{server_id}/pci_owner", Rule("hotslot:server:set_owner")),
+    ("POST /servers/{server_id}/pci_ports", Rule("hotslot:server:add_ports")),
     ("GET /servers/{server_id}/os-pci_attachments", InHandler("hotslot:attachment:list")),
     ("POST /servers/{server_id}/os-pci_attachments", InHandler("hotslot:attachment:create")),
     ("GET /servers/{server_id}/os-pci_attachments/{attachment_id}", InHandler("hotslot:attachment:show")),
@@ -75,6 +77,7 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /os-hypervisors/{hypervisor_id}", Rule("os_compute_api:os-hypervisors:show")),
     ("GET /os-hypervisors/{hypervisor_id}/search", Rule("os_compute_api:os-hypervisors:search")),
     ("GET /os-hypervisors/{hypervisor_id}/uptime", Rule("os_compute_api:os-hypervisors:uptime")),
+    ("PUT /os-hypervisors/{hypervisor_id}/mode", Rule("hotslot:host:set_mode")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_devices", Rule("hotslot:host:devices")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_devices/{address}", Rule("hotslot:host:devices")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_candidates", Rule("hotslot:host:candidates")),
@@ -161,7 +164,8 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /ui/icon.svg", Open),
     ("GET /ui/sign-in", Open),
     ("POST /ui/sign-in", Open),
-    ("POST /ui/sign-out", Open),
+    ("POST /ui/sign-out", Known),
+    ("GET /ui/{*page}", Known),
     ("GET /ui/home", Known),
     ("GET /ui/account", Known),
     ("GET /ui/hosts", Rule("os_compute_api:os-hypervisors:list-detail")),
@@ -177,6 +181,10 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /ui/rules", Rule("hotslot:rule:list")),
     ("GET /ui/rule", Rule("hotslot:rule:list")),
     ("POST /ui/rule", Rule("hotslot:rule:create")),
+    ("GET /ui/quotas", InHandler("os_compute_api:os-quota-sets:detail")),
+    ("POST /ui/quotas", Rule("os_compute_api:os-quota-sets:update")),
+    ("GET /ui/webhooks", Rule("hotslot:webhook:list")),
+    ("POST /ui/webhooks", Rule("hotslot:webhook:redeliver")),
     ("GET /ui/drift", Rule("hotslot:drift:list")),
     ("POST /ui/drift", Rule("hotslot:drift:repair")),
     ("GET /ui/events", Rule("hotslot:event:list")),
@@ -312,8 +320,9 @@ async fn under_rule(
     let sees_hosts = caller.sees_host_details();
     let allowed = || rule.map_or(Ok(()), |rule| identity.policy.require(&caller, rule, target));
     let admitted = expect_own_project(&caller, named).and_then(|()| allowed().map_err(Fault::from));
-    // A request whose client has gone away counts until it has ended.
-    let under_way = identity.rates.begin(&caller).await;
+    // A request whose client has gone away counts until it has ended. The request of a page counts for those that it sends.
+    let is_of_page = request.extensions().get::<OnBehalf>().is_some();
+    let under_way = if is_of_page { Ok(None) } else { identity.rates.begin(&caller).await };
     let mut response = match under_way.map(|under_way| admitted.map(|()| under_way)) {
         Err(too_many) => refused_for_now(&too_many),
         Ok(Ok(_under_way)) => {
@@ -325,7 +334,12 @@ async fn under_rule(
             let response = actor::scope_as(Arc::clone(&actor), next.run(request)).await;
             if sees_hosts { response } else { without_hosts(response) }
         }
-        Ok(Err(fault)) => refusal(identity, fault),
+        Ok(Err(fault)) => {
+            let mut response = refusal(identity, fault);
+            // A page that says so has the caller's navigation.
+            response.extensions_mut().insert(caller);
+            response
+        }
     };
     response.extensions_mut().insert(Identified { actor, rule });
     response
@@ -405,6 +419,29 @@ pub(super) async fn identified(
     Ok(caller)
 }
 
+/// Obtains a token of Keystone's for somebody who signs in with a password. The passwords that somebody at a connection may
+/// try are limited like the tokens.
+///
+/// # Errors
+/// 401 when Keystone does not accept the password, 429 after too many failures, and 503 when Keystone is away.
+pub(super) async fn token_for(
+    identity: &IdentityParts,
+    peer: Option<Peer>,
+    login: &Value,
+) -> Result<HeaderValue, Fault> {
+    if identity.config.api.identity == IdentityFrom::Headers {
+        let message = "a proxy says who calls, so nobody signs in here; open the page through the proxy";
+        return Err(Fault::new(StatusCode::UNAUTHORIZED, message));
+    }
+    if let Some(peer) = peer {
+        let many = |many: TooMany| Fault::new(StatusCode::TOO_MANY_REQUESTS, many.to_string());
+        identity.rates.may_try(peer).await.map_err(many)?;
+        // It counts before Keystone has answered, because many at the same time would all be tried otherwise.
+        identity.rates.count_failure(peer).await;
+    }
+    Ok(identity.callers.sign_in(login).await?)
+}
+
 fn refused_for_now(too_many: &TooMany) -> Response {
     let mut response = Fault::new(StatusCode::TOO_MANY_REQUESTS, too_many.to_string()).into_response();
     response.headers_mut().insert(header::RETRY_AFTER, too_many.seconds().into());
@@ -432,7 +469,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use hotslot_model::identity::policy::RULES;
-    use serde_json::Value;
 
     use super::*;
     use crate::http::attachments::BY_ADDRESS;

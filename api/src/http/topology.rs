@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use hotslot_driver::domain::{ControllerModel, DomainXml, Hostdev, PciController, UserAlias};
+use hotslot_driver::domain::{ControllerModel, DomainXml, Hostdev, PciController, UnplugBy, UserAlias};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_driver::topology::Topology;
 use hotslot_model::assignment::InnerSource;
@@ -87,6 +87,15 @@ struct Controller {
     inner_bus: Option<u8>,
     /// Whether devices can be hot-plugged behind it.
     hotplug: bool,
+    /// The bytes of non-prefetchable memory that firmware reserves behind a port for a device that is plugged later; null
+    /// for other controllers.
+    memory_window: Option<u64>,
+    /// The bytes of 64-bit prefetchable memory that firmware reserves behind it, as the document says; null when the
+    /// firmware chooses.
+    prefetchable_window: Option<u64>,
+    /// How the guest is asked to release a device behind it: `acpi`, or `native` for the attention button of PCI Express,
+    /// after which a guest waits for five seconds. Null when that is not known.
+    unplug_by: Option<&'static str>,
 }
 
 /// A place of a guest: the address in the domain's document, and the one that the guest sees.
@@ -213,13 +222,18 @@ fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) ->
     let free = topology.free_ports();
     Tree {
         machine: document.machine.clone(),
-        controllers: controllers.iter().map(|one| controller(one, &topology, verified)).collect(),
+        controllers: controllers.iter().map(|one| controller(one, document, &topology, verified)).collect(),
         devices,
         free_ports: FreePorts { express: list(free.express), conventional: list(free.conventional) },
     }
 }
 
-fn controller(controller: &PciController, topology: &Topology, verified: &Verified) -> Controller {
+fn controller(
+    controller: &PciController,
+    document: &DomainXml,
+    topology: &Topology,
+    verified: &Verified,
+) -> Controller {
     // The verified address of a device gives the number of its bus.
     let seen = verified.iter().find(|(address, _)| address.bus() == controller.index).map(|(_, seen)| *seen);
     let first = PciAddress::new(0, controller.index.into(), 0, 0).ok();
@@ -232,6 +246,12 @@ fn controller(controller: &PciController, topology: &Topology, verified: &Verifi
         inner_address: controller.address.and_then(|address| topology.guest_address(address)),
         inner_bus: bus,
         hotplug: controller.hotplug,
+        memory_window: controller.memory_window(),
+        prefetchable_window: controller.pref64_reserve,
+        unplug_by: first.and_then(|first| document.unplug_by(first)).map(|by| match by {
+            UnplugBy::Acpi => "acpi",
+            UnplugBy::Native => "native",
+        }),
     }
 }
 
@@ -297,6 +317,18 @@ mod tests {
             "inner_address_source": "computed" });
         assert_eq!(tree["free_ports"]["express"][0], first);
         assert_eq!(tree["free_ports"]["conventional"], json!([]));
+    }
+
+    #[test]
+    fn a_port_shows_its_windows_and_how_its_device_is_unplugged() {
+        let tree = describe(&port(1, 3, 0));
+        let port = |tree: &Value| {
+            let port = &tree["controllers"][1];
+            (port["memory_window"].clone(), port["prefetchable_window"].clone(), port["unplug_by"].clone())
+        };
+        assert_eq!(port(&tree), (json!(2 << 20), Value::Null, json!("acpi")));
+        let root = &tree["controllers"][0];
+        assert_eq!((&root["memory_window"], &root["unplug_by"]), (&Value::Null, &json!("acpi")));
     }
 
     #[test]

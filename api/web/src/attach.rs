@@ -7,12 +7,12 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
 use crate::parts::{badge, function_page, items, server_page, text};
 use crate::problem::Problem;
-use crate::session::Cookie;
+use crate::session::random;
 
 /// The number of different aliases that the form takes.
 const PARTS: usize = 3;
@@ -29,15 +29,27 @@ const POLICIES: [(&str, &str); 5] = [
 /// The fields of text besides the aliases, by the keys of the API.
 const TEXTS: [&str; 4] = ["numa_policy", "mac_address", "vlan", "physical_network"];
 
+/// The right to attach a device by its address.
+pub(crate) const BY_ADDRESS: &str = "hotslot:attachment:create_by_address";
+
+/// The server, and the devices to begin with.
 #[derive(Deserialize)]
 pub(crate) struct Wanted {
+    /// Without one, the person chooses a server.
+    #[serde(default)]
     id: String,
+    #[serde(default)]
+    address: String,
+    /// The host of the device.
+    #[serde(default)]
+    host: String,
 }
 
 /// What the person asks for, as the form has it.
 #[derive(Default)]
 struct Asked {
     aliases: Vec<(String, String)>,
+    addresses: String,
     texts: Vec<(&'static str, String)>,
     live_only: bool,
     whole_group: bool,
@@ -51,6 +63,7 @@ impl Asked {
         });
         Self {
             aliases: aliases.filter(|(alias, _)| !alias.is_empty()).collect(),
+            addresses: fields.get("addresses").to_owned(),
             texts: TEXTS.iter().map(|key| (*key, fields.get(key).to_owned())).collect(),
             live_only: fields.is_set("live_only"),
             whole_group: fields.is_set("whole_group"),
@@ -68,7 +81,14 @@ impl Asked {
         });
         let alias = parts.collect::<Vec<_>>().join(",");
         let mut body = Map::new();
-        body.insert("pci_passthrough:alias".to_owned(), alias.into());
+        let addresses = self.addresses.split([' ', ',']).filter(|address| !address.is_empty());
+        let addresses: Vec<_> = addresses.map(full_address).collect();
+        if !alias.is_empty() || addresses.is_empty() {
+            body.insert("pci_passthrough:alias".to_owned(), alias.into());
+        }
+        if !addresses.is_empty() {
+            body.insert("addresses".to_owned(), addresses.into());
+        }
         body.insert("persistent".to_owned(), (!self.live_only).into());
         body.insert("whole_group".to_owned(), self.whole_group.into());
         body.insert("dry_run".to_owned(), dry_run.into());
@@ -86,10 +106,18 @@ impl Asked {
     }
 }
 
+/// Adds the domain 0000 to an address without one, as people write it.
+fn full_address(address: &str) -> String {
+    if address.matches(':').count() == 1 { format!("0000:{address}") } else { address.to_owned() }
+}
+
 /// Returns the form.
 pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
+    if wanted.id.is_empty() {
+        return choose_server(&context, &wanted).await;
+    }
     let server = Server::find(&context, &wanted.id).await?;
-    let asked = Asked::default();
+    let asked = Asked { addresses: wanted.address, ..Asked::default() };
     let aliases = aliases(&context).await;
     let content = html! { (server.head()) (fields(&context, &server, &asked, aliases.as_deref())) };
     Ok(server.page(content).show(&context))
@@ -100,13 +128,17 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
     let server = Server::find(&context, fields.get("id")).await?;
     let asked = Asked::read(&fields);
     let done = if fields.get("step") == "attach" {
-        send(&context, &server, &asked, fields.get("key")).await.map(|_| Done::Attached)
+        send(&context, &server, &asked, fields.get("key")).await.map(Done::Attached)
     } else {
         dry_run(&context, &server, &asked).await.map(Done::Checked)
     };
     let mut status = 200;
     let verdict = match done {
-        Ok(Done::Attached) => return Ok(go(&format!("{}&done=attached", server_page(&server.id)))),
+        Ok(Done::Attached(made)) => {
+            let ids: Vec<_> =
+                items(&made["pci_devices"]).iter().map(|one| part(text(&one["attachment_id"]))).collect();
+            return Ok(go(&format!("{}&of={}&done=attached", server_page(&server.id), ids.join(","))));
+        }
         Ok(Done::Checked(run)) => html! { (verdict(&context, &server, &asked, &run)) },
         Err(problem) => {
             status = problem.status;
@@ -122,9 +154,37 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
     Ok(server.page(content).show_as(status, &context))
 }
 
+/// Returns the list of the servers to which a device can be attached.
+async fn choose_server(context: &Context, wanted: &Wanted) -> Result<Response, Problem> {
+    let (mut servers, more) = context.api.list(&servers_on(&wanted.host), "servers", MOST_SERVERS).await?;
+    servers.retain(|server| server["status"] == "ACTIVE");
+    let content = html! {
+        p.crumbs { a href="servers" { "Servers" } " / attach" }
+        h1 { "Attach " @if wanted.address.is_empty() { "devices" } @else { code { (wanted.address) } } " to …" }
+        @if servers.is_empty() {
+            p.empty { "No running server" @if !wanted.host.is_empty() { " on " (wanted.host) } " may be used by you. A device can be attached to a running server only." }
+        } @else {
+            ul.choices { @for server in &servers { li {
+                a href={ "attach?id=" (part(text(&server["id"]))) "&address=" (part(&wanted.address)) } { (text(&server["name"])) }
+                " " small { code { (text(&server["id"])) } }
+            } } }
+            @if more { p { "Only the first " (MOST_SERVERS) " are shown; go by the page of the server." } }
+        }
+    };
+    Ok(Page { title: "Attach devices", place: "servers", live: None, content }.show(context))
+}
+
+/// The maximum number of servers to choose from.
+const MOST_SERVERS: usize = 1000;
+
+fn servers_on(host: &str) -> String {
+    let host = if host.is_empty() { String::new() } else { format!("?host={}", part(host)) };
+    format!("/v2.1/servers/detail{host}")
+}
+
 enum Done {
     Checked(Value),
-    Attached,
+    Attached(Value),
 }
 
 async fn dry_run(context: &Context, server: &Server, asked: &Asked) -> Result<Value, Problem> {
@@ -151,7 +211,7 @@ struct Server {
 
 impl Server {
     async fn find(context: &Context, id: &str) -> Result<Self, Problem> {
-        let found = context.api.get(&format!("/v2.1/servers/{}", part(id))).await?;
+        let found = context.api.get(&format!("/v2.1/servers/{}", id_part(id)?)).await?;
         let server = &found["server"];
         let own = |key: &str| text(&server[key]).to_owned();
         Ok(Self { id: own("id"), name: own("name"), status: own("status") })
@@ -196,7 +256,8 @@ async fn aliases(context: &Context) -> Option<Vec<String>> {
 
 fn fields(context: &Context, server: &Server, asked: &Asked, aliases: Option<&[String]>) -> Markup {
     html! {
-        @if aliases.is_some_and(<[String]>::is_empty) {
+        @let by_address = context.may(BY_ADDRESS);
+        @if aliases.is_some_and(<[String]>::is_empty) && !by_address {
             p.empty { "There is no alias yet. An alias names a kind of device; add one to the configuration, such as "
                 code { r#"alias = ['{"name": "gpu", "vendor_id": "10de"}']"# } "." }
         } @else {
@@ -205,7 +266,15 @@ fn fields(context: &Context, server: &Server, asked: &Asked, aliases: Option<&[S
                 input type="hidden" name="id" value=(server.id);
                 fieldset {
                     legend { "Which devices" }
-                    @for number in 0..PARTS { (one_alias(number, asked, aliases)) }
+                    @if aliases.is_none_or(|names| !names.is_empty()) {
+                        @for number in 0..PARTS { (one_alias(number, asked, aliases, !by_address)) }
+                    }
+                    @if by_address {
+                        label {
+                            span { "Addresses on the host, instead of an alias or in addition" }
+                            input name="addresses" value=(asked.addresses) placeholder="0000:3b:10.0" autocomplete="off" spellcheck="false";
+                        }
+                    }
                 }
                 (options(asked))
                 button type="submit" name="step" value="check" { "Check" }
@@ -215,19 +284,20 @@ fn fields(context: &Context, server: &Server, asked: &Asked, aliases: Option<&[S
     }
 }
 
-fn one_alias(number: usize, asked: &Asked, aliases: Option<&[String]>) -> Markup {
+fn one_alias(number: usize, asked: &Asked, aliases: Option<&[String]>, needed: bool) -> Markup {
     let (alias, count) = asked.aliases.get(number).map_or(("", "1"), |(alias, count)| (alias, count));
+    let needed = needed && number == 0;
     let label = if number == 0 { "Alias".to_owned() } else { format!("and alias {}", number + 1) };
     html! {
         div.pair {
             label {
                 span { (label) }
                 @match aliases {
-                    Some(names) => select name={ "alias" (number) } required[number == 0] {
-                        @if number > 0 { option value="" { "–" } }
+                    Some(names) => select name={ "alias" (number) } required[needed] {
+                        @if !needed { option value="" { "–" } }
                         @for name in names { option value=(name) selected[name == alias] { (name) } }
                     },
-                    None => input name={ "alias" (number) } value=(alias) required[number == 0] autocomplete="off";,
+                    None => input name={ "alias" (number) } value=(alias) required[needed] autocomplete="off";,
                 }
             }
             label { span { "Count" } input type="number" name={ "count" (number) } min="1" max="255" value=(count); }
@@ -259,7 +329,7 @@ fn options(asked: &Asked) -> Markup {
 /// Returns what a dry run found, and the button that attaches.
 fn verdict(context: &Context, server: &Server, asked: &Asked, run: &Value) -> Markup {
     let possible = run["would_attach"] == true;
-    let key = Cookie::random().into_text();
+    let key = random();
     let (failed, others): (Vec<_>, Vec<_>) =
         items(&run["checks"]).iter().partition(|check| check["result"] == "fail");
     html! {
@@ -274,11 +344,11 @@ fn verdict(context: &Context, server: &Server, asked: &Asked, run: &Value) -> Ma
             @let devices = items(&run["pci_devices"]);
             @if !devices.is_empty() { (taken(devices)) }
             @if possible {
-                form method="post" action="attach" data-progress="progress" {
+                form method="post" action="attach" data-progress="progress" data-steps={ (server_page(&server.id)) "&done=attached" } {
                     (form_token(context)) (hidden(server, asked))
                     input type="hidden" name="key" value=(key);
                     button type="submit" name="step" value="attach" { "Attach" }
-                    ol #progress .progress hidden aria-live="polite" aria-label="Progress" {}
+                    ol #progress .steps hidden aria-live="polite" aria-label="Progress" {}
                 }
             }
         }
@@ -316,6 +386,7 @@ fn hidden(server: &Server, asked: &Asked) -> Markup {
             input type="hidden" name={ "alias" (number) } value=(alias);
             input type="hidden" name={ "count" (number) } value=(count);
         }
+        @if !asked.addresses.is_empty() { input type="hidden" name="addresses" value=(asked.addresses); }
         @for (key, value) in &asked.texts { input type="hidden" name=(key) value=(value); }
         @if asked.live_only { input type="hidden" name="live_only" value="1"; }
         @if asked.whole_group { input type="hidden" name="whole_group" value="1"; }

@@ -7,19 +7,38 @@ use std::sync::Arc;
 use axum::extract::rejection::FormRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{Extensions, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use serde_json::Value;
 
 use crate::api::Api;
 use crate::problem::Problem;
-use crate::session::{Cookie, Sessions};
+use crate::session::{Cookie, Place, Sessions};
 
 /// Answers whether the caller may use the routes of a rule, for some project at least.
 pub type May = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// Finds out whether a token identifies a caller. The error says why it does not.
+/// With what somebody signs in.
+pub enum Credential {
+    /// A token.
+    Token(HeaderValue),
+    /// The body of a request to Keystone for a token.
+    Login(Value),
+}
+
+/// Somebody who has signed in.
+pub struct SignedIn {
+    /// What tells the caller apart from all others.
+    pub caller: String,
+    /// The token that each page shows from now on.
+    pub token: HeaderValue,
+    /// What the audit reads in the response.
+    pub for_audit: Extensions,
+}
+
+/// Finds out whether a credential identifies a caller. The error says why it does not.
 pub type SignIn =
-    Arc<dyn Fn(HeaderValue) -> Pin<Box<dyn Future<Output = Result<(), Problem>> + Send>> + Send + Sync>;
+    Arc<dyn Fn(Credential) -> Pin<Box<dyn Future<Output = Result<SignedIn, Problem>> + Send>> + Send + Sync>;
 
 /// Who looks at a page.
 #[derive(Debug, Clone, Default)]
@@ -43,12 +62,18 @@ pub struct Context {
     pub who: Option<Who>,
     /// What the caller may do.
     pub may: May,
-    /// Checks a token that is shown at sign-in.
+    /// Checks the credential that is shown at sign-in.
     pub sign_in: SignIn,
     /// The sessions.
     pub sessions: Arc<Sessions>,
     /// The cookie of the browser.
     pub cookie: Cookie,
+    /// Where the browser is.
+    pub place: Place,
+    /// Whether the cookie stands for a session.
+    pub signed_in: bool,
+    /// Who is known without the cookie; empty when nobody is.
+    pub person: String,
     /// Whether the browser may send the cookie over TLS only.
     pub secure: bool,
     /// How callers may sign in.
@@ -60,6 +85,10 @@ pub struct Context {
 pub struct Ways {
     /// With a token.
     pub token: bool,
+    /// Whether all hosts are simulated, so that a link may sign a person in without asking.
+    pub simulated: bool,
+    /// With a name and password of Keystone.
+    pub password: bool,
 }
 
 impl Context {
@@ -70,7 +99,7 @@ impl Context {
 
     /// Returns the token that each form has.
     pub(crate) fn form_token(&self) -> String {
-        self.sessions.form_token(&self.cookie)
+        self.sessions.form_token(&self.cookie, &self.person)
     }
 }
 
@@ -89,7 +118,12 @@ pub(crate) struct Fields(BTreeMap<String, String>);
 impl Fields {
     /// Returns the value of a field without spaces around it; an empty text when there is no such field.
     pub(crate) fn get(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", |value| value.trim())
+        self.written(name).trim()
+    }
+
+    /// Returns the value of a field as it was written, which matters for a password.
+    pub(crate) fn written(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
     }
 
     /// Whether a checkbox is set.
@@ -112,7 +146,7 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
             )
         };
         let fields = Self(form.map_err(|rejection| unreadable(rejection).into_response())?.0);
-        if context.sessions.is_own_form(&context.cookie, fields.get("form_token")) {
+        if context.sessions.is_own_form(&context.cookie, &context.person, fields.get("form_token")) {
             return Ok(fields);
         }
         let text =

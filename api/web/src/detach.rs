@@ -7,10 +7,11 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
+use crate::guest_tree::{bus, unplug_words};
 use crate::layout::{Page, form_token, go};
-use crate::parts::{attachment_badge, server_page, shown, text};
+use crate::parts::{attachment_badge, items, server_page, shown, text};
 use crate::problem::Problem;
 
 #[derive(Deserialize)]
@@ -20,8 +21,9 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    fn path(&self) -> String {
-        format!("/v2.1/servers/{}/os-pci_attachments/{}", part(&self.server), part(&self.attachment))
+    fn path(&self) -> Result<String, Problem> {
+        let (server, attachment) = (id_part(&self.server)?, id_part(&self.attachment)?);
+        Ok(format!("/v2.1/servers/{server}/os-pci_attachments/{attachment}"))
     }
 }
 
@@ -31,7 +33,8 @@ pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Resu
 }
 
 async fn page(context: &Context, wanted: &Wanted, refused: Option<&Problem>) -> Result<Response, Problem> {
-    let attachment = context.api.get(&wanted.path()).await?["pciAttachment"].take();
+    let attachment = context.api.get(&wanted.path()?).await?["pciAttachment"].take();
+    let by = unplug_by(context, wanted).await;
     let live = Some(format!("server={}", part(&wanted.server)));
     let content = html! {
         p.crumbs { a href="servers" { "Servers" } " / " a href=(server_page(&wanted.server)) { "server" } " / detach" }
@@ -40,7 +43,7 @@ async fn page(context: &Context, wanted: &Wanted, refused: Option<&Problem>) -> 
             div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
         }
         (described(&attachment))
-        (consequences(&attachment))
+        (consequences(&attachment, by.as_deref()))
         (buttons(context, wanted))
     };
     Ok(Page { title: "Detach a device", place: "servers", live, content }
@@ -60,12 +63,24 @@ fn described(attachment: &Value) -> Markup {
     }
 }
 
-fn consequences(attachment: &Value) -> Markup {
+/// Returns how the guest is asked to release the device; `None` when that is not known, or the guest does not run.
+async fn unplug_by(context: &Context, wanted: &Wanted) -> Option<String> {
+    let path = format!("/v2.1/servers/{}/pci_topology", part(&wanted.server));
+    let topology = context.api.get(&path).await.ok()?["pci_topology"].take();
+    let mut devices = items(&topology["devices"]).iter();
+    let device = devices.find(|one| one["host_device"]["attachment_id"] == wanted.attachment.as_str())?;
+    let index = bus(&device["address"])?;
+    let mut controllers = items(&topology["controllers"]).iter();
+    let controller = controllers.find(|one| one["index"].as_u64() == Some(index))?;
+    controller["unplug_by"].as_str().filter(|_| topology["running"] == true).map(str::to_owned)
+}
+
+fn consequences(attachment: &Value, by: Option<&str>) -> Markup {
     html! {
         h2 { "What happens" }
         ol {
             @if attachment["persistent"] == true { li { "The device is taken out of the definition of the server." } }
-            li { "The guest is asked to release the device. A Linux guest usually needs 1 to 7 seconds." }
+            li { "The guest is asked to release the device. " (by.map_or("How long it takes depends on the guest.", unplug_words)) }
             li { "When the guest has released it, the host gets it back and it is free for others." }
         }
         p { "When the guest does not answer in time, the detach stays pending and is completed later. When the guest refuses, everything is as before. Stop what uses the device in the guest first." }
@@ -79,11 +94,10 @@ fn buttons(context: &Context, wanted: &Wanted) -> Markup {
         input type="hidden" name="attachment" value=(wanted.attachment);
     };
     html! {
-        form method="post" action="detach" data-progress="progress" {
+        form method="post" action="detach" data-progress {
             (common)
             button type="submit" { "Detach" }
             " " a href=(server_page(&wanted.server)) { "Cancel" }
-            ol #progress .progress hidden aria-live="polite" aria-label="Progress" {}
         }
         details.force {
             summary { "Detach by force" }
@@ -106,8 +120,11 @@ pub(crate) async fn detach(context: Context, fields: Fields) -> Result<Response,
     let wanted =
         Wanted { server: fields.get("server").to_owned(), attachment: fields.get("attachment").to_owned() };
     let force = if fields.is_set("force") { "?force=true" } else { "" };
-    match context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()), None).await {
-        Ok(_) => Ok(go(&format!("{}&done=detaching", server_page(&wanted.server)))),
+    match context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()?), None).await {
+        Ok(_) => {
+            let of = part(&wanted.attachment);
+            Ok(go(&format!("{}&of={of}&done=detaching", server_page(&wanted.server))))
+        }
         Err(problem) => page(&context, &wanted, Some(&problem)).await,
     }
 }

@@ -1,11 +1,11 @@
 //! The PCI tree of a guest: its controllers, the devices in their slots, and the slots that are free.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use maud::{Markup, html};
 use serde_json::Value;
 
-use crate::parts::{attachment_badge, badge, function_page, items, text};
+use crate::parts::{attachment_badge, badge, function_page, items, size, text};
 
 /// The maximum depth of controllers; libvirt allows 256 indexes and real guests have three levels.
 const DEEPEST: usize = 16;
@@ -24,7 +24,7 @@ pub(crate) struct GuestTree<'a> {
 }
 
 /// Returns the index of the controller that an address is behind: its bus.
-fn bus(address: &Value) -> Option<u64> {
+pub(crate) fn bus(address: &Value) -> Option<u64> {
     u64::from_str_radix(text(address).get(5..7)?, 16).ok()
 }
 
@@ -63,8 +63,17 @@ impl<'a> GuestTree<'a> {
                 @if free == 0 { "No port is free: nothing can be hot-plugged until a device is detached, or ports are added to the definition." }
                 @else { strong { (free) } @if free == 1 { " port is" } @else { " ports are" } " free for another device." }
             }
+            @let usual: BTreeSet<_> = self.free.keys().chain(self.devices.keys()).filter_map(|bus| self.unplug_by(*bus)).collect();
+            @if let (1, Some(by)) = (usual.len(), usual.first()) { p.legend { (unplug_words(by)) } }
             ul.tree.guest { @for root in &self.roots { (self.controller(root, 0)) } }
         }
+    }
+
+    /// Returns how a guest is asked to release a device behind a controller, by the index of the controller.
+    fn unplug_by(&self, bus: u64) -> Option<&'a str> {
+        let all = self.roots.iter().chain(self.controllers.values().flatten());
+        let mut found = all.filter(|controller| controller["index"].as_u64() == Some(bus));
+        found.find_map(|controller| controller["unplug_by"].as_str())
     }
 
     fn controller(&self, controller: &Value, depth: usize) -> Markup {
@@ -77,7 +86,8 @@ impl<'a> GuestTree<'a> {
                 div.entry {
                     span.name { (model(text(&controller["model"]))) " " small.kind { "index " (index) } }
                     span.facts {
-                        @if let Some(bus) = controller["inner_bus"].as_u64() { "guest bus " code { (format!("{bus:02x}")) } }
+                        @if let Some(bus) = controller["inner_bus"].as_u64() { "guest bus " code { (format!("{bus:02x}")) } " " }
+                        @if !free.is_empty() { (window(controller)) }
                     }
                 }
                 @if !(below.is_empty() && devices.is_empty() && free.is_empty()) && depth < DEEPEST {
@@ -119,6 +129,35 @@ impl<'a> GuestTree<'a> {
                     div.entry { span.name.quiet { "emulated device" } span.facts { (seen_at(device)) } }
                 }
             }
+        }
+    }
+}
+
+/// Returns the memory that firmware reserves behind a port for a device that is plugged later.
+fn window(port: &Value) -> Markup {
+    html! {
+        @if let Some(memory) = port["memory_window"].as_u64() {
+            span.window title="what the BARs of a device may need without the guest's kernel widening the window" {
+                "· room for BARs: " (size(memory))
+                @match port["prefetchable_window"].as_u64() {
+                    Some(bytes) => { ", and " (size(bytes)) " prefetchable" },
+                    None => ", and as much prefetchable as the firmware chose",
+                }
+            }
+        }
+    }
+}
+
+/// Returns how long a guest takes that is asked to release a device, by how it is asked.
+pub(crate) fn unplug_words(by: &str) -> &'static str {
+    match by {
+        "native" => {
+            "A detach takes about 6 seconds: this guest is asked by the attention button of the port, and waits for 5 \
+             seconds before it switches the slot off."
+        }
+        _ => {
+            "A detach takes as long as the guest's driver needs to let the device go, usually a second or two: this guest \
+             is asked through ACPI, which has no waiting time of its own."
         }
     }
 }

@@ -16,11 +16,14 @@ mod hosts;
 mod layout;
 mod parts;
 mod problem;
+mod quotas;
 mod rules;
 mod servers;
 mod session;
 mod sign_in;
+mod steps;
 mod tree;
+mod webhooks;
 
 use axum::Router;
 use axum::http::header;
@@ -28,10 +31,10 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
 pub use self::api::Api;
-pub use self::context::{Context, May, SignIn, Ways, Who};
-pub use self::layout::problem_page;
+pub use self::context::{Context, Credential, May, SignIn, SignedIn, Ways, Who};
+pub use self::layout::{bounce_page, problem_page};
 pub use self::problem::Problem;
-pub use self::session::{Cookie, Sessions};
+pub use self::session::{Cookie, Place, Sessions};
 
 /// Returns the routes of the page.
 pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
@@ -58,9 +61,12 @@ pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
         .route("/ui/accelerators", get(accelerators::show))
         .route("/ui/rules", get(rules::list))
         .route("/ui/rule", get(rules::form).post(rules::save))
+        .route("/ui/quotas", get(quotas::show).post(quotas::set))
+        .route("/ui/webhooks", get(webhooks::show).post(webhooks::redeliver))
         .route("/ui/drift", get(drift::show).post(drift::repair))
         .route("/ui/events", get(events::show))
         .route("/ui/live", get(events::live))
+        .route("/ui/{*page}", get(nowhere))
 }
 
 /// Sends a browser into the folder of the pages.
@@ -70,6 +76,10 @@ async fn folder() -> Response {
 
 async fn folder_itself() -> Response {
     layout::go("home")
+}
+
+async fn nowhere() -> Problem {
+    Problem::new(404, "there is no such page; the navigation has all of them")
 }
 
 async fn asset(kind: &'static str, content: &'static str) -> Response {

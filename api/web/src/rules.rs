@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use crate::api::part;
 use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
-use crate::parts::{badge, text};
+use crate::parts::{badge, device_status, function_name, function_page, guard, items, text, visible_json};
 use crate::problem::Problem;
+use crate::tree::holder;
 
 /// A kind of rules: its name in the API, its title, what it is for, and an example.
 struct Kind {
@@ -111,33 +112,53 @@ impl Wanted {
 /// Returns the form of a rule.
 pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
     let kind = kind_named(&wanted.kind)?;
+    let rule = if wanted.id.is_empty() { "hotslot:rule:create" } else { "hotslot:rule:update" };
+    if !context.may(rule) {
+        let text =
+            "your roles let you read the rules only; ask an administrator of this service to change them";
+        return Err(Problem::new(403, text));
+    }
     let entry = if wanted.id.is_empty() {
         kind.example.to_owned()
     } else {
         let found = context.api.get(&wanted.path()).await?;
-        found[kind.name]["entry"].to_string()
+        if found[kind.name]["read_only"] == true {
+            let place = found[kind.name]["place"].as_str().unwrap_or("the configuration");
+            let text = format!("this entry is from {place}; change it there, and reload the configuration");
+            return Err(Problem::new(409, text));
+        }
+        visible_json(&found[kind.name]["entry"])
     };
     Ok(page(&context, kind, &wanted, &entry, None))
 }
 
-fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, refused: Option<&Problem>) -> Response {
+/// What was found about an entry that the person has written.
+enum Found<'a> {
+    Refused(&'a Problem),
+    Preview(&'a Value),
+}
+
+fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Option<Found<'_>>) -> Response {
     let is_new = wanted.id.is_empty();
     let content = html! {
         p.crumbs { a href="rules" { "Rules" } " / " (kind.title) }
         h1 { @if is_new { "Add an entry" } @else { "Change an entry" } }
         p.lead { (kind.purpose) }
-        @if let Some(problem) = refused {
-            div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
+        @match &found {
+            Some(Found::Refused(problem)) => div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } },
+            Some(Found::Preview(preview)) => (previewed(context, kind, preview)),
+            None => {},
         }
         form.stack method="post" action="rule" {
             (form_token(context))
             input type="hidden" name="kind" value=(kind.name);
             input type="hidden" name="id" value=(wanted.id);
-            label { span { "Entry, as JSON" } textarea name="entry" rows="5" spellcheck="false" required { (entry) } }
+            label { span { "Entry, as JSON" } textarea name="entry" rows="5" spellcheck="false" { (entry) } }
             p.help { "Example: " code { (kind.example) } }
             label.check { input type="checkbox" name="force" value="1"; span { "Also when devices in use depend on it" } }
             div {
-                button type="submit" name="step" value="save" { "Save" }
+                button.plain type="submit" name="step" value="preview" { "Preview" }
+                " " button type="submit" name="step" value="save" { "Save" }
                 @if !is_new && context.may("hotslot:rule:delete") {
                     " " button.danger type="submit" name="step" value="remove" { "Remove" }
                 }
@@ -145,31 +166,86 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, refused: O
             }
         }
     };
-    let status = refused.map_or(200, |problem| problem.status);
+    let status = if let Some(Found::Refused(problem)) = found { problem.status } else { 200 };
     Page { title: kind.title, place: "rules", live: None, content }.show_as(status, context)
 }
 
-/// Saves or removes a rule.
+/// Returns the functions that an entry would match, and what it would take away.
+fn previewed(context: &Context, kind: &Kind, preview: &Value) -> Markup {
+    let (functions, count) = (items(&preview["pci_devices"]), preview["count"].as_u64().unwrap_or(0));
+    let withdrawn = items(&preview["withdrawn"]);
+    let without_effect = match kind.name {
+        "whitelist" => "an earlier entry decides",
+        _ => "not assignable, so without effect",
+    };
+    html! {
+        section #preview .verdict.good[count > 0] aria-labelledby="preview-title" {
+            h2 #preview-title {
+                @match count {
+                    0 => "This entry is valid, and matches no function",
+                    1 => "This entry matches 1 function",
+                    _ => { "This entry matches " (count) " functions" },
+                }
+            }
+            p { "Nothing was saved yet." }
+            @if !withdrawn.is_empty() {
+                p.note { "These devices in use would no longer be listed. They stay with their servers, and saving needs the mark below:" }
+                ul { @for one in withdrawn { li { (text(one)) } } }
+            }
+            @if !functions.is_empty() {
+                table.wide {
+                    thead { tr { th { "Function" } th { "What" } th { "Status now" } th { "Effect" } } }
+                    tbody { @for function in functions { (previewed_function(context, function, without_effect)) } }
+                }
+                @if (functions.len() as u64) < count { p { "Only the first " (functions.len()) " are shown." } }
+            }
+        }
+    }
+}
+
+fn previewed_function(context: &Context, function: &Value, without_effect: &str) -> Markup {
+    let (host, address) = (text(&function["host"]), text(&function["address"]));
+    let (word, colour) = device_status(function);
+    html! {
+        tr {
+            th scope="row" { a.address href=(function_page(host, address)) { (address) } " " small { "on " (host) } }
+            td { (function_name(function)) }
+            td { (badge(word, colour)) " " (holder(context, function)) (guard(function)) }
+            td { @if function["counts"] == true { (badge("applies", "free")) } @else { span.quiet { (without_effect) } } }
+        }
+    }
+}
+
+/// Shows what an entry would do, saves it, or removes it.
 pub(crate) async fn save(context: Context, fields: Fields) -> Result<Response, Problem> {
     let kind = kind_named(fields.get("kind"))?;
     let wanted = Wanted { kind: kind.name.to_owned(), id: fields.get("id").to_owned() };
     let entry = fields.get("entry");
     let force = if fields.is_set("force") { "?force=true" } else { "" };
-    let sent = match serde_json::from_str::<Value>(entry) {
-        Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
-        Ok(value) => {
-            let body = json!({ kind.name: value });
-            let (method, body, query) = match (fields.get("step"), wanted.id.is_empty()) {
-                ("remove", false) => (Method::DELETE, None, force),
-                (_, true) => (Method::POST, Some(&body), ""),
-                (_, false) => (Method::PUT, Some(&body), force),
-            };
-            context.api.send(method, &format!("{}{query}", wanted.path()), body).await
+    let is_new = wanted.id.is_empty();
+    let sent = if fields.get("step") == "remove" && !is_new {
+        context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()), None).await
+    } else {
+        match serde_json::from_str::<Value>(entry) {
+            Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
+            Ok(value) => {
+                let body = json!({ kind.name: value });
+                let method = if is_new { Method::POST } else { Method::PUT };
+                let query = match fields.get("step") {
+                    "preview" => "?dry_run=true",
+                    _ if is_new => "",
+                    _ => force,
+                };
+                context.api.send(method, &format!("{}{query}", wanted.path()), Some(&body)).await
+            }
         }
     };
     match sent {
+        Ok(answer) if fields.get("step") == "preview" => {
+            Ok(page(&context, kind, &wanted, entry, Some(Found::Preview(&answer["preview"]))))
+        }
         Ok(_) => Ok(go("rules")),
-        Err(problem) => Ok(page(&context, kind, &wanted, entry, Some(&problem))),
+        Err(problem) => Ok(page(&context, kind, &wanted, entry, Some(Found::Refused(&problem)))),
     }
 }
 

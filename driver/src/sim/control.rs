@@ -246,7 +246,7 @@ impl Host {
         }
         let path = Path::new(name);
         let xml = read_document(name)?;
-        let read = read_device(path, &xml, &self.config).map_err(|error| error.to_string())?;
+        let read = read_device(&self.dir, path, &xml, &self.config).map_err(|error| error.to_string())?;
         let mut device = read.ok_or_else(|| format!("{name}: the document describes no PCI function"))?;
         let address = device.info.address;
         if self.devices.get(address).is_some() {

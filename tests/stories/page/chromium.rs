@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use hotslot_tests::browser::{Browser, ENTER, Look, TAB, axe};
-use hotslot_tests::{Hotslot, Q35};
+use hotslot_tests::{Hotslot, Q35, prefix};
 
 use crate::door::with_tokens;
 
@@ -54,12 +54,25 @@ async fn a_device_is_attached_in_three_clicks_and_watched_until_it_is_gone() {
     other.until("attached").await;
     other.find("#attachments a.address").await;
 
+    // The steps of the attach are told in words.
+    person.find("#steps ol").await;
+    person.until("it is plugged in").await;
+
+    // The guest refuses: everything is as before, and the page says so.
+    service.sim("fault detach fail nth=2 kind=unplug-refused text=rejected-by-the-guest");
+    person.click("#attachments a.button").await;
+    person.click("form[data-progress] button").await;
+    person.until("detach refused").await;
+    person.until("the guest keeps it").await;
+    other.until("the guest refused to release the device").await;
+
     // The guest does not answer: the detach is pending, and the page says so until the guest lets go.
     service.sim("guest q35 unplug=ignore");
     person.click("#attachments a.button").await;
     person.click("form[data-progress] button").await;
     person.until("detaching").await;
-    other.until("detaching").await;
+    person.until("the guest is asked to release it").await;
+    other.until("pending").await;
     service.sim("guest q35 unplug=normal");
     service.sim("reboot q35");
     person.until("has no device by hotslot").await;
@@ -146,8 +159,69 @@ async fn without_scripts_everything_works_but_live_updates() {
     person.close().await;
 }
 
+#[tokio::test]
+#[ignore = "needs Chromium: apt-get install chromium chromium-driver; make page-test"]
+async fn the_steps_of_an_attach_are_shown_while_it_lasts() {
+    let service = Hotslot::on("small").await;
+    let person = Browser::open(service.url(), Look::WIDE).await;
+    let other = Browser::open(service.url(), Look::WIDE).await;
+    other.go(&format!("/ui/server?id={Q35}")).await;
+    other.find("#live.on").await;
+    person.go(&format!("/ui/attach?id={Q35}")).await;
+    person.write("select[name=alias0]", "vf").await;
+    person.click("button[value=check]").await;
+    person.until("can be attached").await;
+    person.find("#live.on").await;
+    // WebDriver answers nothing while the form waits, so the page itself keeps what it shows.
+    let keep = "const list = document.getElementById('progress'); new MutationObserver(() => \
+                sessionStorage.setItem('shown', list.textContent)).observe(list, { childList: true });";
+    person.script(keep).await;
+    // libvirt does not answer: the form waits, and both windows tell what for.
+    service.sim("fault attach hang");
+    let seen = async {
+        other.until("is now plugged into the guest").await;
+        service.sim("fault clear");
+    };
+    tokio::join!(person.click("button[value=attach]"), seen);
+    person.until("The devices are attached.").await;
+    let shown = person.script("return sessionStorage.getItem('shown')").await;
+    assert!(shown.as_str().unwrap().contains("is now plugged into the guest"), "{shown}");
+    other.find("#attachments a.address").await;
+    person.close().await;
+    other.close().await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: apt-get install chromium chromium-driver; make page-test"]
+async fn everything_works_under_a_prefix() {
+    let (service, _, _, [admin, ..]) = with_tokens().await;
+    let port = service.url().rsplit(':').next().unwrap().parse().unwrap();
+    let person = Browser::open(&prefix::under("/prefix", port).await, Look::WIDE).await;
+    person.go("/prefix/ui/").await;
+    person.until("Sign in").await;
+    assert!(person.place().await.starts_with("/prefix/ui/sign-in"));
+    person.write("input[name=token]", &admin).await;
+    person.click("main button").await;
+    person.until("Hosts").await;
+    person.follow("Servers").await;
+    person.follow("q35").await;
+    person.find("#live.on").await;
+    person.follow("Attach devices").await;
+    person.write("select[name=alias0]", "vf").await;
+    person.click("button[value=check]").await;
+    person.until("can be attached").await;
+    person.click("button[value=attach]").await;
+    person.until("The devices are attached.").await;
+    assert!(person.place().await.starts_with("/prefix/ui/server?id="));
+    person.click(".account button").await;
+    person.until("Sign in").await;
+    assert_eq!(person.place().await, "/prefix/ui/sign-in");
+    person.close().await;
+}
+
 /// The pages, by the names of their pictures. `<attachment>` is that of the guest q35.
-const PAGES: [(&str, &str); 15] = [
+const PAGES: [(&str, &str); 18] = [
     ("sign-in", "sign-in"),
     ("account", "account"),
     ("hosts", "hosts"),
@@ -161,6 +235,9 @@ const PAGES: [(&str, &str); 15] = [
     ("accelerators", "accelerators"),
     ("rules", "rules"),
     ("rule", "rule?kind=alias"),
+    ("attach-to", "attach?host=node1&address=0000:04:10.2"),
+    ("quotas", "quotas?project=p"),
+    ("webhooks", "webhooks"),
     ("drift", "drift"),
     ("events", "events"),
 ];

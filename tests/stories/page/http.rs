@@ -1,80 +1,10 @@
 //! The page without a browser: sessions, forms, rights, and texts of guests and callers.
 
-use hotslot_tests::{Answer, Hotslot, Q35, host};
+use hotslot_tests::{Hotslot, Q35, host};
 use reqwest::Method;
 
+use super::person::{Person, form_token, html, place};
 use crate::door::with_tokens;
-
-/// A browser without scripts: it keeps the cookie, and sends forms as a browser does.
-struct Person<'a> {
-    service: &'a Hotslot,
-    cookie: String,
-}
-
-impl<'a> Person<'a> {
-    fn at(service: &'a Hotslot) -> Self {
-        Self { service, cookie: String::new() }
-    }
-
-    fn headers(&self) -> Vec<(String, String)> {
-        let origin = self.service.url().to_owned();
-        let mut headers =
-            vec![("origin".to_owned(), origin), ("sec-fetch-site".to_owned(), "same-origin".to_owned())];
-        if !self.cookie.is_empty() {
-            headers.push(("cookie".to_owned(), self.cookie.clone()));
-        }
-        headers
-    }
-
-    fn keep(&mut self, answer: &Answer) {
-        if let Some(cookie) = answer.headers.get("set-cookie") {
-            self.cookie = cookie.to_str().unwrap().split(';').next().unwrap().to_owned();
-        }
-    }
-
-    async fn get(&mut self, page: &str) -> Answer {
-        let answer = self.service.send_with(Method::GET, &format!("/ui/{page}"), self.headers(), None).await;
-        self.keep(&answer);
-        answer
-    }
-
-    /// Sends a form with the token of a page that has one.
-    async fn send(&mut self, from: &str, page: &str, fields: &[(&str, &str)]) -> Answer {
-        let shown = self.get(from).await;
-        let token = form_token(html(&shown));
-        self.send_as(page, fields, &token).await
-    }
-
-    async fn send_as(&mut self, page: &str, fields: &[(&str, &str)], token: &str) -> Answer {
-        let mut all = vec![("form_token", token)];
-        all.extend(fields);
-        let encode = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
-        let body =
-            all.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect::<Vec<_>>().join("&");
-        let mut headers = self.headers();
-        headers.push(("content-type".to_owned(), "application/x-www-form-urlencoded".to_owned()));
-        let answer = self.service.send_with(Method::POST, &format!("/ui/{page}"), headers, Some(body)).await;
-        self.keep(&answer);
-        answer
-    }
-
-    async fn sign_in(&mut self, token: &str) -> Answer {
-        self.send("sign-in", "sign-in", &[("token", token), ("next", "servers")]).await
-    }
-}
-
-fn html(answer: &Answer) -> &str {
-    answer.body.as_str().unwrap_or_default()
-}
-
-fn form_token(page: &str) -> String {
-    let (_, rest) = page.split_once("name=\"form_token\" value=\"").expect("a form");
-    rest.split('"').next().unwrap().to_owned()
-}
-
-fn place(answer: &Answer) -> &str {
-    answer.headers["location"].to_str().unwrap()
-}
 
 #[tokio::test]
 async fn a_session_stands_for_a_token_until_it_is_revoked_or_the_person_signs_out() {
@@ -168,6 +98,14 @@ async fn devices_are_attached_and_detached_without_scripts() {
     for _ in 0..2 {
         let done = person.send(&attach, "attach", &fields).await.expect(303);
         assert!(place(&done).starts_with("server?id="), "{}", place(&done));
+        let shown = person.get(place(&done)).await.expect(200);
+        assert!(html(&shown).contains("The devices are attached."));
+    }
+    // The address of a page says nothing that is not so.
+    for (of, word) in [("", "attached"), ("0", "attached"), ("", "detaching")] {
+        let shown = person.get(&format!("server?id={Q35}&of={of}&done={word}")).await.expect(200);
+        assert!(!html(&shown).contains("The devices are attached."));
+        assert!(!html(&shown).contains("has been asked"));
     }
     let attached = service.attachments(Q35).await;
     assert_eq!(attached.len(), 1);
@@ -205,6 +143,13 @@ async fn a_refusal_is_a_page_with_its_cure() {
     for (page, status) in [
         ("server?id=00000000-0000-4000-8000-0000000000aa", 404),
         ("server?id=../../x", 404),
+        ("server?id=", 404),
+        ("server?id=detail", 404),
+        ("attach?id=detail", 404),
+        (&format!("detach?server={Q35}&attachment="), 404),
+        ("host?host=detail", 404),
+        ("host?host=", 404),
+        ("host?host=node1&q=network&from=18446744073709551615", 200),
         ("server", 400),
         ("host?host=nowhere", 404),
         ("function?host=node1&address=0000:ff:00.0", 404),
@@ -212,9 +157,8 @@ async fn a_refusal_is_a_page_with_its_cure() {
         ("events?kind=no", 200),
     ] {
         let answer = person.get(page).await.expect(status);
-        if page != "nowhere" {
-            assert!(html(&answer).starts_with("<!DOCTYPE html>"), "{page}: {}", answer.body);
-        }
+        assert!(html(&answer).starts_with("<!DOCTYPE html>"), "{page}: {}", answer.body);
+        assert!(html(&answer).contains("href=\"hosts\""), "a page of a problem has the navigation: {page}");
     }
     service.expect_clean().await;
 }
@@ -235,6 +179,10 @@ async fn what_a_caller_may_not_do_is_not_shown_and_is_refused() {
     // A reader of the whole system has no part in the servers of projects.
     watch.get(&format!("server?id={Q35}")).await.expect(403);
     watch.get(&format!("attach?id={Q35}")).await.expect(403);
+    let refused = watch.get("rule?kind=alias").await.expect(403);
+    assert!(html(&refused).contains("href=\"rules\""), "{}", html(&refused));
+    let events = watch.get("events").await.expect(200);
+    assert!(html(&events).contains(Q35) && !html(&events).contains("href=\"server?"), "{}", html(&events));
     let token = form_token(html(&page));
     watch.send_as("attach", &[("id", Q35), ("alias0", "vf"), ("step", "attach")], &token).await.expect(403);
     watch.send_as("drift", &[], &token).await.expect(403);

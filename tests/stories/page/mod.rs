@@ -1,5 +1,9 @@
 //! The page: by HTTP as a browser sends it, and in Chromium.
 
 mod chromium;
+mod forms;
 mod http;
 mod own;
+mod person;
+mod sessions;
+mod sign_in;

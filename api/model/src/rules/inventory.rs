@@ -110,6 +110,14 @@ impl Inventory {
         ids.chain(self.spec_of(device, parent).map(|(id, _)| *id)).collect()
     }
 
+    /// Whether an entry of `device_spec` or `extra_info` matches a function, also where another `device_spec` decides.
+    pub fn entry_matches(&self, id: Uuid, device: &HostDevice, parent: Option<&HostDevice>) -> bool {
+        let is_spec = |(own, spec): &(Uuid, DeviceSpec)| *own == id && spec.matches(device, parent);
+        let is_outside = |(own, entry): &(Uuid, ExtraInfo)| *own == id && entry.matches(device, parent);
+        let by_spec = !device.bridge && self.specs.iter().any(is_spec);
+        by_spec || self.extra_info.iter().any(is_outside)
+    }
+
     /// Returns for each `device_spec` the first reason why it does not match a function, or `None` when it matches.
     pub fn mismatches(&self, functions: &Functions, device: &HostDevice) -> Vec<(Uuid, Option<String>)> {
         let parent = device::parent(functions, device);

@@ -53,6 +53,7 @@ impl Host {
                 iommu_group: Some(IommuGroup { number: 1, members: vec![address] }),
                 numa_node: None,
                 driver: None,
+                vfio_dev: None,
                 parent: None,
                 bridge: case["bridge"] == true,
                 express: true,

@@ -15,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::place::key_at;
-use super::{Config, Hypervisor, Source, access, collector_url, is_plain_name};
+use super::{Config, Hypervisor, HypervisorMode, Source, access, collector_url, is_plain_name};
 use crate::webhook;
 
 /// A configuration that cannot be used.
@@ -267,7 +267,11 @@ impl Config {
     /// Returns the configured hosts, or the local one when none is configured.
     pub fn hypervisors(&self) -> Vec<Hypervisor> {
         if self.hypervisor.is_empty() {
-            vec![Hypervisor { name: "localhost".into(), uri: "qemu:///system".into() }]
+            vec![Hypervisor {
+                name: "localhost".into(),
+                uri: "qemu:///system".into(),
+                mode: HypervisorMode::Normal,
+            }]
         } else {
             self.hypervisor.clone()
         }

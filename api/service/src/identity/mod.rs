@@ -6,6 +6,8 @@ mod unidentified;
 pub(crate) mod watch;
 
 use hotslot_model::identity::{Caller, Peer};
+use reqwest::header::HeaderValue;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -36,7 +38,9 @@ pub struct Shown<'a> {
 impl From<Failure> for Unidentified {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::NotValid | Failure::ServiceNotValid => Self::Unknown(failure.to_string()),
+            Failure::NotValid | Failure::ServiceNotValid | Failure::NotAccepted => {
+                Self::Unknown(failure.to_string())
+            }
             Failure::Unavailable => Self::Away(failure.to_string()),
         }
     }
@@ -123,6 +127,18 @@ impl Callers {
             }
             (_, Some(keystone)) => Self::by_keystone(keystone, shown).await,
             (_, None) => Err(Unidentified::Unknown("this service has no tokens".to_owned())),
+        }
+    }
+
+    /// Obtains a token of Keystone's for the body of a login, such as one with a password.
+    ///
+    /// # Errors
+    /// [`Unidentified::Unknown`] when Keystone does not accept it, or there is no Keystone; [`Unidentified::Away`] when
+    /// Keystone does not answer.
+    pub async fn sign_in(&self, login: &Value) -> Result<HeaderValue, Unidentified> {
+        match &self.keystone {
+            Some(keystone) => Ok(keystone.sign_in(login).await?),
+            None => Err(Unidentified::Unknown("this service takes no passwords; use a token".to_owned())),
         }
     }
 

@@ -460,7 +460,7 @@ mod tests {
         let tokens = Tokens::new(path.clone());
         assert!(tokens.caller(&text).unwrap().is_admin());
         // A running service goes on with the tokens that it has read, unless the file is gone or was exposed.
-        let mut now = |change: &dyn Fn()| {
+        let now = |change: &dyn Fn()| {
             change();
             tokens.with(Duration::ZERO, |_| ());
             (tokens.caller(&text).is_ok(), tokens.outdated().is_some())

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{Functions, parent};
 use hotslot_model::rules::{Inventory, Rule, RuleKind, Rules, Source};
 use hotslot_store::{Store, actor, now};
@@ -14,6 +15,7 @@ use uuid::Uuid;
 use super::catalog::Catalog;
 use crate::config::Config;
 use crate::error::Error;
+use crate::host::Host;
 use crate::task;
 
 /// The maximum number of entries that the API may add to those of the configuration file. All entries are in memory,
@@ -48,7 +50,65 @@ pub enum Change {
     },
 }
 
+/// What a change of the rules would do.
+#[derive(Clone, Default)]
+pub struct Preview {
+    /// The functions that the entry matches, by host and address.
+    pub functions: Vec<PreviewedFunction>,
+    /// The devices in use that would no longer be listed, in words. Such a change needs `force`.
+    pub withdrawn: Vec<String>,
+}
+
+/// A function that an entry would match.
+#[derive(Clone)]
+pub struct PreviewedFunction {
+    /// The host.
+    pub host: Arc<Host>,
+    /// The address.
+    pub address: PciAddress,
+    /// Whether the entry would have an effect on it: for a `device_spec`, that no earlier one decides; for the others, that
+    /// the function is assignable.
+    pub counts: bool,
+}
+
 impl Catalog {
+    /// Returns what a change of the rules would do, after the checks of a change. Nothing is changed.
+    ///
+    /// # Errors
+    /// Those of [`change_rules`](Self::change_rules), but for devices in use.
+    pub fn preview_rules(&self, change: &Change) -> Result<Preview, Error> {
+        let before = self.rules();
+        let mut entries = before.entries().to_vec();
+        let rule = changed(change, &mut entries)?;
+        let after = Rules::read(entries, &self.config.get().pci);
+        self.check_change(&before, &after, &rule)?;
+        let withdrawn = self.withdrawn_devices(&before, &after, &rule);
+        let rules = if matches!(change, Change::Remove { .. }) { &*before } else { &after };
+        let mut functions = Vec::new();
+        for host in self.hosts.iter() {
+            let here = host.functions();
+            let inventory = rules.inventory.on(&here).0;
+            let alias = alias_name(&rule).and_then(|name| inventory.alias(&name));
+            for function in here.values() {
+                let parent = parent(&here, function);
+                let facts = inventory.facts(function, parent);
+                let matches = match alias {
+                    Some(alias) => facts.as_ref().is_some_and(|facts| alias.matches(facts)),
+                    None => inventory.entry_matches(rule.id, function, parent),
+                };
+                let counts = match rule.kind {
+                    RuleKind::Whitelist => inventory.entries_of(function, parent).contains(&rule.id),
+                    RuleKind::Alias | RuleKind::ExtraInfo => facts.is_some(),
+                };
+                if matches {
+                    let host = Arc::clone(host);
+                    functions.push(PreviewedFunction { host, address: function.address, counts });
+                }
+            }
+        }
+        Ok(Preview { functions, withdrawn })
+    }
+
     /// Changes the rules and returns the id of the entry. Without `force`, a change is refused when a device in use
     /// would lose an entry that lists it. With `force`, such a device stays with its server.
     ///
@@ -235,6 +295,12 @@ pub(crate) async fn read_rules(config: &Config, store: &Store) -> Result<Rules, 
         tracing::error!("{problem}; the entry is left out: change or remove it under os-pci-config");
     }
     Ok(rules)
+}
+
+/// Returns the name of an alias; `None` for a rule of another kind.
+fn alias_name(rule: &Rule) -> Option<String> {
+    let entry: serde_json::Value = serde_json::from_str(&rule.text).ok()?;
+    entry["name"].as_str().filter(|_| rule.kind == RuleKind::Alias).map(str::to_owned)
 }
 
 /// Applies a change to the entries of the rules, and returns the entry as it is after the change, or was before it was

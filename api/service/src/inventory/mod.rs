@@ -8,5 +8,5 @@ mod discover;
 
 pub use availability::{Availability, DevicesByAddress, HostDrivers};
 pub use catalog::Catalog;
-pub use change::Change;
 pub(crate) use change::read_rules;
+pub use change::{Change, Preview, PreviewedFunction};

@@ -1,4 +1,5 @@
-//! Keystone's API: the token of hotslot's own user, and the validation of tokens of callers.
+//! Keystone's API: the token of hotslot's own user, the validation of tokens of callers, and the tokens of people who
+//! sign in with a password.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,6 +25,10 @@ const BODY: usize = 1024 * 1024;
 /// How many requests are sent to Keystone at the same time; the others wait.
 const AT_ONCE: usize = 32;
 
+/// How many people sign in at the same time; the others wait. Keystone hashes each password, which takes it long, and the
+/// validation of tokens goes on meanwhile.
+const SIGN_INS: usize = 4;
+
 /// How long a credential that Keystone did not accept is not sent again, unless its file has changed: Keystone may lock
 /// a user after a few failures.
 const REFUSED: Duration = Duration::from_secs(60);
@@ -43,6 +48,7 @@ pub(super) struct Client {
     credential: Credential,
     own: Mutex<Own>,
     permits: Semaphore,
+    sign_ins: Semaphore,
 }
 
 /// The token of hotslot's own user.
@@ -72,7 +78,8 @@ impl Client {
             .user_agent(concat!("hotslot/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self { http, base, credential, own: Mutex::default(), permits: Semaphore::new(AT_ONCE) })
+        let (permits, sign_ins) = (Semaphore::new(AT_ONCE), Semaphore::new(SIGN_INS));
+        Ok(Self { http, base, credential, own: Mutex::default(), permits, sign_ins })
     }
 
     fn url(&self, query: &str) -> Url {
@@ -115,6 +122,23 @@ impl Client {
                 }
                 other => return Err(Unavailable(format!("it responded with status {other}"))),
             }
+        }
+    }
+
+    /// Obtains a token for the body of a login. Returns `None` when Keystone does not accept it.
+    pub(super) async fn token_for(&self, login: &Value) -> Result<Option<HeaderValue>, Unavailable> {
+        let _permit = self.sign_ins.acquire().await;
+        let response = self.http.post(self.url("nocatalog")).json(login).send().await;
+        let response = response.map_err(|error| unreachable(&error))?;
+        match response.status() {
+            StatusCode::CREATED => {
+                let token = response.headers().get("x-subject-token").cloned();
+                let none = || Unavailable("its response to a password has no token".into());
+                token.map(Some).ok_or_else(none)
+            }
+            // Without the right to the project it is 401 too; 400 is for a name that no user can have.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => Ok(None),
+            other => Err(Unavailable(format!("it responded with status {other} to a password"))),
         }
     }
 

@@ -17,6 +17,7 @@ use hotslot_store::now;
 use moka::Expiry;
 use moka::future::Cache;
 use reqwest::header::HeaderValue;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 pub use token::{ApplicationCredential, Entity, System, Token};
 use tokio::time::Instant;
@@ -50,8 +51,14 @@ pub enum Failure {
         "the service token (X-Service-Token) is not valid, has expired or was revoked; get a new one from Keystone"
     )]
     ServiceNotValid,
-    /// Keystone does not say whether the token is valid. The log has the reason.
-    #[error("Keystone cannot be asked whether the token is valid; repeat the request later")]
+    /// Keystone knows no such user, the password is another one, or the user has no role in the project.
+    #[error(
+        "Keystone does not accept this sign-in; check the user name, the password, the project and the domains, and that \
+         the user has a role in the project"
+    )]
+    NotAccepted,
+    /// Keystone does not say whether the token or the password is valid. The log has the reason.
+    #[error("Keystone cannot be asked who calls; repeat the request later")]
     Unavailable,
 }
 
@@ -171,6 +178,19 @@ impl Keystone {
         }
         let user = self.validate(user, by_service).await?.ok_or(Failure::NotValid)?;
         Ok(Authenticated { user, by_service })
+    }
+
+    /// Obtains a token for the body of a login, such as one with a password.
+    ///
+    /// # Errors
+    /// Keystone does not accept the login, or does not answer.
+    pub async fn sign_in(&self, login: &Value) -> Result<HeaderValue, Failure> {
+        let token = tokio::time::timeout(self.timeout, self.client.token_for(login)).await;
+        let token = token.unwrap_or_else(|_| Err(Unavailable("it does not respond in time".into())));
+        self.note(token.as_ref().map(drop).map_err(|error| error.0.clone()));
+        let mut token = token.map_err(|_| Failure::Unavailable)?.ok_or(Failure::NotAccepted)?;
+        token.set_sensitive(true);
+        Ok(token)
     }
 
     /// Whether an answer about a token is known and recent enough.

@@ -6,8 +6,6 @@ use crate::hypervisor::ErrorKind;
 use crate::pci::PciAddress;
 use crate::topology::Topology;
 
-/// Bytes of non-prefetchable memory that SeaBIOS and OVMF reserve behind each hot-plug port.
-const PORT_WINDOW: u64 = 2 << 20;
 /// The PCI memory below 4 GiB of a q35 guest is smaller than this (QEMU: from 0xc000_0000 to 0xfec0_0000), and a bridge
 /// forwards non-prefetchable memory only there.
 const MEMORY_HOLE: u64 = 1 << 30;
@@ -30,13 +28,13 @@ pub(super) fn bar_window(live: Option<&DomainXml>, facts: &Facts, port: Option<P
     };
     let (memory, prefetchable) = (size(false), size(true));
     let port = port.and_then(|port| live.controllers.iter().find(|port_of| port_of.index == port.bus()));
-    let Some(port) = port.filter(|port| is_port(port.model)) else {
+    let port = port.and_then(|port| Some((port, port.memory_window()?)));
+    let Some((port, window)) = port else {
         return Finding::unknown(format!(
             "{address} needs {}; the free memory of its bus in the guest is not known",
             in_units(memory.saturating_add(prefetchable))
         ));
     };
-    let window = port.mem_reserve.unwrap_or(PORT_WINDOW);
     let room = format!(
         "{address} needs {} of memory and {} of 64-bit prefetchable memory, port {} reserves {} and {}",
         in_units(memory),
@@ -62,10 +60,6 @@ pub(super) fn bar_window(live: Option<&DomainXml>, facts: &Facts, port: Option<P
         Finding::unknown(format!("{room}: the device works only if the guest's kernel widens the window"))
             .cure(cure)
     }
-}
-
-fn is_port(model: ControllerModel) -> bool {
-    matches!(model, ControllerModel::RootPort | ControllerModel::SwitchDownstream)
 }
 
 /// Whether a conventional PCI device can be plugged into a controller of a PCI Express guest.
@@ -100,10 +94,15 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     if !live {
         return Finding::unknown(format!("{room}: libvirt adds ports to the definition if it can"));
     }
+    let by_hand =
+        |controller| format!("add {controller} to the domain's definition and power-cycle the guest");
     let (kind, cure) = match (device.express, pcie) {
-        (true, true) => ("PCI Express", "pcie-root-port controllers"),
-        (false, true) => ("conventional PCI", "a pcie-to-pci-bridge controller"),
-        (_, false) => ("PCI", "a pci-bridge controller"),
+        (true, true) => {
+            let prepare = format!("`hotslot server prepare {} --ports N`", document.uuid);
+            ("PCI Express", format!("run {prepare}, which adds ports, and power-cycle the guest"))
+        }
+        (false, true) => ("conventional PCI", by_hand("a pcie-to-pci-bridge controller")),
+        (_, false) => ("PCI", by_hand("a pci-bridge controller")),
     };
     // A detach leaves room only where devices of this kind can be: a q35 guest may have no conventional bus.
     let conventional_bus =
@@ -112,8 +111,7 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     let wanted = devices.iter().filter(|other| !pcie || other.device.express == device.express).count();
     let room = free.count_for(device.express);
     let message = format!("no free hot-plug port: {wanted} {kind} device(s) requested, room for {room}");
-    Finding::fail(ErrorKind::NoFreePort, message)
-        .cure(format!("{detach}add {cure} to the domain's definition and power-cycle the guest"))
+    Finding::fail(ErrorKind::NoFreePort, message).cure(format!("{detach}{cure}"))
 }
 
 /// Checks the limit of locked memory: VFIO locks all of the guest's memory. libvirt raises QEMU's limit automatically,

@@ -18,7 +18,7 @@ fn refused(live: &DomainXml, devices: &[Facts]) -> Option<String> {
 fn free_ports_are_counted_for_all_devices_of_a_request_together() {
     let vf = facts(include_str!("../../../tests/data/libvirt-11.3/nodedev/vf-igb.xml"));
     let edu = facts(include_str!("../../../tests/data/libvirt-11.3/nodedev/edu-own-group.xml"));
-    let guest = |xml| crate::xml::domain::parse(xml).unwrap();
+    let guest = |xml: &str| crate::xml::domain::parse(xml).unwrap();
 
     let q35 = guest(include_str!("../../../tests/data/libvirt-11.3/domain/q35-before.xml"));
     assert_eq!(refused(&q35, &vec![vf.clone(); 7]), None);

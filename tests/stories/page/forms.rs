@@ -1,0 +1,237 @@
+//! The forms of the page, without a browser: attach by address, the preview of a rule, quotas and webhooks.
+
+use hotslot_tests::{Hotslot, Q35, host};
+use serde_json::json;
+
+use super::person::{Person, form_token, html, place};
+use crate::door::with_tokens;
+
+#[tokio::test]
+async fn a_device_is_attached_by_its_address_from_its_page() {
+    let service = Hotslot::on("small").await;
+    let mut person = Person::at(&service);
+    let address = "0000:04:10.2";
+    let function = person.get(&format!("function?host=node1&address={address}")).await.expect(200);
+    assert!(
+        html(&function).contains("attach?host=node1&amp;address=0000%3A04%3A10.2"),
+        "{}",
+        html(&function)
+    );
+    // A server is chosen from those of the host that run.
+    let servers = person.get(&format!("attach?host=node1&address={address}")).await.expect(200);
+    assert!(html(&servers).contains("q35") && !html(&servers).contains(">switch<"), "{}", html(&servers));
+    let attach = format!("attach?id={Q35}&address={address}");
+    let form = person.get(&attach).await.expect(200);
+    assert!(html(&form).contains(&format!("name=\"addresses\" value=\"{address}\"")), "{}", html(&form));
+    // The domain may be left out, as in lspci.
+    let fields = [("id", Q35), ("addresses", "04:10.2"), ("step", "check")];
+    let checked = person.send(&attach, "attach", &fields).await.expect(200);
+    assert!(html(&checked).contains("These devices can be attached"), "{}", html(&checked));
+    let fields = [("id", Q35), ("addresses", "04:10.2"), ("step", "attach")];
+    let done = person.send(&attach, "attach", &fields).await.expect(303);
+    assert!(place(&done).ends_with("done=attached"));
+    assert_eq!(service.attachments(Q35).await[0]["address"], address);
+    let server = person.get(place(&done)).await.expect(200);
+    let page = html(&server);
+    assert!(
+        page.contains("Step by step") && page.contains("reserved") && page.contains("plugged in"),
+        "{page}"
+    );
+    // A function in use has no such button.
+    let function = person.get(&format!("function?host=node1&address={address}")).await.expect(200);
+    assert!(!html(&function).contains("Attach to a server"), "{}", html(&function));
+    for (addresses, text) in
+        [("04:10.2", "0000:04:10.2"), ("nonsense", "nonsense"), ("", "pci_passthrough:alias")]
+    {
+        let fields = [("id", Q35), ("addresses", addresses), ("step", "check")];
+        let refused = person.send(&attach, "attach", &fields).await;
+        assert!([200, 400, 409].contains(&refused.status), "{addresses}: {}", refused.status);
+        assert!(
+            html(&refused).contains(text) && !html(&refused).contains("can be attached</h2>"),
+            "{addresses}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn whoever_may_not_name_addresses_is_not_asked_for_them() {
+    let (service, _, _, [admin, _, member]) = with_tokens().await;
+    let owner = json!({ "pci_owner": { "project_id": "p" } }).to_string();
+    let headers = [("x-auth-token".to_owned(), admin)];
+    let path = format!("/v2.1/servers/{Q35}/pci_owner");
+    service.send_with(reqwest::Method::PUT, &path, headers, Some(owner)).await.expect(200);
+    let mut app = Person::at(&service);
+    app.sign_in(&member).await.expect(303);
+    let form = app.get(&format!("attach?id={Q35}&address=0000:04:10.2")).await.expect(200);
+    assert!(!html(&form).contains("name=\"addresses\""), "{}", html(&form));
+    let fields = [("id", Q35), ("addresses", "0000:04:10.2"), ("step", "attach")];
+    app.send(&format!("attach?id={Q35}"), "attach", &fields).await.expect(403);
+    // The quota of the own project is shown, and cannot be set.
+    let quotas = app.get("quotas").await.expect(200);
+    let page = html(&quotas);
+    assert!(page.contains("Devices of servers") && !page.contains("action=\"quotas\""), "{page}");
+    app.get("quotas?project=q").await.expect(403);
+    let token = form_token(html(&form));
+    app.send_as("quotas", &[("project", "p"), ("limit accelerators", "9")], &token).await.expect(403);
+    app.get("webhooks").await.expect(403);
+}
+
+#[tokio::test]
+async fn a_server_shows_the_room_behind_its_free_ports_and_how_long_a_detach_takes() {
+    let service = Hotslot::on("small").await;
+    let attached = service.attach(Q35, "vf:1").await.expect(200).body;
+    let topology = service.get(&format!("/v2.1/servers/{Q35}/pci_topology")).await.expect(200).body;
+    let ports = topology["pci_topology"]["controllers"].as_array().unwrap();
+    let port = ports.iter().find(|port| port["model"] == "pcie-root-port").unwrap();
+    assert_eq!((&port["memory_window"], &port["unplug_by"]), (&(2 << 20).into(), &"acpi".into()), "{port:#}");
+    let mut person = Person::at(&service);
+    let page = person.get(&format!("server?id={Q35}")).await.expect(200);
+    assert!(html(&page).contains("room for BARs: 2 MiB"), "{}", html(&page));
+    assert!(html(&page).contains("asked through ACPI"), "{}", html(&page));
+    let id = attached["pci_devices"][0]["attachment_id"].as_str().unwrap();
+    let page = person.get(&format!("detach?server={Q35}&attachment={id}")).await.expect(200);
+    assert!(html(&page).contains("asked through ACPI"), "{}", html(&page));
+}
+
+#[tokio::test]
+async fn a_refused_detach_is_told_apart_from_a_pending_one() {
+    let service = Hotslot::on("small").await;
+    let mut person = Person::at(&service);
+    let attached = service.attach(Q35, "vf:1").await.expect(200).body;
+    let id = attached["pci_devices"][0]["attachment_id"].as_str().unwrap().to_owned();
+    let detach = format!("detach?server={Q35}&attachment={id}");
+    let server = format!("server?id={Q35}&done=detaching");
+    let fields = [("server", Q35), ("attachment", id.as_str())];
+    service.sim("fault detach fail nth=2 kind=unplug-refused text=rejected-by-the-guest");
+    person.send(&detach, "detach", &fields).await.expect(303);
+    service
+        .until("the refusal is shown", async || {
+            let mut person = Person::at(&service);
+            html(&person.get(&server).await).contains("detach refused")
+        })
+        .await;
+    let page = person.get(&server).await.expect(200);
+    let page = html(&page);
+    assert!(
+        page.contains("the guest refused to release the device") && page.contains("the guest keeps it"),
+        "{page}"
+    );
+    assert!(!page.contains(">pending<"), "{page}");
+
+    service.sim("guest q35 unplug=ignore");
+    person.send(&detach, "detach", &fields).await.expect(303);
+    let page = person.get(&server).await.expect(200);
+    let page = html(&page);
+    assert!(page.contains(">pending<") && page.contains("is asked to release it"), "{page}");
+    assert!(!page.contains("detach refused"), "{page}");
+    service.sim("guest q35 unplug=normal");
+    service.sim("reboot q35");
+    service.until("it is gone", async || service.attachments(Q35).await.is_empty()).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_rule_is_previewed_before_it_is_saved() {
+    let service = Hotslot::on("small").await;
+    let rules =
+        async || service.get("/v2.1/os-pci-config/whitelist").await.expect(200).body["whitelist"].clone();
+    let before = rules().await;
+    let mut person = Person::at(&service);
+    for (kind, entry, texts) in [
+        // An earlier entry decides on those that are assignable already.
+        (
+            "whitelist",
+            r#"{"vendor_id": "8086", "product_id": "10ca"}"#,
+            ["0000:04:10.0", "an earlier entry decides"],
+        ),
+        ("whitelist", r#"{"vendor_id": "abcd"}"#, ["matches no function", "Nothing was saved"]),
+        (
+            "alias",
+            r#"{"name": "one", "vendor_id": "8086", "product_id": "10ca"}"#,
+            ["0000:04:10.0", "applies"],
+        ),
+        (
+            "extra_info",
+            r#"{"match": {"address": "0000:04:10.0"}, "values": {"switch": "tor-3"}}"#,
+            ["matches 1 function", "applies"],
+        ),
+    ] {
+        let fields = [("kind", kind), ("entry", entry), ("step", "preview")];
+        let shown = person.send(&format!("rule?kind={kind}"), "rule", &fields).await.expect(200);
+        for text in texts {
+            assert!(html(&shown).contains(text), "{kind} {entry}: {text}: {}", html(&shown));
+        }
+    }
+    assert_eq!(rules().await, before, "a preview changes nothing");
+    // The checks are those of the API.
+    for (entry, status, text) in [
+        (r#"{"vendor_id": "intel"}"#, 400, "vendor_id"),
+        ("{", 400, "the entry is not JSON"),
+        (r#"["x"]"#, 400, "must not be a list"),
+    ] {
+        let fields = [("kind", "whitelist"), ("entry", entry), ("step", "preview")];
+        let refused = person.send("rule?kind=whitelist", "rule", &fields).await.expect(status);
+        assert!(html(&refused).contains(text), "{entry}: {}", html(&refused));
+    }
+    // What a change would take from devices in use is shown.
+    let body = json!({ "whitelist": { "vendor_id": "8086", "product_id": "10d3" } });
+    let made = service.post("/v2.1/os-pci-config/whitelist", body).await.expect(201).body;
+    let id = made["whitelist"]["id"].as_str().unwrap();
+    let fields =
+        [("kind", "whitelist"), ("id", id), ("entry", r#"{"vendor_id": "abcd"}"#), ("step", "preview")];
+    let shown = person.send(&format!("rule?kind=whitelist&id={id}"), "rule", &fields).await.expect(200);
+    assert!(html(&shown).contains("matches no function"), "{}", html(&shown));
+    let unknown =
+        service.post("/v2.1/os-pci-config/alias?dry_run=maybe", json!({ "alias": {} })).await.expect(400);
+    assert!(unknown.message().contains("expected true or false"), "{}", unknown.message());
+}
+
+#[tokio::test]
+async fn limits_of_a_project_are_set_and_restored() {
+    let service = Hotslot::on("small").await;
+    let mut person = Person::at(&service);
+    let page = person.get("quotas").await.expect(200);
+    assert!(html(&page).contains("Name the id of one"), "{}", html(&page));
+    let limits = async || service.get("/v2.1/os-quota-sets/p").await.expect(200).body["quota_set"].clone();
+    let defaults = limits().await;
+    let form = "quotas?project=p";
+    let fields = [
+        ("project", "p"),
+        ("limit accelerators", "7"),
+        ("alias", "vf"),
+        ("alias_limit", "2"),
+        ("step", "set"),
+    ];
+    person.send(form, "quotas", &fields).await.expect(303);
+    let set = limits().await;
+    assert_eq!((&set["accelerators"], &set["pci_attachments:vf"]), (&7.into(), &2.into()), "{set}");
+    assert_eq!(set["pci_attachments"], defaults["pci_attachments"], "what was not changed stays as it is");
+    for (field, value) in [("limit accelerators", "-5"), ("limit accelerators", "many")] {
+        let fields = [("project", "p"), (field, value), ("step", "set")];
+        let refused = person.send(form, "quotas", &fields).await.expect(400);
+        assert!(html(&refused).contains("role=\"alert\""), "{}", html(&refused));
+    }
+    person.send(form, "quotas", &[("project", "p"), ("step", "reset")]).await.expect(303);
+    assert_eq!(limits().await, defaults);
+}
+
+#[tokio::test]
+async fn what_a_webhook_could_not_deliver_is_shown_and_delivered_again() {
+    let config = "[[webhook]]\nname = \"billing\"\nurl = \"http://127.0.0.1:9/\"\nattempts = 1\n\
+                  secret = \"a secret that is long enough for a test\"\n";
+    let service = Hotslot::with(&host("small"), config).await;
+    service.attach(Q35, "vf:1").await.expect(200);
+    service
+        .until("an event could not be delivered", async || {
+            let mut person = Person::at(&service);
+            html(&person.get("webhooks").await).contains("dead letter")
+        })
+        .await;
+    let mut person = Person::at(&service);
+    let page = person.get("webhooks").await.expect(200);
+    assert!(html(&page).contains("billing") && !html(&page).contains("a secret that"), "{}", html(&page));
+    person.send("webhooks", "webhooks", &[("name", "billing")]).await.expect(303);
+    let events = service.get("/events?kind=webhook.redelivered&last=1").await.expect(200).body;
+    assert_eq!(events["events"][0]["to"]["webhook"], "billing", "{events:#}");
+    person.send("webhooks", "webhooks", &[("name", "nobody")]).await.expect(404);
+}
