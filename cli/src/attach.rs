@@ -61,7 +61,7 @@ pub(crate) struct Attach {
     /// For a VF of a NIC: its MAC address. By default an address is generated.
     #[arg(long, value_name = "ADDRESS")]
     mac: Option<MacAddress>,
-    /// For a VF of a NIC: the VLAN tag of its frames, 0 to 4095.
+    /// For a VF of a NIC: the VLAN tag of its frames, 1 to 4094.
     #[arg(long, value_name = "TAG", value_parser = vlan)]
     vlan: Option<VlanTag>,
     /// For a VF of a NIC: require this physical_network in its device_spec.
@@ -74,7 +74,7 @@ pub(crate) struct Attach {
 
 fn vlan(text: &str) -> Result<VlanTag, String> {
     let tag =
-        text.parse().map_err(|_| format!("invalid VLAN tag `{text}`: expected a number from 0 to 4095"))?;
+        text.parse().map_err(|_| format!("invalid VLAN tag `{text}`: expected a number from 1 to 4094"))?;
     VlanTag::new(tag).map_err(|error| error.to_string())
 }
 
@@ -264,8 +264,8 @@ mod tests {
                 json!({ "pci_passthrough:alias": "a1:1", "whole_group": true, "numa_policy": "required" }),
             ),
             (
-                "vm1 vf --mac 52:54:00:AB:00:01 --vlan 0 --physical-network net1 --trusted",
-                json!({ "pci_passthrough:alias": "vf:1", "mac_address": "52:54:00:ab:00:01", "vlan": 0,
+                "vm1 vf --mac 52:54:00:AB:00:01 --vlan 7 --physical-network net1 --trusted",
+                json!({ "pci_passthrough:alias": "vf:1", "mac_address": "52:54:00:ab:00:01", "vlan": 7,
                         "physical_network": "net1", "trusted": true }),
             ),
         ] {
@@ -278,7 +278,8 @@ mod tests {
             "vm1 a1 --flavor gzm",
             "vm1 a1 --numa-policy near",
             "vm1 a1 --mac 01:00:5e:00:00:01",
-            "vm1 a1 --vlan 4096",
+            "vm1 a1 --vlan 0",
+            "vm1 a1 --vlan 4095",
             "vm1 a1 --vlan x",
         ] {
             assert!(read(bad).is_err(), "{bad}");

@@ -20,8 +20,8 @@ For PostgreSQL use pg_dump and pg_restore.";
 pub(crate) enum DbCommand {
     /// Copy the SQLite database into a new file. The service may be running.
     Backup(Files),
-    /// Replace the SQLite database by a backup. The service must not be running. The replaced database is kept with
-    /// the suffix `.before-restore`.
+    /// Replace the SQLite database by a backup. The service must not be running. The replaced database is kept
+    /// with the suffix `.before-restore`, and a number when there is one already.
     Restore(Files),
     /// Print the version of the tables of the database, and the version that this program uses. The service may be running.
     Version,
@@ -52,11 +52,13 @@ impl DbCommand {
                 ))?;
             }
             Self::Restore(files) => {
-                restore(&url, &files.file).await.map_err(failure)?;
+                let kept = restore(&url, &files.file).await.map_err(failure)?;
+                let kept = kept.map(|kept| format!("; the replaced database is kept as {}", kept.display()));
                 output::print(&format!(
-                    "restored {} from {}\n",
+                    "restored {} from {}{}\n",
                     sqlite_file(&url)?.display(),
-                    files.file.display()
+                    files.file.display(),
+                    kept.unwrap_or_default()
                 ))?;
             }
         }

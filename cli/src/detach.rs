@@ -51,7 +51,7 @@ impl Detach {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         let wanted = self.wanted(cli).await?;
         let what = match &wanted[..] {
-            [(id, _)] => format!("detaching {id}"),
+            [(id, _)] => format!("detaching {}", id.get(..8).unwrap_or(id)),
             several => format!("detaching {} devices", several.len()),
         };
         let first = wanted.iter().find_map(|(_, found)| found.as_ref().ok());

@@ -1,8 +1,8 @@
-//! `hotslot host`: lists the configured hosts.
+//! `hotslot host`: lists the configured hosts, and says what may be changed on them.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -20,6 +20,53 @@ pub(crate) enum HostCommand {
         #[arg(add = ArgValueCompleter::new(complete::hosts))]
         host: String,
     },
+    /// Refuse every change on a host until it is thawed. What has begun is completed.
+    ///
+    /// Guests and their devices stay as they are, and what happens on the host is followed and shown.
+    Freeze(Freeze),
+    /// Attach nothing new on a host until it is thawed. What is attached can be detached.
+    Drain(Freeze),
+    /// Permit changes on a frozen or draining host again.
+    Thaw {
+        /// The name or id of the host.
+        #[arg(add = ArgValueCompleter::new(complete::hosts))]
+        host: String,
+    },
+}
+
+/// The arguments of `hotslot host freeze` and `hotslot host drain`.
+#[derive(Debug, Args)]
+pub(crate) struct Freeze {
+    /// The name or id of the host.
+    #[arg(add = ArgValueCompleter::new(complete::hosts))]
+    host: String,
+    /// Why, for whoever is refused.
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+/// Sets what may be changed on a host, and shows it.
+async fn set_mode(cli: &Cli, host: &str, mode: &str, reason: Option<String>) -> anyhow::Result<Exit> {
+    let body = json!({ "hypervisor_mode": { "mode": mode, "reason": reason } });
+    cli.client.put(&["os-hypervisors", host, "mode"], &body).await?;
+    let host = cli.client.item(&["os-hypervisors", host], "hypervisor").await?;
+    output::show(
+        cli.output,
+        &host,
+        &[column("Name", "/hypervisor_hostname").name(), Column::new("Mode", mode_of)],
+    )?;
+    Ok(Exit::Done)
+}
+
+/// What may be changed on a host, and who decided that.
+fn mode_of(host: &Value) -> String {
+    let (mode, restriction) = (at(host, "/mode"), &host["restriction"]);
+    if restriction["by"].is_null() {
+        return mode;
+    }
+    let reason = if restriction["reason"].is_null() { String::new() } else { at(restriction, "/reason") };
+    let colon = if reason.is_empty() { "" } else { ": " };
+    format!("{mode} by {} since {}{colon}{reason}", at(restriction, "/by"), at(restriction, "/since"))
 }
 
 impl HostCommand {
@@ -30,6 +77,7 @@ impl HostCommand {
                 let columns = [
                     column("NAME", "/hypervisor_hostname").name(),
                     column("STATE", "/state"),
+                    column("MODE", "/mode"),
                     Column::new("HYPERVISOR", hypervisor),
                     Column::new("LIBVIRT", libvirt),
                     column("URI", "/uri"),
@@ -45,6 +93,7 @@ impl HostCommand {
                     column("ID", "/id"),
                     column("State", "/state"),
                     message("Reason", "/state_reason"),
+                    Column::new("Mode", mode_of),
                     Column::new("Hypervisor", hypervisor),
                     Column::new("libvirt", libvirt),
                     column("URI", "/uri"),
@@ -53,6 +102,9 @@ impl HostCommand {
                 ];
                 output::show(cli.output, &host, &lines)?;
             }
+            Self::Freeze(Freeze { host, reason }) => return set_mode(cli, &host, "frozen", reason).await,
+            Self::Drain(Freeze { host, reason }) => return set_mode(cli, &host, "draining", reason).await,
+            Self::Thaw { host } => return set_mode(cli, &host, "open", None).await,
         }
         Ok(Exit::Done)
     }
@@ -123,6 +175,22 @@ mod tests {
         let host = json!({ "hypervisor_type": "QEMU", "hypervisor_version": 10_000_002, "simulated": true });
         assert_eq!(hypervisor(&host), "QEMU 10.0.2 (simulated)");
         assert_eq!(hypervisor(&json!({ "hypervisor_type": null })), "-");
+    }
+
+    #[test]
+    fn the_mode_names_who_set_it_and_why() {
+        let by = |by, reason| json!({ "by": by, "reason": reason, "since": "2026-11-29T06:00:00Z" });
+        for (restriction, expected) in [
+            (Value::Null, "frozen"),
+            (by(None, None), "frozen"),
+            (
+                by(Some("user eve\u{1b} (u1)"), None),
+                "frozen by user eve\\u{1b} (u1) since 2026-11-29T06:00:00Z",
+            ),
+            (by(Some("user a (u1)"), Some("x")), "frozen by user a (u1) since 2026-11-29T06:00:00Z: x"),
+        ] {
+            assert_eq!(mode_of(&json!({ "mode": "frozen", "restriction": restriction })), expected);
+        }
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod serve;
 mod server;
 mod sim;
 mod simulate;
+mod size;
 mod status;
 mod table;
 mod tls;

@@ -3,25 +3,32 @@
 /// A request as a message of the service names it, and the command that does the same. Each `{}` of a route stands for
 /// one segment of a path; the first one is inserted for `{}` in the command. The commands of Cyborg's v2 API are those
 /// of python-openstackclient, because the command line has none for it.
-const ROUTES: [(&str, &str); 14] = [
+const ROUTES: [(&str, &str); 15] = [
     ("GET servers", "`hotslot server list`"),
     ("GET os-pci", "`hotslot pci list`"),
     ("GET os-pci/detail", "`hotslot pci list -l`"),
     ("GET os-pci_attachments", "`hotslot attachment list`"),
     ("GET os-hypervisors", "`hotslot host list`"),
+    ("GET os-hypervisors/{}/pci_devices", "`hotslot device list --all --host {}`"),
     ("GET os-hypervisors/{}/pci_devices/{}", "`hotslot device show DEVICE -o json`"),
     ("GET accelerators", "`hotslot accelerator list`"),
     ("GET drift", "`hotslot drift`"),
     ("GET events", "`hotslot events`"),
     ("GET flavors", "`hotslot flavor list`"),
-    ("PUT os-quota-sets/{}", "`hotslot quota set {}`"),
+    ("PUT os-quota-sets/{}", "`hotslot quota set {} RESOURCE=NUMBER`"),
     ("DELETE accelerators/{}", "`hotslot accelerator detach {}`"),
     ("DELETE accelerator/v2/accelerator_requests/{}", "`openstack accelerator arq delete {}`"),
     ("POST accelerator/v2/devices/{}/enable", "`openstack accelerator device enable {}`"),
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on the command line.
-const PHRASES: [(&str, &str); 11] = [
+const PHRASES: [(&str, &str); 13] = [
+    // The command line makes the body of the request, and its user writes only the spec in it.
+    (
+        r#"send {"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#,
+        r#"write a spec such as '{"device_type": "GPU", "num": 1}'"#,
+    ),
+    ("bad body: acc_specs: ", "bad spec: "),
     ("GET its pci_owner", "run `hotslot server show`"),
     ("DELETE the accelerator", "run `hotslot accelerator detach`"),
     ("DELETE it", "run `hotslot accelerator detach`"),
@@ -121,8 +128,16 @@ mod tests {
             ("ask with whole_group, or wait", "ask with --whole-group, or wait"),
             ("in use; add ?force=true: it goes", "in use; add --force: it goes"),
             ("shut it off, or ask all the same with force", "shut it off, or ask all the same with --force"),
+            (
+                "raise the limit: PUT os-quota-sets/p1",
+                "raise the limit: `hotslot quota set p1 RESOURCE=NUMBER`",
+            ),
             ("POST nowhere/1, GET webhooks", "POST nowhere/1, GET webhooks"),
             ("GET ", "GET "),
+            (
+                r#"bad body: acc_specs: num is `-1`; send {"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#,
+                r#"bad spec: num is `-1`; write a spec such as '{"device_type": "GPU", "num": 1}'"#,
+            ),
         ] {
             assert_eq!(by_commands(message), expected);
         }

@@ -1,11 +1,14 @@
-//! `hotslot server`: lists and shows the guests, with the devices that are attached to them, and sets whose they are.
+//! `hotslot server`: lists and shows the guests, with the devices that are attached to them, sets whose they are, and
+//! prepares them for devices that will be attached later.
 
 use clap::Subcommand;
 use clap_complete::ArgValueCompleter;
+use hotslot_driver::text;
 use serde_json::{Value, json};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::output;
+use crate::size::Size;
 use crate::table::{column, id, message};
 use crate::value::at;
 use crate::{Cli, columns, complete, host, lookup};
@@ -39,6 +42,24 @@ pub(crate) enum ServerCommand {
         #[arg(long)]
         no_project: bool,
     },
+    /// Add free PCI ports to a server, which its guest has after it was shut off and started again.
+    ///
+    /// Each PCI Express device needs a port of its own, and a running guest cannot get new ones. What is added to the
+    /// definition is printed first.
+    Prepare {
+        /// The UUID or the name of the server.
+        #[arg(add = ArgValueCompleter::new(complete::servers))]
+        server: String,
+        /// The number of ports to add.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=30))]
+        ports: u8,
+        /// The 64-bit memory that each new port shall have room for, such as 64G.
+        #[arg(long)]
+        bar: Option<Size>,
+        /// Print what would be added, and add nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 impl ServerCommand {
@@ -47,6 +68,7 @@ impl ServerCommand {
             Self::List { host } => list(cli, host.as_deref()).await,
             Self::Show { server } => show(cli, &server).await,
             Self::Set { server, project, no_project: _ } => set(cli, &server, project).await,
+            Self::Prepare { server, ports, bar, dry_run } => prepare(cli, &server, ports, bar, dry_run).await,
         }
     }
 }
@@ -83,6 +105,52 @@ async fn set(cli: &Cli, server: &str, project: Option<String>) -> anyhow::Result
         [column("ID", "/server_id"), column("Project", "/project_id"), message("Problem", "/problem")];
     output::show(cli.output, &owner, &lines)?;
     Ok(Exit::Done)
+}
+
+async fn prepare(
+    cli: &Cli,
+    server: &str,
+    ports: u8,
+    bar: Option<Size>,
+    dry_run: bool,
+) -> anyhow::Result<Exit> {
+    if let Some(bar) = bar {
+        return Err(Failure::new(Exit::Refused, no_window(server, bar)).into());
+    }
+    let id = lookup::server(cli, server).await?;
+    let path = ["servers", &id, "pci_ports"];
+    let body = |dry_run: bool| json!({ "pci_ports": { "count": ports, "dry_run": dry_run } });
+    let mut answer = cli.client.post(&path, &body(true)).await?["pci_ports"].take();
+    if !cli.output.is_data() && !cli.output.is_names() {
+        let lines = answer["diff"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        output::print(&lines.map(|line| text::escape(line).into_owned() + "\n").collect::<String>())?;
+    }
+    if !dry_run {
+        answer = cli.client.post(&path, &body(false)).await?["pci_ports"].take();
+    }
+    let lines = [
+        column("ID", "/server_id").name(),
+        column("Free ports before", "/free_before"),
+        column(if dry_run { "Free ports then" } else { "Free ports now" }, "/free"),
+    ];
+    output::show(cli.output, &answer, &lines)?;
+    if answer["needs_restart"] == true && !dry_run {
+        output::complain(
+            "the guest has the new ports after it was shut off and started again; a reboot from inside is not enough",
+        );
+    }
+    Ok(Exit::Done)
+}
+
+/// Why a port gets no memory window, and how to give it one.
+fn no_window(server: &str, bar: Size) -> String {
+    format!(
+        "libvirt has no setting for the 64-bit memory of a port, so hotslot cannot set it. Leave out --bar to add the \
+         ports. Then run `virsh edit {}`, and for each new port give the device pci.INDEX (INDEX is that of its \
+         <controller>) the property pref64-reserve={} in <qemu:override>",
+        text::escape(server),
+        bar.0
+    )
 }
 
 async fn show(cli: &Cli, server: &str) -> anyhow::Result<Exit> {

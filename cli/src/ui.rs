@@ -10,7 +10,7 @@ use crate::output;
 /// Serves the page of a service until the program is interrupted.
 ///
 /// # Errors
-/// No port of loopback can be listened on, or the listener failed.
+/// No port of loopback can be listened on.
 pub(crate) async fn run(address: Address) -> anyhow::Result<Exit> {
     let socket = match address {
         Address::Unix(socket) => socket,
@@ -30,7 +30,7 @@ pub(crate) async fn run(address: Address) -> anyhow::Result<Exit> {
         page.link()
     ))?;
     tokio::select! {
-        ended = page.serve() => ended?,
+        ended = page.serve() => match ended {},
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
     Ok(Exit::Done)

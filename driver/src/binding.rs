@@ -136,8 +136,8 @@ async fn rebind_host_driver(
     if device.driver.as_deref() == before {
         return Ok(());
     }
-    let had = HostDevice { driver: before.map(str::to_owned), ..device.clone() };
-    if had.is_on_vfio() {
+    let had = HostDevice { driver: before.map(str::to_owned), vfio_dev: None, ..device.clone() };
+    if had.is_on_vfio() && had.vfio_manager().is_none() {
         hypervisor.node_detach(device.address).await
     } else {
         hypervisor.node_reattach(device.address).await

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::net::MacAddress;
 use crate::pci::{PciAddress, PciClass, PciId};
+use crate::vfio::{self, OnVfio};
 
 /// One PCI function of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,9 @@ pub struct HostDevice {
     pub numa_node: Option<u32>,
     /// The driver that is bound (`igbvf`, `vfio-pci`); `None` when no driver is bound.
     pub driver: Option<String>,
+    /// Whether the host's kernel shows a VFIO device for it ([`local::vfio_dev`](crate::local::vfio_dev)); `None` when
+    /// that cannot be read.
+    pub vfio_dev: Option<bool>,
     /// libvirt's node device name of the parent (`computer` on the root bus).
     pub parent: Option<Arc<str>>,
     /// Whether it is a bridge or a port (`<capability type='pci-bridge'/>` or class 0x06), which is never assignable.
@@ -166,16 +170,45 @@ impl HostDevice {
         self.net.iter().any(|interface| interface.name == name)
     }
 
-    /// Whether it is bound to a VFIO driver.
+    /// Whether it is bound to a VFIO driver: what the kernel says, or else what the driver's name tells.
+    pub fn vfio(&self) -> OnVfio {
+        match (self.driver.as_deref(), self.vfio_dev) {
+            (None, _) | (Some(_), Some(false)) => OnVfio::No,
+            (Some(_), Some(true)) => OnVfio::Yes,
+            (Some(driver), None) => vfio::of_driver(driver, matches!(self.role, Role::Virtual { .. })),
+        }
+    }
+
+    /// Whether it certainly is bound to a VFIO driver.
     pub fn is_on_vfio(&self) -> bool {
-        self.driver
-            .as_deref()
-            .is_some_and(|driver| driver.starts_with("vfio") || driver.ends_with("vfio_pci"))
+        self.vfio() == OnVfio::Yes
+    }
+
+    /// The VFIO driver that it is bound to and that libvirt must not replace, because the driver also makes what the
+    /// function is: the manager of virtual GPUs.
+    pub fn vfio_manager(&self) -> Option<&str> {
+        self.driver.as_deref().filter(|driver| self.is_on_vfio() && vfio::is_manager(driver))
+    }
+
+    /// Why libvirt must not bind the driver of this function, and what to do instead; `None` when it may.
+    pub fn why_not_managed(&self) -> Option<String> {
+        self.vfio_manager().map(|driver| {
+            format!(
+                "{} is bound to the VFIO driver {driver}, which makes the function what it is (as the manager of virtual \
+                 GPUs does), and libvirt would bind vfio-pci in its place; give its device_spec \"managed\": \"false\"",
+                self.address
+            )
+        })
     }
 
     /// Whether this function makes its IOMMU group unusable for guests, because it is bound to a host driver, which may
     /// do DMA. Functions without a driver, those on VFIO or pci-stub, and bridges do not.
     pub fn blocks_its_group(&self) -> bool {
+        self.vfio() == OnVfio::No && self.may_block_its_group()
+    }
+
+    /// As [`blocks_its_group`](Self::blocks_its_group), also when it is unknown whether its driver is a VFIO driver.
+    pub fn may_block_its_group(&self) -> bool {
         let harmless = |driver: &str| matches!(driver, "pci-stub" | "pcieport") || self.is_on_vfio();
         !self.bridge && self.driver.as_deref().is_some_and(|driver| !harmless(driver))
     }

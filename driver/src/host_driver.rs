@@ -36,7 +36,9 @@ impl HostDriver {
     /// Whether a function is bound to a driver of this kind.
     pub fn has(self, device: &HostDevice) -> bool {
         match self {
-            Self::Native => device.driver.is_some() && !device.is_on_vfio(),
+            Self::Native => {
+                device.driver.is_some() && (!device.is_on_vfio() || device.vfio_manager().is_some())
+            }
             Self::Vfio => device.is_on_vfio(),
         }
     }

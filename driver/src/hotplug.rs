@@ -10,12 +10,14 @@
 //! longer has it.
 
 mod mdev;
+mod ports;
 mod preflight;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use mdev::create_mdev;
+pub use ports::{ROOT_PORT, add_root_ports, has_express_root};
 pub use preflight::{
     Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight, preflight_on_host,
 };
@@ -125,7 +127,7 @@ pub enum Unplugged {
 /// rebinds that one afterwards.
 pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> Result<(), Error> {
     let mut taken = Vec::new();
-    for member in members.iter().filter(|member| member.blocks_its_group()) {
+    for member in members.iter().filter(|member| member.may_block_its_group()) {
         let Err(mut error) = hypervisor.node_detach(member.address).await else {
             taken.push(member.address);
             continue;

@@ -6,6 +6,7 @@
 //! device, domain         a PCI function of a host, and a guest
 //! ownership              the project that owns a guest
 //! mdev                   mediated devices and their types
+//! vfio                   whether the driver of a function is a VFIO driver
 //! device_type            the use of a function: GPU, FPGA, NIC, …
 //! xml                    reads and writes libvirt's documents, without a connection
 //! topology               a domain's PCI tree: bus numbers from firmware, free hot-plug ports
@@ -39,4 +40,5 @@ pub mod pci;
 pub mod sim;
 pub mod text;
 pub mod topology;
+pub mod vfio;
 pub mod xml;

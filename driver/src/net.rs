@@ -7,7 +7,8 @@ use std::str::FromStr;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MacAddress([u8; 6]);
 
-/// A VLAN tag (IEEE 802.1Q), 0 to 4095.
+/// The tag of a VLAN, 1 to 4094, as in Neutron. IEEE 802.1Q reserves 4095, and 0 means no VLAN, although libvirt accepts
+/// both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VlanTag(u16);
 
@@ -23,8 +24,8 @@ pub enum NetParseError {
     /// All bytes are zero, which means "no address" to a VF's driver.
     #[error("invalid MAC address {0}: expected an address other than zero")]
     Zero(String),
-    /// A VLAN tag above 4095.
-    #[error("invalid VLAN tag {0}: expected 0 to 4095")]
+    /// A VLAN tag outside of 1 to 4094.
+    #[error("invalid VLAN tag {0}: expected 1 to 4094")]
     Vlan(u32),
 }
 
@@ -78,9 +79,9 @@ impl VlanTag {
     /// Makes a tag from its number.
     ///
     /// # Errors
-    /// [`NetParseError::Vlan`] above 4095.
+    /// [`NetParseError::Vlan`] outside of 1 to 4094.
     pub fn new(tag: u32) -> Result<Self, NetParseError> {
-        if tag <= 4095 { Ok(Self(tag as u16)) } else { Err(NetParseError::Vlan(tag)) }
+        if (1..=4094).contains(&tag) { Ok(Self(tag as u16)) } else { Err(NetParseError::Vlan(tag)) }
     }
 
     /// The number.
@@ -114,10 +115,13 @@ mod tests {
     }
 
     #[test]
-    fn a_vlan_tag_has_twelve_bits() {
-        assert_eq!(VlanTag::new(0).map(VlanTag::get), Ok(0));
-        assert_eq!(VlanTag::new(4095).map(VlanTag::get), Ok(4095));
-        assert_eq!(VlanTag::new(4096), Err(NetParseError::Vlan(4096)));
+    fn the_reserved_vlan_tags_are_refused() {
+        for tag in [1, 4094] {
+            assert_eq!(VlanTag::new(tag).map(|tag| u32::from(tag.get())), Ok(tag));
+        }
+        for tag in [0, 4095, 4096, u32::MAX] {
+            assert_eq!(VlanTag::new(tag), Err(NetParseError::Vlan(tag)));
+        }
     }
 
     proptest! {

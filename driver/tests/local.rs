@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, IommuGroup, Role};
 use hotslot_driver::hypervisor::Hypervisor;
-use hotslot_driver::local::{Bar, BarKind, Guard, GuardKind, bars, guards, reset_methods};
+use hotslot_driver::local::{Bar, BarKind, Guard, GuardKind, bars, guards, reset_methods, vfio_dev};
 use hotslot_driver::pci::{PciAddress, PciClass, PciId};
 use hotslot_driver::sim::Sim;
 use proptest::prelude::*;
@@ -88,6 +88,7 @@ impl Case {
                 iommu_group: device.group.map(|number| IommuGroup { number, members }),
                 numa_node: None,
                 driver: device.driver.clone(),
+                vfio_dev: None,
                 parent: None,
                 bridge: device.bridge,
                 express: true,
@@ -281,6 +282,23 @@ fn reset_methods_are_listed_empty_or_unknown() {
     assert_eq!(methods("0000:04:00.0"), None, "an older kernel");
     assert_eq!(methods("0000:05:00.0"), None, "no such device");
     assert_eq!(reset_methods(None, at("0000:01:00.0")), None, "a remote host");
+}
+
+#[test]
+fn the_kernel_shows_which_functions_are_on_vfio() {
+    let tree = tempfile::tempdir().unwrap();
+    let folder = |name: &str| std::fs::create_dir_all(tree.path().join("sys").join(name)).unwrap();
+    let known = |address| vfio_dev(Some(tree.path()), at(address));
+    folder("bus/pci/devices/0000:01:00.0");
+    assert_eq!(known("0000:01:00.0"), None, "VFIO is not loaded, or the kernel is older than 6.1");
+    folder("bus/pci/devices/0000:02:00.0/vfio-dev/vfio0");
+    folder("class/vfio-dev");
+    // A mediated device is on VFIO, and its parent is not.
+    folder("bus/pci/devices/0000:01:00.0/b4a1f2c0-0a3b-4b0e-9d0c-3f1d2f7c5a11/vfio-dev/vfio1");
+    assert_eq!(known("0000:01:00.0"), Some(false));
+    assert_eq!(known("0000:02:00.0"), Some(true));
+    assert_eq!(known("0000:03:00.0"), None, "no such device");
+    assert_eq!(vfio_dev(None, at("0000:02:00.0")), None, "a remote host");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn every_document() -> Vec<String> {
         vlan: (vlan > 0).then(|| VlanTag::new(vlan).unwrap()),
     };
     let mut documents = Vec::new();
-    for interface in [None, Some(interface(0)), Some(interface(1)), Some(interface(4095))] {
+    for interface in [None, Some(interface(0)), Some(interface(1)), Some(interface(4094))] {
         for guest in [None, PciAddress::new(0, 0xff, 0x1f, 0).ok()] {
             for rom_bar in [None, Some(true), Some(false)] {
                 for managed in [true, false] {

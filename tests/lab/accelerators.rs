@@ -52,7 +52,7 @@ async fn an_accelerator_is_attached_to_a_guest_then_to_the_host() {
 
 #[tokio::test]
 async fn devices_that_the_host_needs_are_refused_as_accelerators() {
-    let config = CONFIG.replace("device_spec = [", "device_spec = ['{}',");
+    let config = CONFIG.replace("device_spec = [", "device_spec = ['{\"address\": \"*\"}',");
     let lab = Lab::with(&format!("{config}[accelerators]\ndiscovered = true\n")).await;
     let before = lab.sh(INTERFACES);
     let all = lab.get("/accelerators").await.expect(200).body["accelerator"].clone();
@@ -61,7 +61,11 @@ async fn devices_that_the_host_needs_are_refused_as_accelerators() {
         let is = |one: &&Value| one["vendor_id"] == "1af4" && one["product_id"] == product;
         let own = all.as_array().expect("a list").iter().find(is).expect("it is listed");
         let own = format!("/accelerators/{}", own["uuid"].as_str().expect("an id"));
-        for body in [json!({ "driver": "vfio-pci" }), json!({}), json!({ "instance_uuid": id("q35") })] {
+        for body in [
+            json!({ "driver": "vfio-pci" }),
+            json!({ "driver": "native" }),
+            json!({ "instance_uuid": id("q35") }),
+        ] {
             let refused = lab.api.put(&own, body.clone()).await.expect(409);
             assert!(refused.message().contains("the host needs"), "{body}: {}", refused.message());
         }

@@ -120,7 +120,7 @@ async fn a_spec_is_returned_as_it_was_put() {
         assert_eq!(put.body["acc_specs"], spec);
         assert_eq!(shown(&service, &path).await["acc_specs"], spec);
     }
-    let refused = service.put(&path, json!({})).await.expect(409);
+    let refused = service.put(&path, json!({ "driver": "native" })).await.expect(409);
     assert!(refused.message().contains("1 to 256"), "{}", refused.message());
 }
 
@@ -180,7 +180,7 @@ async fn a_device_that_returns_is_the_same_accelerator() {
     let before = names().await;
     let (one, other) = (service.device("0000:04:10.0").await, service.device("0000:04:10.2").await);
     let path = |device: &Value| format!("/accelerators/{}", device["uuid"].as_str().unwrap());
-    service.put(&path(&one), json!({})).await.expect(200);
+    service.put(&path(&one), json!({ "driver": "native" })).await.expect(200);
     service.delete(&path(&one)).await.expect(204);
     for name in ["pci_0000_04_10_0", "pci_0000_04_10_2"] {
         service.sim(&format!("device remove {name}"));
@@ -192,7 +192,7 @@ async fn a_device_that_returns_is_the_same_accelerator() {
     let body = json!({ "name": "node1_0000:04:10.2", "uuid": other["uuid"] });
     service.post("/accelerators", body).await.expect(201);
     for device in [&one, &other] {
-        let refused = service.put(&path(device), json!({})).await.expect(409);
+        let refused = service.put(&path(device), json!({ "driver": "native" })).await.expect(409);
         assert!(refused.message().contains("is gone from the host"), "{}", refused.message());
     }
     for name in ["pci_0000_04_10_0", "pci_0000_04_10_2"] {
@@ -203,7 +203,10 @@ async fn a_device_that_returns_is_the_same_accelerator() {
         let address = device["address"].as_str().unwrap();
         let now = service.device(address).await;
         assert_eq!((&now["uuid"], &now["id"]), (&device["uuid"], &device["id"]));
-        assert_eq!(service.put(&path(device), json!({})).await.expect(200).body["address"], address);
+        assert_eq!(
+            service.put(&path(device), json!({ "driver": "native" })).await.expect(200).body["address"],
+            address
+        );
         service.delete(&path(device)).await.expect(204);
     }
     assert_eq!(names().await, before);
@@ -232,7 +235,7 @@ async fn status_and_device_keys_follow_the_device() {
     // The host can be named by its own host name.
     let attached = service.put(&path, json!({ "host": "small" })).await.expect(200).body;
     assert_eq!((&attached["host"], &attached["devices"][0]["device_type"]), (&json!("node1"), &json!("NIC")));
-    let refused = service.put(&path, json!({})).await.expect(409);
+    let refused = service.put(&path, json!({ "driver": "native" })).await.expect(409);
     assert!(refused.message().contains("is attached already; detach it first"), "{}", refused.message());
     let other = json!({ "acc_specs": { "vendor_id": "10de", "product_id": "1eb8", "device_type": "GPU" } });
     let put = service.put(&path, other).await.expect(200).body;
@@ -247,13 +250,30 @@ async fn status_and_device_keys_follow_the_device() {
     // The refusal explains the best of the devices that do not match.
     let nearly = json!({ "acc_specs": { "vendor_id": "8086", "product_id": "ffff", "device_type": "NIC" } });
     service.put(&path, nearly).await.expect(200);
-    let refused = service.put(&path, json!({})).await.expect(409);
+    let refused = service.put(&path, json!({ "driver": "native" })).await.expect(409);
     assert!(refused.message().contains("its product_id is 10c9, not ffff"), "{}", refused.message());
     // A device of the same product is a better match than another one of the same type.
     let nearly = json!({ "acc_specs": { "vendor_id": "8086", "product_id": "10d3", "device_type": "NVMe" } });
     service.put(&path, nearly).await.expect(200);
-    let refused = service.put(&path, json!({})).await.expect(409);
+    let refused = service.put(&path, json!({ "driver": "native" })).await.expect(409);
     assert!(refused.message().contains("its device_type is NIC, not NVMe"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn an_attach_names_a_server_a_host_or_a_driver() {
+    let service = service("").await;
+    let any = service.accelerator("any", json!({})).await;
+    let one = pinned(&service, "0000:05:00.0").await;
+    for path in [&any, &one] {
+        for body in [json!({}), json!({ "name": shown(&service, path).await["name"] })] {
+            let refused = service.put(path, body).await.expect(400);
+            assert!(refused.message().contains("neither a server nor a host"), "{}", refused.message());
+        }
+        assert_eq!(shown(&service, path).await["status"], "available");
+        service.put(path, json!({ "driver": "native" })).await.expect(200);
+        service.delete(path).await.expect(204);
+    }
+    service.expect_clean().await;
 }
 
 #[tokio::test]
@@ -273,6 +293,17 @@ async fn an_unknown_device_type_is_refused() {
     }
     let refused = service.put(&path, json!({ "acc_specs": { "num": 257 } })).await.expect(400);
     assert!(refused.message().contains("0 to 256"), "{}", refused.message());
+    // A misspelt requirement would make it an accelerator of any device.
+    for (key, says) in [
+        ("acc_specs", "write the keys of the inner object here"),
+        ("devicetype", "unknown key `devicetype`; did you mean `device_type`?"),
+        ("Vendor_ID", "did you mean `vendor_id`?"),
+        ("nmu", "did you mean `num`?"),
+    ] {
+        let spec = json!({ "acc_specs": { key: { "device_type": "GPU" } } });
+        let refused = service.put(&path, spec).await.expect(400);
+        assert!(refused.message().contains(says), "{}", refused.message());
+    }
     let kept = &shown(&service, &path).await["acc_specs"];
     assert_eq!((&kept["device_type"], &kept["num"]), (&json!("UNKNOWN"), &json!(1)), "nothing was put");
 }

@@ -57,8 +57,11 @@ fn each_library_is_used_in_its_own_place() {
         "reqwest::",
         &[
             "api/service/src/config/keystone.rs",
+            "api/service/src/config/trace.rs",
             "api/service/src/keystone/",
             "api/service/src/tls.rs",
+            "api/service/src/trace.rs",
+            "api/service/src/trace_export.rs",
             "api/service/src/webhook.rs",
             "cli/src/address.rs",
             "cli/src/client.rs",
@@ -67,6 +70,16 @@ fn each_library_is_used_in_its_own_place() {
             "cli/src/tls.rs",
         ],
     );
+    only_in(
+        "opentelemetry",
+        &[
+            "api/service/src/trace.rs",
+            "api/service/src/trace_export.rs",
+            "api/service/src/under_way.rs",
+            "api/store/src/actor.rs",
+        ],
+    );
+    only_in("ratatui::", &["cli/src/top.rs"]);
     let tls = ["connections.rs", "requests.rs", "tls.rs"].map(|file| format!("api/src/http/{file}"));
     only_in("rustls::", &["api/service/src/tls.rs", &tls[0], &tls[1], &tls[2]]);
     only_in("unsafe ", &["driver/src/libvirt/ffi.rs", "cli/src/heap.rs"]);

@@ -1,8 +1,10 @@
 //! The command line: its output for people and for scripts, and its exit codes.
 
+mod accelerators;
+mod topology;
+
 use std::process::Command;
 
-use hotslot_driver::sim::generate::Size;
 use hotslot_tests::{Hotslot, Q35, binary, host};
 use serde_json::Value;
 
@@ -60,7 +62,7 @@ async fn commands_list_attach_and_detach_a_vf() {
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
 
     let host = hotslot("host list").expect(0);
-    assert_eq!(host.line("node1")[..3], ["node1", "up", "QEMU 10.0.13 (simulated)"]);
+    assert_eq!(host.line("node1")[..4], ["node1", "up", "open", "QEMU 10.0.13 (simulated)"]);
     let devices = hotslot("device list").expect(0);
     assert_eq!(devices.line("04:10.0"), ["node1", "0000:04:10.0", "8086:10ca", "type-VF", "available", "-"]);
     assert!(!devices.out.contains("0000:00:10.0"), "a root port is nothing to give away");
@@ -127,7 +129,7 @@ async fn what_is_shown_can_be_typed() {
     assert!(yaml.contains(&format!("attachment_id: {id}\n")), "{yaml}");
     for (code, arguments, why) in [
         (6, "attach q35 0000:05:00.0", "0000:05:00.0 asks for 1 device(s), 0 free: 1 in use"),
-        (6, "attach q35 0000:00:10.0", "no assignable device matches"),
+        (6, "attach q35 0000:00:10.0", "0000:00:10.0 of host node1 is a PCI bridge"),
         (3, "detach q35 nope", "q35 has no attachment `nope`"),
         (2, "detach q35 vf --all", "--all is for one guest"),
         (3, "flavor show nope", "`hotslot flavor list`"),
@@ -233,6 +235,9 @@ async fn each_failure_has_its_exit_code_and_message() {
         (4, "attach full vf", "no free hot-plug port"),
         (6, "attach q35 gpu", "no PCI alias is called `gpu`"),
         (6, "attach q35 vf:9", "2 free"),
+        (6, "attach q35 0000:99:00.0", "host node1 has no PCI function 0000:99:00.0"),
+        (6, "attach q35 0000:99:00.0 --dry-run", "`hotslot device list --all --host node1` lists those"),
+        (6, "attach q35 0000:00:10.0", "0000:00:10.0 of host node1 is a PCI bridge"),
         (6, "attach q35 vf:9", "ask for 2 of them"),
         (6, "attach q35 gpu --dry-run", "no PCI alias is called `gpu`"),
         (6, "attach q35 --flavor gzm", "there is no flavor `gzm`"),
@@ -340,6 +345,7 @@ async fn remedies_are_commands_and_options_of_the_command_line() {
         (4, &format!("detach {id}"), "with --force"),
         (4, &format!("detach {of_accelerator}"), "`hotslot accelerator detach "),
         (6, "attach q35 vf:9", "ask for 1 of them"),
+        (4, "attach q35 0000:06:00.0", "ask with --whole-group, or unbind 0000:06:00.1 first"),
     ] {
         let output = hotslot(arguments).expect(code);
         assert!(output.err.contains(remedy), "{arguments}: {output:?}");
@@ -351,6 +357,9 @@ async fn remedies_are_commands_and_options_of_the_command_line() {
     let remedy = hotslot(&format!("detach {of_accelerator}")).expect(4).err;
     let command = remedy.split('`').nth(1).expect("a command").strip_prefix("hotslot ").expect("of hotslot");
     hotslot(&format!("{command} --force")).expect(0);
+    let both = hotslot("attach q35 0000:06:00.0 --whole-group -o json").expect(0).json();
+    assert_eq!(both.as_array().expect("a list").len(), 2, "{both}");
+    hotslot("detach q35 --all --force").expect(0);
     service.expect_clean().await;
 }
 
@@ -389,76 +398,6 @@ async fn a_one_time_use_device_is_attached_again_after_cleaning() {
     let cleaned = hotslot(&format!("pci cleaned {address}")).expect(0);
     assert_eq!(cleaned.line("Used"), ["Used:", "-"]);
     hotslot("attach i440fx edu").expect(0);
-}
-
-#[tokio::test]
-async fn topology_shows_the_owners_of_devices() {
-    let service = Hotslot::on("small").await;
-    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
-    let id = id(&hotslot("-o json attach q35 vf").expect(0));
-
-    let host = hotslot("topology node1").expect(0);
-    let family: Vec<_> = host.out.lines().filter(|line| line.contains("0000:04:")).collect();
-    let [pf, vf, other] = family[..] else { panic!("{host:?}") };
-    assert!(pf.starts_with("│   └── 0000:04:00.0  8086:10c9  "), "{pf}");
-    assert!(pf.contains("  PF with 2 of 7 VFs  driver igb  group "), "{pf}");
-    assert!(
-        vf.starts_with("│       ├── 0000:04:10.0  8086:10ca  ") && vf.ends_with("  allocated to q35"),
-        "{vf}"
-    );
-    assert!(other.starts_with("│       └── 0000:04:10.2  ") && other.ends_with("  available"), "{other}");
-
-    let guest = hotslot("topology q35").expect(0);
-    let lines: Vec<_> = guest.out.lines().collect();
-    assert_eq!(lines[0], "q35  ACTIVE  on node1  pc-q35-10.0");
-    assert_eq!(lines[1], "└── pcie-root  pcie.0  bus 00");
-    let place = lines.iter().position(|line| line.contains("host 0000:04:10.0")).expect("the VF");
-    assert_eq!(lines[place - 1], "    ├── 0000:00:01.1  pcie-root-port  pci.2  bus 02");
-    assert!(
-        lines[place].starts_with("    │   └── 0000:02:00.0  host 0000:04:10.0  8086:10ca  "),
-        "{guest:?}"
-    );
-    assert!(lines[place].ends_with(&format!("  attachment {id}")), "{guest:?}");
-    assert_eq!(lines.iter().filter(|line| line.ends_with("  free")).count(), 6, "{guest:?}");
-    let full = hotslot("topology --server full").expect(0);
-    assert!(!full.out.contains("free"), "{full:?}");
-    assert!(hotslot("topology i440fx").expect(0).out.contains(" slots free"));
-    assert!(
-        hotslot("topology switch")
-            .expect(0)
-            .out
-            .lines()
-            .next()
-            .expect("a title")
-            .ends_with("as it will start")
-    );
-
-    let json = hotslot(&format!("topology {Q35} -o json")).expect(0).json();
-    assert_eq!(json["free_ports"]["express"][0]["inner_address"], "0000:03:00.0");
-    let vf = json["devices"].as_array().expect("a list").iter().find(|it| !it["host_device"].is_null());
-    assert_eq!(vf.expect("the VF")["host_device"]["attachment_id"], id.as_str());
-    service.sim("disconnect");
-    service.until("the host is away", async || hotslot("host list").out.contains("down")).await;
-    hotslot("topology node1").expect(5);
-}
-
-#[tokio::test]
-async fn topology_prefers_a_host_to_a_guest_of_the_same_name() {
-    let dir = tempfile::tempdir().expect("a directory");
-    Size { pfs: 1, vfs: 1, guests: 1, ports: 1 }.write(dir.path()).expect("a simulated host");
-    let guest = dir.path().join("domains/g0.xml");
-    let document = std::fs::read_to_string(&guest).expect("the guest's document");
-    std::fs::write(&guest, document.replace("<name>g0</name>", "<name>node1</name>")).expect("write it");
-    let service = Hotslot::with(dir.path(), "").await;
-
-    let host = hotslot(service.url(), "topology node1").expect(0);
-    assert_eq!(host.out.lines().next(), Some("node1"));
-    assert!(host.err.contains("`hotslot topology --server node1`"), "{host:?}");
-    let output = hotslot(service.url(), "topology --host node1").expect(0);
-    assert_eq!((output.out, output.err.as_str()), (host.out, ""));
-    let server = hotslot(service.url(), "topology --server node1").expect(0);
-    assert!(server.out.starts_with("node1  ACTIVE  on node1  "), "{server:?}");
-    assert!(server.out.contains("  free\n"), "{server:?}");
 }
 
 #[test]
@@ -531,52 +470,16 @@ async fn detach_all_continues_after_failures_and_returns_the_worst_code() {
 }
 
 #[tokio::test]
-async fn accelerator_create_is_atomic_and_names_are_unambiguous() {
-    let mut service = Hotslot::with(&host("small"), "[accelerators]\ndiscovered = false\n").await;
-    let url = service.url().to_owned();
-    let hotslot = |arguments: &str| hotslot(&url, arguments);
-    let refused = hotslot(r#"accelerator create gpu0 --spec {"num":-1}"#).expect(6);
-    assert!(
-        refused.err.contains("num is `-1`") && refused.err.contains("gpu0 was not created"),
-        "{refused:?}"
-    );
-    hotslot("accelerator show gpu0").expect(3);
-
-    hotslot(r#"accelerator create vf0 --spec {"product_id":"10ca"}"#).expect(0);
-    hotslot("accelerator attach vf0 --host node1").expect(0);
-    let held = hotslot("accelerator delete vf0").expect(4);
-    assert!(held.err.contains("accelerator detach vf0"), "{held:?}");
-    assert_eq!(hotslot("accelerator list").expect(0).line("vf0")[2], "attached");
-    hotslot("accelerator detach vf0").expect(0);
-    hotslot("accelerator delete vf0").expect(0);
-
-    // An accelerator whose name is the UUID of another one, and two accelerators of one name.
-    let device = service.device("0000:05:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
-    hotslot(&format!("accelerator create {device}")).expect(0);
-    hotslot("accelerator create node1_0000:06:00.0").expect(0);
-    service.kill();
-    service.reconfigure("discovered = false", "discovered = true");
-    service.start_again().await;
-    let url = service.url().to_owned();
-    let shown = self::hotslot(&url, &format!("accelerator show {device}")).expect(0);
-    assert_eq!(shown.line("UUID:")[1], device);
-    // The discovered accelerator of the device gets another name.
-    let shown = self::hotslot(&url, "accelerator show node1_0000:06:00.0").expect(0);
-    assert!(!shown.out.contains("0000:06:00.0\nServer"), "{shown:?}");
-    let device = service.device("0000:06:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
-    self::hotslot(&url, &format!("accelerator attach node1_0000:06:00.0_{device} --host node1")).expect(0);
-    let shown = self::hotslot(&url, &format!("accelerator show {device}")).expect(0);
-    assert_eq!(shown.line("Address:"), ["Address:", "0000:06:00.0"]);
-}
-
-#[tokio::test]
 async fn the_sim_command_controls_a_simulated_host() {
     let service = Hotslot::on("small").await;
     let dir = service.host_dir();
     let sim = |line: &str| hotslot(service.url(), &format!("sim {} {line}", dir.display()));
     assert_eq!(sim("pause q35").expect(0).out, "ok\n");
     assert_eq!(hotslot(service.url(), "server list").line("q35")[1], "PAUSED");
-    assert!(sim("dance q35").expect(1).err.contains("dance"));
+    let unknown = sim("dance q35").expect(1);
+    assert!(unknown.err.contains("`dance q35` is no command, or its arguments are wrong"), "{unknown:?}");
+    let lacking = sim("reboot").expect(1);
+    assert!(lacking.err.contains("`reboot` is no command, or its arguments are wrong"), "{lacking:?}");
     assert!(
         hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("no service serves")
     );

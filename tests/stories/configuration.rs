@@ -1,10 +1,12 @@
 //! The configuration file: how the commands report its mistakes, and how they find the service by it.
 
 use std::fs;
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
+use hotslot_tests::keystone::python;
 use hotslot_tests::{Hotslot, binary};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::socket::at_socket;
 use crate::users::refused_to_serve;
@@ -41,6 +43,127 @@ fn mistakes_of_a_named_configuration_are_reported() {
     fs::remove_file(&config).unwrap();
     let (code, _, error) = run("host list");
     assert!(code == Some(1) && error.contains(&name) && error.contains("No such file"), "{error}");
+}
+
+/// An editor that has the schema shows what the check would refuse, and nothing that it accepts.
+#[test]
+fn the_schema_admits_what_the_check_accepts() {
+    let alias = |keys: &str| format!("[[pci.alias]]\n{keys}");
+    let webhook =
+        |keys: &str| format!("[[webhook]]\nurl = \"https://h/\"\nsecret = \"0123456789abcdef\"\n{keys}");
+    let refused = [
+        "[detach]\nattempts = 0".to_owned(),
+        "[[identity.local]]\nuser = \"a\"\nrole = \"king\"".to_owned(),
+        webhook("name = \"w\"\nattempts = 0"),
+        webhook("name = \"w w\""),
+        "[events]\nmost = 0".to_owned(),
+        alias("vendor_id = \"8086\"\nproduct_id = \"10ca\""),
+        alias("name = \"a\"\nvendor_id = \"8086\""),
+        "[api]\nlisten = \"foo\"".to_owned(),
+        "[api]\nhosts = [\"a b\"]".to_owned(),
+        "[log]\nlevels = \"loud\"".to_owned(),
+        "[records]\nkeep_ended = \"forever\"".to_owned(),
+        "[database]\nurl = \"mysql://h/d\"".to_owned(),
+        "[[hypervisor]]\nname = \"\"\nuri = \"qemu:///system\"".to_owned(),
+        "[[hypervisor]]\nname = \"a\"\nuri = \"foo\"".to_owned(),
+    ];
+    let accepted = [
+        include_str!("../../hotslot.example.toml").to_owned(),
+        String::new(),
+        "[api]\nlisten = \"unix:/run/hotslot/api.sock\"\nhosts = [\"[2001:db8::1]\", \"h_1.example\"]"
+            .to_owned(),
+        "[log]\nlevels = \"warn, hotslot_driver::sim=debug,a=off\"".to_owned(),
+        "[records]\nkeep_ended = \"1h30m\"\n[events]\nkeep = \"90 days\"".to_owned(),
+        alias("name = \"a\"\nvendor_id = \"8086\"\nproduct_id = \"10ca\""),
+        "[pci]\npci_in_placement = true\nalias = [{ name = \"a\", resource_class = \"gpu\" }]".to_owned(),
+        webhook("name = \"w.1-a_b\"\nkinds = [\"device\"]"),
+        "[[identity.local]]\ngroup = 5\nrole = \"service\"".to_owned(),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("hotslot.toml");
+    let check = |text: &String| {
+        fs::write(&file, text).unwrap();
+        Command::new(binary()).args(["config", "check"]).arg(&file).output().unwrap()
+    };
+    for text in &refused {
+        assert_eq!(check(text).status.code(), Some(1), "{text}");
+    }
+    for text in &accepted[1..] {
+        let output = check(text);
+        assert_eq!(output.status.code(), Some(0), "{text}: {output:?}");
+    }
+    let schema = Command::new(binary()).args(["config", "schema"]).output().unwrap().stdout;
+    let schema: Value = serde_json::from_slice(&schema).unwrap();
+    let texts: Vec<_> = refused.iter().chain(&accepted).collect();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/contract/config_schema.py");
+    let mut child =
+        Command::new(python()).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let given = json!({ "schema": schema, "texts": texts }).to_string();
+    child.stdin.take().unwrap().write_all(given.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let admitted: Vec<bool> = serde_json::from_slice(&output.stdout).unwrap();
+    for (text, (admitted, accepted)) in
+        texts.iter().zip(admitted.iter().zip((0..).map(|place| place >= refused.len())))
+    {
+        assert_eq!(*admitted, accepted, "{text}");
+    }
+}
+
+/// Each problem is reported with its line and its key, in the order of the lines.
+#[test]
+fn config_check_reports_the_line_and_the_key_of_each_problem() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("hotslot.toml");
+    let check = |text: &[u8]| {
+        fs::write(&file, text).unwrap();
+        let output = Command::new(binary()).args(["config", "check"]).arg(&file).output().unwrap();
+        let name = format!("{}:", file.display());
+        let out = String::from_utf8(output.stdout).unwrap().replace(&name, "");
+        (out, String::from_utf8(output.stderr).unwrap())
+    };
+    let text = "\
+[api]
+queue = 0
+socket_mode = \"0999\"
+[identity]
+policy = \"/nonexistent/policy.yaml\"
+[detach]
+attempts = 0
+[[detach.class]]
+quiesce = []
+class = \"zz\"
+[[pci.extra_info]]
+values = { rack = \"r1\" }
+match = { address = \"zz\" }
+[[flavor]]
+name = \"f\"
+[flavor.extra_specs]
+\"pci_passthrough:alias\" = \"nosuch:1\"
+";
+    let (out, _) = check(text.as_bytes());
+    let expected = [
+        "2: [api] queue: ",
+        "3: [api] socket_mode: ",
+        "5: [identity] policy: /nonexistent/policy.yaml cannot be read",
+        "7: [detach] attempts: ",
+        "10: [[detach.class]][0] class: ",
+        "13: [[pci.extra_info]][0]: match: address",
+        "17: [[flavor]][0] extra_specs: pci_passthrough:alias: ",
+    ];
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{out}");
+    for (line, start) in lines.iter().zip(expected) {
+        assert!(line.starts_with(start), "{line}\n{start}");
+    }
+    assert!(lines[0].ends_with("expected an integer from 1 to 4294967295"), "{out}");
+    let (out, _) = check(b"[api]\n# \xff\n");
+    assert!(out.starts_with("2: it is not UTF-8 text"), "{out}");
+    // Names that Nova gave up still work.
+    let (out, warned) = check(b"[pci]\npassthrough_whitelist = []\npci_alias = []\n");
+    assert!(out.contains("valid: "), "{out}");
+    for (line, key) in [(2, "passthrough_whitelist"), (3, "pci_alias")] {
+        assert!(warned.contains(&format!("line {line}: [pci] {key} is an earlier name")), "{warned}");
+    }
 }
 
 #[test]

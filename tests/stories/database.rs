@@ -155,6 +155,43 @@ async fn a_restore_leaves_no_stale_database_files() {
     service.start_again().await;
 }
 
+/// Each restore keeps what it replaced, whatever earlier restores have kept.
+#[tokio::test]
+async fn a_second_restore_keeps_the_database_that_the_first_one_replaced() {
+    let (_service, database, file) = killed_after_a_backup().await;
+    let mut names = vec!["hotslot.db".to_owned(), "hotslot.db.before-restore".to_owned()];
+    for suffix in ["", ".1", ".2"] {
+        let restored = db(&database, "restore", &file);
+        assert!(restored.status.success(), "{}", stderr_of(&restored));
+        let kept = format!("hotslot.db.before-restore{suffix}");
+        let says = String::from_utf8_lossy(&restored.stdout).into_owned();
+        assert!(says.ends_with(&format!("kept as {}\n", database.with_file_name(&kept).display())), "{says}");
+        if !names.contains(&kept) {
+            names.push(kept);
+        }
+        let found: Vec<_> = beside(&database).into_iter().filter(|name| !name.ends_with(".lock")).collect();
+        assert_eq!(found, names);
+    }
+    let kept = database.with_file_name("hotslot.db.before-restore");
+    let url = format!("sqlite://{}?immutable=1", kept.display());
+    let mut first = SqliteConnection::connect(&url).await.unwrap();
+    let attached: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM attachments").fetch_one(&mut first).await.unwrap();
+    assert_eq!(attached, 1, "the device was attached after the backup");
+    first.close().await.unwrap();
+    // What was replaced is restored like a backup; the database itself is none, under whatever name.
+    assert!(db(&database, "restore", &kept).status.success());
+    let link = database.with_file_name("link");
+    std::os::unix::fs::symlink(&database, &link).unwrap();
+    let before = beside(&database);
+    for itself in [&database, &link] {
+        let refused = db(&database, "restore", itself);
+        assert!(!refused.status.success());
+        assert!(stderr_of(&refused).contains("is the database itself"), "{}", stderr_of(&refused));
+    }
+    assert_eq!(beside(&database), before);
+}
+
 #[tokio::test]
 async fn a_killed_restore_leaves_the_old_database_or_the_new_one() {
     let (mut service, database, file) = killed_after_a_backup().await;

@@ -133,6 +133,9 @@ async fn the_module_of_ansible() {
     ] {
         run(&cloud, program, &line, &variables).await;
     }
+    cloud.service.sim("guest g2 unplug=ignore");
+    let unresponsive = tests().join("data/playbook-unresponsive.yml").display().to_string();
+    run(&cloud, "ansible-playbook", &unresponsive, &variables).await;
 }
 
 #[test]

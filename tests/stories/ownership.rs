@@ -156,6 +156,23 @@ async fn lists_have_the_servers_and_attachments_of_the_callers_project_only() {
         refused.message().replace(id, "ID")
     };
     assert_eq!(marker(I440FX).await, marker("10000000-0000-4000-8000-0000000000ff").await);
+    // A filter selects among these.
+    let upper = Q35.to_uppercase();
+    for (who, query, servers) in [
+        ("admin", "project_id=a", &[Q35][..]),
+        ("admin", "tenant_id=b&all_tenants=1", &[I440FX]),
+        ("admin", "project_id=a&tenant_id=b", &[]),
+        ("admin", "project_id=nobody", &[]),
+        ("member of b", "project_id=a", &[]),
+        ("member of b", "project_id=b", &[I440FX]),
+        ("admin", &format!("uuid={upper}"), &[Q35]),
+        ("member of b", &format!("uuid={Q35}"), &[]),
+    ] {
+        for path in ["/v2.1/servers", "/v2.1/servers/detail"] {
+            let listed = get(&service, who, &format!("{path}?{query}")).await.expect(200).body;
+            assert_eq!(ids(&listed["servers"], "id"), servers, "{who}: {path}?{query}");
+        }
+    }
     // A filter by host would tell where a server is.
     for host in ["node1", "node2"] {
         let listed =

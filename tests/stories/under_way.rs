@@ -2,6 +2,7 @@
 //! `hotslot top`.
 
 use std::io::{Read as _, Write as _};
+use std::num::NonZeroU16;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +12,7 @@ use serde_json::Value;
 /// A command that runs in a terminal of 80 columns and 24 lines, which `script` makes.
 struct InTerminal {
     child: Child,
-    shown: Arc<Mutex<String>>,
+    shown: Arc<Mutex<Vec<u8>>>,
 }
 
 impl InTerminal {
@@ -25,12 +26,12 @@ impl InTerminal {
             .stdout(Stdio::piped())
             .spawn()
             .expect("run script");
-        let shown = Arc::new(Mutex::new(String::new()));
+        let shown = Arc::<Mutex<Vec<u8>>>::default();
         let (mut output, copy) = (child.stdout.take().expect("the output"), Arc::clone(&shown));
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(length @ 1..) = output.read(&mut bytes) {
-                copy.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..length]));
+                copy.lock().unwrap().extend_from_slice(&bytes[..length]);
             }
         });
         Self { child, shown }
@@ -38,7 +39,15 @@ impl InTerminal {
 
     /// Everything that was written to the terminal.
     fn shown(&self) -> String {
-        self.shown.lock().unwrap().clone()
+        String::from_utf8_lossy(&self.shown.lock().unwrap()).into_owned()
+    }
+
+    /// What the terminal shows now.
+    fn screen(&self) -> String {
+        let [rows, columns] = [24, 80].map(|size| NonZeroU16::new(size).expect("a size"));
+        let mut terminal = vt100::Parser::new(rows, columns, 0);
+        terminal.process(&self.shown.lock().unwrap());
+        terminal.screen().contents()
     }
 
     fn press(&mut self, key: &str) {
@@ -120,9 +129,9 @@ async fn top_follows_the_service_until_a_key_ends_it() {
     assert_eq!(json["hosts"][0]["host"], "node1", "{json}");
 
     let mut top = InTerminal::run(&service, "top");
-    service.until("the hosts are shown", async || top.shown().contains("node1")).await;
+    service.until("the hosts are shown", async || top.screen().contains("node1")).await;
     service.attach(Q35, "vf:1").await.expect(200);
-    service.until("an event is shown", async || top.shown().contains("attachment.state")).await;
+    service.until("an event is shown", async || top.screen().contains("attachment.state")).await;
     top.press("q");
     assert_eq!(top.end().await, Some(0));
 }

@@ -83,9 +83,14 @@ string_enum! {
         TokensChanged = "token.changed",
         /// An administrator changed the project that owns a server. `from` and `to` are the projects.
         ServerOwner = "server.owner",
+        /// Root ports were added to the definition of a server. `to` has their number.
+        ServerPorts = "server.ports",
         /// Limits of a project were set, or are the defaults again. `from` and `to` have the project, and the limits that
         /// were set for it.
         QuotaChanged = "quota.changed",
+        /// An administrator changed what may be changed on a host. `from` and `to` have the mode (open, draining or
+        /// frozen) and the reason.
+        HostMode = "host.mode",
         /// Requests of one caller were refused. `to` has the last request and how many there were.
         RequestRefused = "request.refused",
     }

@@ -1,8 +1,9 @@
-//! Small immutable string maps, which can be shared between thousands of devices.
+//! Small immutable string maps, which can be shared between thousands of devices; and which letters are safe to show.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+pub use hotslot_driver::text::is_unsafe;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An immutable map from strings to strings, sorted by key. A clone shares the memory of the original.

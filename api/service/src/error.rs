@@ -70,6 +70,9 @@ pub enum Error {
     /// may read it.
     #[error("{0}")]
     Busy(String),
+    /// The host admits no such change now. The text says who decided that, and what to do.
+    #[error("{0}")]
+    Restricted(String),
     /// The name or id of what the request creates is in use.
     #[error("{0}")]
     AlreadyExists(String),

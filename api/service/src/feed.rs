@@ -3,12 +3,13 @@
 //! Event ids have no gaps, so a follower that has the event before the next one has missed nothing. A follower that is
 //! new, or was slower than the others, reads the table itself until it has caught up.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hotslot_model::event::{Event, EventFilter};
 use hotslot_store::Store;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::time::sleep;
 
 use crate::events::wire;
@@ -23,6 +24,9 @@ const PAUSE: Duration = Duration::from_micros(100);
 
 /// How many pages are kept for the slowest follower. A follower that is slower reads the table.
 const PAGES: usize = 256;
+
+/// One caller has at most one of so many parts of all places.
+const SHARE: u32 = 4;
 
 /// How many followers may read the table at a time, because requests use the same few connections.
 const CATCHING_UP: usize = 2;
@@ -50,9 +54,11 @@ type Page = Option<Arc<[PublishedEvent]>>;
 pub struct Feed {
     pages: broadcast::Sender<Page>,
     /// The maximum number of followers.
-    pub limit: u32,
+    pub(crate) limit: u32,
     /// One permit for each further follower.
-    pub places: Arc<Semaphore>,
+    pub(crate) places: Arc<Semaphore>,
+    /// How many followers each caller has.
+    callers: Mutex<HashMap<String, u32>>,
     /// One permit for each further follower that may read the table.
     pub catching_up: Semaphore,
 }
@@ -65,14 +71,65 @@ impl Feed {
             pages: broadcast::Sender::new(PAGES),
             limit: followers,
             places: Arc::new(Semaphore::new(places)),
+            callers: Mutex::default(),
             catching_up: Semaphore::new(CATCHING_UP),
         }
+    }
+
+    /// Takes a place for a follower. `caller` is [`Caller::key`](hotslot_model::identity::Caller::key).
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn place(self: &Arc<Self>, caller: &str) -> Result<Place, Full> {
+        let permit = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Full::All(self.limit))?;
+        let most = (self.limit / SHARE).max(1);
+        if !caller.is_empty() {
+            let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = callers.entry(caller.to_owned()).or_default();
+            if *own >= most {
+                return Err(Full::OfCaller(most));
+            }
+            *own += 1;
+        }
+        Ok(Place { feed: Arc::clone(self), caller: caller.to_owned(), _permit: permit })
     }
 
     /// Returns a receiver of the events that are read from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Page> {
         self.pages.subscribe()
     }
+}
+
+/// The place of a follower, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    feed: Arc<Feed>,
+    /// Empty for a caller who was not identified.
+    caller: String,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut callers = self.feed.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = callers.get_mut(&self.caller) {
+            *own -= 1;
+            if *own == 0 {
+                callers.remove(&self.caller);
+            }
+        }
+    }
+}
+
+/// No place for a further follower is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// Not for anybody.
+    #[error("{0} clients already follow the events (limit: [api] followers)")]
+    All(u32),
+    /// Not for this caller, who has a quarter of all.
+    #[error("{0} clients of the same user already follow the events (limit: a quarter of [api] followers)")]
+    OfCaller(u32),
 }
 
 /// Reads committed events for as long as the service runs, while there are followers.
@@ -102,5 +159,24 @@ pub(crate) async fn read(feed: &Feed, store: &Store) {
             }
         }
         read = read.max(last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_has_a_quarter_of_the_places_and_gives_them_back() {
+        let feed = Arc::new(Feed::new(8));
+        let mut own: Vec<_> = (0..2).map(|_| feed.place("a").unwrap()).collect();
+        assert_eq!(feed.place("a").unwrap_err(), Full::OfCaller(2));
+        let others: Vec<_> = (0..6).map(|_| feed.place("").unwrap()).collect();
+        assert_eq!(feed.place("b").unwrap_err(), Full::All(8));
+        own.pop();
+        own.push(feed.place("a").unwrap());
+        drop((own, others));
+        assert!(feed.callers.lock().unwrap().is_empty());
+        assert_eq!(feed.places.available_permits(), 8);
     }
 }

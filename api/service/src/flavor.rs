@@ -34,7 +34,7 @@ pub fn problems(flavors: &[Flavor], inventory: &Inventory) -> Vec<ConfigError> {
     let mut names = HashSet::new();
     for (index, flavor) in flavors.iter().enumerate() {
         let mut bad = |key: &str, reason: String| {
-            problems.push(ConfigError::Value { key: format!("[[flavor]][{index}]: {key}"), reason });
+            problems.push(ConfigError::Value { key: format!("[[flavor]][{index}] {key}"), reason });
         };
         // A flavor is found by its id or name, so the name of one must not be the id of another.
         for (key, text) in [("name", Some(&flavor.name)), ("id", flavor.id.as_ref())] {

@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use uuid::Uuid;
 
 use crate::config;
+use crate::config::HypervisorMode;
 use crate::error::Error;
 
 /// How long a request waits until a host that was just connected has been compared with the records.
@@ -36,6 +37,8 @@ pub struct Host {
     pub name: String,
     /// The configured URI.
     pub uri: String,
+    /// Whether anything may be changed on the host, as the configuration says.
+    pub mode: HypervisorMode,
     /// The hypervisor of the host.
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Whether everything has been compared with the records since the connection came up.
@@ -118,6 +121,7 @@ impl Host {
             row,
             name: configured.name.clone(),
             uri: configured.uri.clone(),
+            mode: configured.mode,
             hypervisor,
             synced,
             queue: (Arc::new(Semaphore::new(queue as usize)), queue),

@@ -7,6 +7,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hotslot_driver::hypervisor::DomainView;
 use hotslot_model::id::{HypervisorId, ServerId};
+use hotslot_store::Store;
 
 use crate::error::Error;
 use crate::host::Host;
@@ -16,11 +17,13 @@ pub struct Hosts {
     all: Vec<Arc<Host>>,
     /// The host on which each server was found last.
     homes: Mutex<HashMap<ServerId, HypervisorId>>,
+    /// What may be changed on each host.
+    pub(crate) store: Store,
 }
 
 impl Hosts {
-    pub(crate) fn new(all: Vec<Arc<Host>>) -> Self {
-        Self { all, homes: Mutex::default() }
+    pub(crate) fn new(all: Vec<Arc<Host>>, store: Store) -> Self {
+        Self { all, homes: Mutex::default(), store }
     }
 
     /// All hosts.

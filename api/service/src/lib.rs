@@ -45,6 +45,7 @@ mod fence;
 pub mod flavor;
 mod hex;
 pub mod host;
+mod host_mode;
 pub mod hosts;
 pub mod idempotency;
 pub mod identity;

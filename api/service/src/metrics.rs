@@ -5,6 +5,7 @@
 //! project or a caller: their number has no limit, and Prometheus keeps a series for each.
 
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -59,37 +60,37 @@ impl<const LABELS: usize> Timer<LABELS> {
 }
 
 /// Runs an attach, and counts it with its result.
-pub(crate) async fn attach<T>(
+pub(crate) fn attach<T>(
     kind: AssignmentKind,
     work: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    operation("attach", kind, work, |result| result.as_ref().err().map_or(DONE, outcome)).await
+) -> impl Future<Output = Result<T, Error>> {
+    operation("attach", kind, Box::pin(work), |result| result.as_ref().err().map_or(DONE, outcome))
 }
 
 /// Runs a detach, and counts it. `stays` is whether the device stays in its guest for now.
-pub(crate) async fn detach<T>(
+pub(crate) fn detach<T>(
     kind: AssignmentKind,
     work: impl Future<Output = Result<T, Error>>,
     stays: impl FnOnce(&T) -> bool,
-) -> Result<T, Error> {
+) -> impl Future<Output = Result<T, Error>> {
     let word = |result: &Result<T, Error>| match result {
         Ok(release) if stays(release) => "pending",
         Ok(_) => DONE,
         Err(error) => outcome(error),
     };
-    operation("detach", kind, work, word).await
+    operation("detach", kind, Box::pin(work), word)
 }
 
 async fn operation<T>(
     name: &'static str,
     kind: AssignmentKind,
-    work: impl Future<Output = T>,
+    work: Pin<Box<impl Future<Output = T>>>,
     word: impl FnOnce(&T) -> &'static str,
 ) -> T {
     let timer = Timer::begin(&OPERATIONS);
     let (done, result) = {
         // The operation is noted in the context that `part` makes.
-        let work = async { UnderWay::new(name).of(work).await };
+        let work = Box::pin(async { UnderWay::new(name).of(work).await });
         trace::part(trace::Kind::Operation, name, work, word).await
     };
     timer.end([("operation", name.into()), ("kind", kind_word(kind).into()), ("result", result.into())]);
@@ -97,44 +98,51 @@ async fn operation<T>(
 }
 
 /// Runs a step of an attach or a detach, and counts it with its result.
-pub(crate) async fn step<T, E>(
+pub(crate) fn step<T, E>(
     kind: AssignmentKind,
     name: &'static str,
     work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    step_as(kind, name, work, |result| if result.is_ok() { DONE } else { "failed" }).await
+) -> impl Future<Output = Result<T, E>> {
+    step_as(kind, name, work, |result| if result.is_ok() { DONE } else { "failed" })
 }
 
 /// Runs a step, and counts it. `word` says whether its result is `done`, `pending`, `refused` or `failed`.
-pub(crate) async fn step_as<T>(
+pub(crate) fn step_as<T>(
     kind: AssignmentKind,
     name: &'static str,
     work: impl Future<Output = T>,
     word: impl FnOnce(&T) -> &'static str,
-) -> T {
-    let timer = Timer::begin(&STEPS);
-    under_way::begin_step(name);
-    let (done, result) = trace::part(trace::Kind::Step, name, work, word).await;
-    timer.end([("kind", kind_word(kind).into()), ("step", name.into()), ("result", result.into())]);
-    done
+) -> impl Future<Output = T> {
+    let work = Box::pin(work);
+    async move {
+        let timer = Timer::begin(&STEPS);
+        under_way::begin_step(name);
+        let (done, result) = trace::part(trace::Kind::Step, name, work, word).await;
+        timer.end([("kind", kind_word(kind).into()), ("step", name.into()), ("result", result.into())]);
+        done
+    }
 }
 
 /// Calls a hypervisor, and counts the call.
-pub(crate) async fn call<T>(
+pub(crate) fn call<T>(
     name: &'static str,
     call: impl Future<Output = Result<T, hypervisor::Error>>,
-) -> Result<T, hypervisor::Error> {
-    let timer = Timer::begin(&HYPERVISOR_CALLS);
-    let word = |answer: &Result<T, hypervisor::Error>| match answer.as_ref().err().map(|error| error.kind) {
-        None => DONE,
-        Some(ErrorKind::Away) => "away",
-        Some(ErrorKind::TimedOut) => "timed-out",
-        Some(ErrorKind::AgentAway) => "agent-away",
-        Some(_) => "refused",
-    };
-    let (answer, result) = trace::part(trace::Kind::Call, name, call, word).await;
-    timer.end([("call", name.into()), ("result", result.into())]);
-    answer
+) -> impl Future<Output = Result<T, hypervisor::Error>> {
+    let call = Box::pin(call);
+    async move {
+        let timer = Timer::begin(&HYPERVISOR_CALLS);
+        let word = |answer: &Result<T, hypervisor::Error>| match answer.as_ref().err().map(|error| error.kind)
+        {
+            None => DONE,
+            Some(ErrorKind::Away) => "away",
+            Some(ErrorKind::TimedOut) => "timed-out",
+            Some(ErrorKind::AgentAway) => "agent-away",
+            Some(_) => "refused",
+        };
+        let (answer, result) = trace::part(trace::Kind::Call, name, call, word).await;
+        timer.end([("call", name.into()), ("result", result.into())]);
+        answer
+    }
 }
 
 /// The word for a kind of assignment.
@@ -184,6 +192,7 @@ fn outcome(error: &Error) -> &'static str {
         | Error::Gone(_)
         | Error::Conflict(_)
         | Error::Busy(_)
+        | Error::Restricted(_)
         | Error::AlreadyExists(_)
         | Error::Stale => "refused",
         Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => "unavailable",

@@ -11,8 +11,8 @@ use hotslot_store::Store;
 use crate::error::Error;
 use crate::inventory::Catalog;
 
-/// The largest length of the id of a project, in characters, as in Keystone's database.
-const PROJECT: usize = 64;
+/// The largest length of the id of a project, in characters, as in Nova's database.
+const PROJECT: usize = 255;
 
 /// The quotas of projects.
 pub struct Quotas {

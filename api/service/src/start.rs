@@ -227,7 +227,7 @@ async fn open_hosts(
         }
         hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
     }
-    Ok(Hosts::new(hosts))
+    Ok(Hosts::new(hosts, store.clone()))
 }
 
 async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook>>, StartError> {
@@ -298,8 +298,12 @@ mod tests {
         let config = Config::parse(config).unwrap();
         let refused = Service::start(config).await.err().unwrap().to_string();
         let lines: Vec<_> = refused.lines().collect();
-        let places =
-            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0]: extra_specs"];
+        let places = [
+            "[pci] device_spec[0]: vendor_id",
+            "[pci] device_spec[1]: it has none",
+            "[pci] alias[0]: vendor_id",
+            "[[flavor]][0] extra_specs",
+        ];
         assert_eq!(lines.len(), places.len(), "{refused}");
         for (line, place) in lines.iter().zip(places) {
             assert!(line.starts_with(place), "{refused}");

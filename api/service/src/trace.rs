@@ -4,6 +4,7 @@
 //! OpenTelemetry carries a trace from task to task.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,11 @@ struct Level(u32);
 
 impl Recording {
     /// Records the parts of `work`. Returns its result, how long it took, and the parts.
-    pub async fn of<T>(work: impl Future<Output = T>) -> (T, Duration, Self) {
+    pub fn of<T>(work: impl Future<Output = T>) -> impl Future<Output = (T, Duration, Self)> {
+        Self::of_boxed(Box::pin(work))
+    }
+
+    async fn of_boxed<T>(work: Pin<Box<impl Future<Output = T>>>) -> (T, Duration, Self) {
         let recorded = Recorded { begun: Instant::now(), parts: Mutex::default(), later: Mutex::default() };
         let recording = Self(Arc::new(recorded));
         let done = work.with_context(Context::current_with_value(recording.clone())).await;
@@ -126,10 +131,13 @@ pub(crate) fn follow(done: oneshot::Receiver<()>) {
 }
 
 /// Runs a part of the work of a request, and has it in the trace with the word for its result.
+///
+/// The work is boxed: a future that is an argument of an asynchronous function has room in its future twice, and parts are
+/// in parts.
 pub(crate) async fn part<T>(
     kind: Kind,
     name: &'static str,
-    work: impl Future<Output = T>,
+    work: Pin<Box<impl Future<Output = T>>>,
     word: impl FnOnce(&T) -> &'static str,
 ) -> (T, &'static str) {
     let mut context = Context::current();

@@ -18,6 +18,7 @@ use hotslot_model::accelerator::{AccSpec, MAX_BYTES, Target, View};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::id::{AcceleratorId, ServerId};
 use hotslot_model::identity::{Caller, Role};
+use hotslot_model::json;
 use hotslot_service::error::Error;
 use hotslot_store::error::not_found;
 use serde::Deserialize;
@@ -110,7 +111,7 @@ fn members<T: DeserializeOwned>(body: Map<String, Value>, example: &str) -> Resu
     if let Some((key, _)) = body.iter().find(|(_, value)| value.is_null()) {
         return Err(bad(format!("`{key}` is null; omit it or give it a value"), example));
     }
-    serde_json::from_value(body.into()).map_err(|error| bad(error, example))
+    serde_json::from_value(body.into()).map_err(|error| bad(json::plain(&error.to_string()), example))
 }
 
 fn bad(reason: impl std::fmt::Display, example: &str) -> Error {
@@ -259,12 +260,13 @@ struct SpecBody {
     acc_specs: NewSpec,
 }
 
-/// A spec: which devices an accelerator takes. Keys that are not described are kept, and have no effect.
+/// A spec: which devices an accelerator takes. Keys that are not described are kept, and have no effect; one that is
+/// nearly the name of a described key is refused.
 #[derive(ToSchema)]
 #[schema(as = NewAcceleratorSpec)]
 #[allow(dead_code, reason = "as `SpecBody`")]
 struct NewSpec {
-    /// Whether it may be used over a network: 0 or 1.
+    /// Whether it may be used over a network: 0 or 1. The service only shows it, and accepts other integers.
     #[schema(required = false)]
     remote: i64,
     /// How many devices.
@@ -320,7 +322,8 @@ async fn put_spec(
     }
 }
 
-/// To what an accelerator is to be attached: a server, or a host, which uses the devices itself.
+/// To what an accelerator is to be attached: a server, or a host, which uses the devices itself. One of `instance_uuid`,
+/// `server_id`, `host`, `hostname` and `driver` is required.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = AcceleratorAttach)]
@@ -337,7 +340,8 @@ struct AttachBody {
     /// The same as `instance_uuid`.
     #[schema(value_type = Uuid, required = false)]
     server_id: Option<String>,
-    /// The name of the host. Without server and host, the host of the device is meant.
+    /// The name of the host. With `driver` alone, the host that has the device is meant, and of several the one with the
+    /// most free devices.
     #[schema(value_type = String, required = false)]
     host: Option<String>,
     /// The same as `host`.
@@ -384,6 +388,12 @@ impl AttachBody {
                 let shown: String = server.chars().take(80).collect();
                 id.map(Target::Server)
                     .map_err(|_| bad(format!("`{shown}` is not a server id; expected a UUID"), ATTACH))
+            }
+            (None, None) if self.driver.is_none() && self.name.is_none() && self.uuid.is_none() => {
+                // An attach to a host takes a device from the host's own work, so it must be asked for. The specification
+                // of Cyborg's first API does so by the name and the UUID of the accelerator.
+                let reason = "it names neither a server nor a host nor the driver that a host is to use";
+                Err(bad(reason, ATTACH))
             }
             (None, name) => {
                 let driver = self.driver.as_deref().map_or(Ok(HostDriver::Native), str::parse);

@@ -8,6 +8,7 @@ use axum::extract::{FromRequestParts, OriginalUri};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use hotslot_model::json;
 use hotslot_model::time::Millis;
 use hotslot_service::error::Error;
 use serde::Serialize;
@@ -19,7 +20,7 @@ use super::error::{Fault, no_route};
 use super::limits;
 
 /// Checks the media type and the nesting of a JSON body, and returns its bytes.
-fn json(headers: &HeaderMap, body: Result<Bytes, BytesRejection>, example: &str) -> Result<Bytes, Fault> {
+fn received(headers: &HeaderMap, body: Result<Bytes, BytesRejection>, example: &str) -> Result<Bytes, Fault> {
     let body = body.map_err(|rejection| limits::unreadable(&rejection))?;
     // `limits::enforce` accepts an empty body without a Content-Type. Parsing then reports what the body lacks.
     if headers.contains_key(header::CONTENT_TYPE) {
@@ -39,7 +40,7 @@ fn bad(reason: &dyn std::fmt::Display, example: &str) -> Fault {
 }
 
 fn parsed(body: &Bytes, example: &str) -> Result<Value, Fault> {
-    let value = serde_json::from_slice(body).map_err(|error| bad(&error, example))?;
+    let value = json::parse(body).map_err(|error| bad(&error, example))?;
     if has_nul(&value) {
         return Err(bad(&"a string contains the character U+0000", example));
     }
@@ -52,7 +53,7 @@ pub(super) fn value(
     body: Result<Bytes, BytesRejection>,
     example: &str,
 ) -> Result<Value, Fault> {
-    parsed(&json(headers, body, example)?, example)
+    parsed(&received(headers, body, example)?, example)
 }
 
 /// Returns the members of a JSON object. `example` is a correct body, which error messages quote.
@@ -84,14 +85,21 @@ pub(super) fn read<T: DeserializeOwned>(
     body: Result<Bytes, BytesRejection>,
     example: &str,
 ) -> Result<T, Fault> {
-    let body = json(headers, body, example)?;
+    let body = received(headers, body, example)?;
     let value = parsed(&body, example)?;
     // serde accepts a list in place of a struct, so lists are refused here.
     let outer = object(value, example)?;
     if let Some((key, _)) = outer.iter().find(|(_, inner)| inner.is_array()) {
         return Err(bad(&format_args!("{key} must not be a list"), example));
     }
-    serde_json::from_slice(&body).map_err(|error| bad(&error, example))
+    let parser = &mut serde_json::Deserializer::from_slice(&body);
+    serde_path_to_error::deserialize(parser).map_err(|error| bad(&at_its_key(&error), example))
+}
+
+/// Returns an error of a member with the keys that lead to it, in the words of JSON.
+fn at_its_key(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let (path, reason) = (error.path().to_string(), json::plain(&error.inner().to_string()));
+    if path == "." { reason } else { format!("{path}: {reason}") }
 }
 
 /// The parameters of a path. A path whose parameters cannot be parsed is answered with 404.
@@ -118,7 +126,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
         axum::extract::Query::from_request_parts(parts, state)
             .await
             .map(|axum::extract::Query(query)| Self(query))
-            .map_err(|rejection| Fault::new(StatusCode::BAD_REQUEST, rejection.body_text()))
+            .map_err(|rejection| {
+                let reason = rejection.body_text();
+                let reason = reason.strip_prefix("Failed to deserialize query string: ").unwrap_or(&reason);
+                let reason = json::plain(reason).replace("missing field", "missing query key");
+                Fault::new(StatusCode::BAD_REQUEST, format!("bad query: {reason}"))
+            })
     }
 }
 

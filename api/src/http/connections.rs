@@ -92,7 +92,10 @@ pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Fut
             let connection = Arc::clone(&place.connection);
             let requests = Requests { connection, router, stopping };
             match stream {
-                Stream::Tcp(stream, peer) => requests.serve(stream, Client::at(Some(peer))).await,
+                Stream::Tcp(stream, peer) => {
+                    let client = Client::at_tcp(&stream, peer);
+                    requests.serve(stream, client).await;
+                }
                 Stream::Tls(stream, peer, acceptor) => requests.serve_tls(stream, peer, acceptor).await,
                 Stream::Unix(stream) => {
                     let client = Client::at(by_kernel(&stream));

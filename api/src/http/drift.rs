@@ -63,21 +63,22 @@ pub(super) struct DriftOfHost {
     drift: Vec<Shown>,
 }
 
-/// What disagrees at all hosts. An unreachable host is listed, and the other hosts are still shown.
+/// What disagrees at all hosts. A host that is unreachable, or that admits no repair, is listed, and the other hosts are
+/// still shown.
 #[derive(Default, Serialize, ToSchema)]
 pub(super) struct DriftEverywhere {
     /// The disagreements, by host.
     drift: Vec<Shown>,
-    /// The hosts that cannot be read.
+    /// The hosts that cannot be read, or that admit no repair.
     hosts_away: Vec<HostAway>,
 }
 
-/// A host that cannot be read.
+/// A host that cannot be read, or that admits no repair.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HostAway {
     /// The name of the host.
     host: String,
-    /// Why it cannot be read.
+    /// Why that is so.
     reason: String,
 }
 
@@ -120,7 +121,7 @@ impl DriftEverywhere {
     fn add(&mut self, host: &Host, found: Result<Vec<Shown>, Error>) -> Result<(), Error> {
         match found {
             Ok(found) => self.drift.extend(found),
-            Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. })) => {
+            Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. } | Error::Restricted(_))) => {
                 self.hosts_away.push(HostAway { host: host.name.clone(), reason: error.to_string() });
             }
             Err(error) => return Err(error),

@@ -66,9 +66,11 @@ impl From<Error> for Fault {
             Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs | Error::OverQuota(_) => {
                 StatusCode::FORBIDDEN
             }
-            Error::Conflict(_) | Error::Busy(_) | Error::AlreadyExists(_) | Error::Stale => {
-                StatusCode::CONFLICT
-            }
+            Error::Conflict(_)
+            | Error::Busy(_)
+            | Error::Restricted(_)
+            | Error::AlreadyExists(_)
+            | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { error, .. } => of_kind(error.kind),
             Error::Store(source) if let Some(advice) = source.advice() => {
@@ -122,6 +124,10 @@ fn discreet(error: &Error) -> Option<&'static str> {
             "the request conflicts with the state of the server, or of a device; look at the server's attachments, and \
              try again when nothing is attaching or detaching. An administrator finds the reason in the log of the \
              service, under the x-openstack-request-id of this response"
+        }
+        Error::Restricted(_) => {
+            "an administrator permits no such change where the server is at present; try again later, or ask an \
+             administrator"
         }
         Error::HostAway { .. } => "a hypervisor is unreachable; try again later",
         Error::Full { .. } => "too many attaches and detaches run or wait; try again later",

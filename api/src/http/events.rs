@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{OriginalUri, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse as _, Response};
@@ -16,14 +17,15 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_driver::text::escape;
 use hotslot_model::event::{Event, EventFilter, EventKind};
 use hotslot_model::id::{DeviceId, EventId};
+use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
 use hotslot_service::events::wire;
-use hotslot_service::feed::{Feed, PAGE, PublishedEvent};
+use hotslot_service::feed::{Feed, PAGE, Place, PublishedEvent};
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -31,6 +33,7 @@ use uuid::Uuid;
 use super::body::{Link, Page, Pairs};
 use super::error::Fault;
 use super::schema;
+use super::standing::{LaterIdentity, Standing};
 
 /// The maximum time between two messages to a follower.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -239,12 +242,17 @@ pub(super) async fn list(
     State(feed): State<Arc<Feed>>,
     State(lifecycle): State<Arc<Lifecycle>>,
     uri: OriginalUri,
-    headers: HeaderMap,
+    State(later): State<LaterIdentity>,
+    parts: Parts,
     pairs: Pairs,
 ) -> Result<Response, Fault> {
+    let headers = parts.headers.clone();
     let Wanted { since, filter, page, follow } = Wanted::read(&records, &headers, pairs).await?;
     if follow {
-        let follower = Follower::new(Arc::clone(&records), feed, lifecycle.stopping(), since, filter)?;
+        let place = place(&feed, &parts)?;
+        let standing = Standing::of(later, parts, "hotslot:event:list");
+        let stopping = lifecycle.stopping();
+        let follower = Follower::new((Arc::clone(&records), feed), place, standing, stopping, since, filter);
         records.event_bounds().await?.reach(since)?;
         let stream = stream::unfold(follower, async |mut follower| {
             let message = follower.next().await?;
@@ -273,26 +281,33 @@ struct Follower {
     last_sent: Option<Instant>,
     pages: broadcast::Receiver<Option<Arc<[PublishedEvent]>>>,
     stopping: watch::Receiver<bool>,
-    _place: OwnedSemaphorePermit,
+    /// Whether the client may still see the events.
+    standing: Standing,
+    _place: Place,
+}
+
+/// Takes a place among those who follow the events.
+///
+/// # Errors
+/// 503 when all places are taken, or all of one caller.
+fn place(feed: &Arc<Feed>, parts: &Parts) -> Result<Place, Fault> {
+    let caller = parts.extensions.get::<Caller>().map(Caller::key).unwrap_or_default();
+    feed.place(&caller).map_err(|full| {
+        let message = format!("{full}; try again later, or read pages: GET events?since=ID");
+        Fault::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    })
 }
 
 impl Follower {
     fn new(
-        records: Arc<Records>,
-        feed: Arc<Feed>,
+        (records, feed): (Arc<Records>, Arc<Feed>),
+        place: Place,
+        standing: Standing,
         stopping: watch::Receiver<bool>,
         since: EventId,
         filter: EventFilter,
-    ) -> Result<Self, Fault> {
-        let place = Arc::clone(&feed.places).try_acquire_owned().map_err(|_| {
-            let most = feed.limit;
-            let message = format!(
-                "{most} clients already follow the events (limit: [api] followers); try again later, or read pages: \
-                 GET events?since=ID"
-            );
-            Fault::new(StatusCode::SERVICE_UNAVAILABLE, message)
-        })?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             pages: feed.subscribe(),
             records,
             feed,
@@ -302,8 +317,9 @@ impl Follower {
             ready: VecDeque::new(),
             last_sent: None,
             stopping,
+            standing,
             _place: place,
-        })
+        }
     }
 
     /// Returns the next message, or `None` when the stream ends. The client can then reconnect with the last id that it
@@ -311,7 +327,8 @@ impl Follower {
     async fn next(&mut self) -> Option<sse::Event> {
         let message = if self.last_sent.is_none() { self.position() } else { self.news().await? };
         self.last_sent = Some(Instant::now());
-        Some(message)
+        // The right to see it may have ended since the last message.
+        self.standing.holds().await.then_some(message)
     }
 
     async fn news(&mut self) -> Option<sse::Event> {

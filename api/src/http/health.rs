@@ -43,10 +43,11 @@ pub(super) struct Readiness {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = BTreeMap<String, String>)]
     hypervisors: Option<BTreeMap<String, String>>,
-    /// What is dangerous about the configuration. Only callers who may see hosts get this key.
+    /// What is dangerous about the configuration, and why a changed file of tokens is not used. Only callers who may see
+    /// hosts get this key.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<String>)]
-    warnings: Option<Vec<&'static str>>,
+    warnings: Option<Vec<String>>,
 }
 
 /// Says that the service runs.
@@ -104,12 +105,15 @@ pub(super) async fn ready(
         Err((what, reason)) if details => format!("{what}: {reason}"),
         Err((what, _)) => format!("{what}; the log of the service has the reason"),
     });
+    let open = config.is_open().then(|| OPEN.to_owned());
+    let outdated = callers.outdated_tokens();
+    let outdated = outdated.map(|reason| format!("the tokens that were read before stay valid: {reason}"));
     let answer = Readiness {
         status: word,
         identity,
         database: details.then_some(database),
         hypervisors: details.then_some(hypervisors),
-        warnings: details.then(|| config.is_open().then_some(OPEN).into_iter().collect()),
+        warnings: details.then(|| open.into_iter().chain(outdated).collect()),
     };
     (status, Json(answer))
 }

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use futures_util::future::join_all;
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
 use hotslot_driver::pci::PciId;
+use hotslot_model::host_mode::{HostChange, HostMode, Restriction};
 use hotslot_model::id::HypervisorId;
 use hotslot_model::rules;
 use hotslot_model::rules::Stat;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Link, Page, PageParams, Pairs, Path};
+use super::body::{Link, Page, PageParams, Pairs, Path, time};
 use super::error::Fault;
 use super::schema;
 
@@ -37,14 +38,42 @@ pub(super) struct HypervisorBrief {
     state_reason: Option<String>,
     /// The calls of libvirt that were given up at their time limit and have not returned, the oldest first.
     stuck_calls: Vec<StuckCall>,
-    /// Always `enabled`.
+    /// `enabled`, or `disabled` when not everything may be changed on the host.
     status: &'static str,
+    /// What may be changed on the host.
+    #[schema(value_type = schema::HypervisorModeName)]
+    mode: HostMode,
+    /// Who decided that not everything may be changed; null when the host is open.
+    restriction: Option<RestrictionView>,
     /// Whether the host is a simulated one.
     simulated: bool,
     /// The servers of the host, when `with_servers=true` requests them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<HypervisorServer>)]
     servers: Option<Vec<HypervisorServer>>,
+}
+
+/// Who decided that not everything may be changed on a host.
+#[derive(Serialize, ToSchema)]
+#[schema(as = HypervisorRestriction)]
+pub(super) struct RestrictionView {
+    /// Who decided it; null for the configuration.
+    by: Option<String>,
+    /// The reason that was given; null when none was given.
+    reason: Option<String>,
+    /// When it was decided; null for the configuration.
+    #[schema(value_type = Option<schema::Time>)]
+    since: Option<String>,
+}
+
+impl From<&Restriction> for RestrictionView {
+    fn from(restriction: &Restriction) -> Self {
+        Self {
+            by: restriction.by.clone(),
+            reason: restriction.reason.clone(),
+            since: restriction.since.map(time),
+        }
+    }
 }
 
 /// A call of libvirt that has not returned.
@@ -138,7 +167,7 @@ pub(super) struct HypervisorService {
     id: Uuid,
     /// The name of the host.
     host: String,
-    /// Always null.
+    /// Why not everything may be changed on the host; null when it may.
     disabled_reason: Option<String>,
 }
 
@@ -199,7 +228,10 @@ pub(super) struct AggregateList {
     aggregates: [String; 0],
 }
 
-fn brief(host: &Host, servers: Option<&[DomainInfo]>) -> HypervisorBrief {
+/// What may be changed on each host that is not open.
+type Restrictions = BTreeMap<HypervisorId, Restriction>;
+
+fn brief(host: &Host, restrictions: &Restrictions, servers: Option<&[DomainInfo]>) -> HypervisorBrief {
     let connection = host.hypervisor.connection();
     let overdue = host.hypervisor.overdue();
     let overdue_call = overdue.first().map(|call| {
@@ -214,13 +246,16 @@ fn brief(host: &Host, servers: Option<&[DomainInfo]>) -> HypervisorBrief {
         .iter()
         .map(|call| StuckCall { operation: call.operation.clone(), seconds: call.elapsed.as_secs() });
     let named = |server: &DomainInfo| HypervisorServer { name: server.name.clone(), uuid: server.uuid };
+    let restriction = restrictions.get(&host.row.id);
     HypervisorBrief {
         id: host.row.uuid,
         hypervisor_hostname: host.name.clone(),
         state: if connection.is_ok() { "up" } else { "down" },
         state_reason: connection.err().or(overdue_call),
         stuck_calls: stuck_calls.collect(),
-        status: "enabled",
+        status: if restriction.is_none() { "enabled" } else { "disabled" },
+        mode: restriction.map_or(HostMode::Open, |restriction| restriction.mode),
+        restriction: restriction.map(RestrictionView::from),
         simulated: host.uri.starts_with("sim://"),
         servers: servers.map(|servers| servers.iter().map(named).collect()),
     }
@@ -263,12 +298,12 @@ fn or_null(value: &str) -> Option<String> {
     (value != rules::NULL).then(|| value.to_owned())
 }
 
-async fn full(records: &Records, host: &Host) -> HypervisorDetail {
+async fn full(records: &Records, restrictions: &Restrictions, host: &Host) -> HypervisorDetail {
     let info = host.soon(host.hypervisor.host()).await.ok();
     let servers = servers(host).await;
     let stats = pci_stats(records, host);
     HypervisorDetail {
-        brief: brief(host, Some(&servers)),
+        brief: brief(host, restrictions, Some(&servers)),
         compute_node_id: host.row.id,
         uri: host.uri.clone(),
         hypervisor_type: info.as_ref().map(|info| info.hypervisor_type.clone()),
@@ -276,7 +311,11 @@ async fn full(records: &Records, host: &Host) -> HypervisorDetail {
         libvirt_version: info.as_ref().map(|info| info.libvirt_version),
         hostname: info.map(|info| info.hostname),
         host_ip: None,
-        service: HypervisorService { id: host.row.uuid, host: host.name.clone(), disabled_reason: None },
+        service: HypervisorService {
+            id: host.row.uuid,
+            host: host.name.clone(),
+            disabled_reason: disabled_reason(restrictions, host),
+        },
         uptime: None,
         running_vms: servers.iter().filter(is_up).count(),
         cpu_info: "{}",
@@ -284,6 +323,11 @@ async fn full(records: &Records, host: &Host) -> HypervisorDetail {
         os_pci_stats: stats,
         unknown: Unknown::default(),
     }
+}
+
+/// Returns why nothing new may be attached on a host; `None` when it may.
+fn disabled_reason(restrictions: &Restrictions, host: &Host) -> Option<String> {
+    restrictions.get(&host.row.id)?.refusal(&host.name, HostChange::Attach)
 }
 
 /// The page of hosts that a query requests.
@@ -364,8 +408,10 @@ pub(super) async fn list(
     pairs: Pairs,
 ) -> Result<Json<HypervisorList>, Fault> {
     let found = Found::by(&hosts, &uri, &headers, pairs)?;
+    let restrictions = hosts.restrictions().await?;
     let hypervisors = join_all(found.hosts.iter().map(async |host| {
-        if found.with_servers { brief(host, Some(&servers(host).await)) } else { brief(host, None) }
+        let servers = if found.with_servers { Some(servers(host).await) } else { None };
+        brief(host, &restrictions, servers.as_deref())
     }));
     let hypervisors = hypervisors.await;
     Ok(Json(HypervisorList { hypervisors, hypervisors_links: found.links }))
@@ -385,7 +431,8 @@ pub(super) async fn detail(
     pairs: Pairs,
 ) -> Result<Json<HypervisorDetailList>, Fault> {
     let found = Found::by(&hosts, &uri, &headers, pairs)?;
-    let hypervisors = join_all(found.hosts.iter().map(|host| full(&records, host))).await;
+    let restrictions = hosts.restrictions().await?;
+    let hypervisors = join_all(found.hosts.iter().map(|host| full(&records, &restrictions, host))).await;
     Ok(Json(HypervisorDetailList { hypervisors, hypervisors_links: found.links }))
 }
 
@@ -397,7 +444,8 @@ pub(super) async fn search(
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<HypervisorList>, Fault> {
     let named = like(&hosts, &path.hypervisor_id)?;
-    let hypervisors = named.into_iter().map(|host| brief(host, None)).collect();
+    let restrictions = hosts.restrictions().await?;
+    let hypervisors = named.into_iter().map(|host| brief(host, &restrictions, None)).collect();
     Ok(Json(HypervisorList { hypervisors, hypervisors_links: None }))
 }
 
@@ -452,5 +500,6 @@ pub(super) async fn show(
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<HypervisorAnswer>, Fault> {
     let host = path.host(&hosts)?;
-    Ok(Json(HypervisorAnswer { hypervisor: full(&records, host).await }))
+    let restrictions = hosts.restrictions().await?;
+    Ok(Json(HypervisorAnswer { hypervisor: full(&records, &restrictions, host).await }))
 }

@@ -31,8 +31,8 @@ pub(super) async fn refuse_unsupported(request: Request, next: Next) -> Response
 /// # Errors
 /// 400 when it is not a microversion; 406 when it is not supported.
 fn check(headers: &HeaderMap) -> Result<(), Fault> {
-    let Some(version) = requested(headers)? else { return Ok(()) };
-    if version.eq_ignore_ascii_case("latest") || version == MICROVERSION {
+    let Some(version) = requested(headers) else { return Ok(()) };
+    if version == "latest" || version == MICROVERSION {
         return Ok(());
     }
     let shown: String = version.chars().take(80).collect();
@@ -54,17 +54,16 @@ fn malformed(shown: &str) -> Fault {
     Fault::new(StatusCode::BAD_REQUEST, message)
 }
 
-/// Returns the microversion of the service `compute` that the headers name.
-fn requested(headers: &HeaderMap) -> Result<Option<String>, Fault> {
+/// Returns the microversion of the service `compute` that the headers name. As in microversion-parse, repeated headers are
+/// one list, the last item of a list counts, and a service without a version is skipped.
+fn requested(headers: &HeaderMap) -> Option<String> {
     let values = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
-    for part in values(HEADER).flat_map(|value| value.split(',')).map(str::trim) {
-        let mut words = part.split_whitespace();
-        if words.next().is_some_and(|service| service.eq_ignore_ascii_case("compute")) {
-            let version = words.next().ok_or_else(|| malformed(part))?;
-            return Ok(Some(version.to_owned()));
-        }
-    }
-    Ok(values(LEGACY).next().map(|value| value.trim().to_owned()))
+    let items = |name| values(name).flat_map(|value| value.split(',')).map(str::trim);
+    let of_compute = |item: &str| {
+        let (service, version) = item.split_once(char::is_whitespace)?;
+        service.eq_ignore_ascii_case("compute").then(|| version.trim().to_owned())
+    };
+    items(HEADER).filter_map(of_compute).last().or_else(|| items(LEGACY).last().map(str::to_owned))
 }
 
 /// Whether a text is a microversion: two numbers without leading zeros, of which the first is above 0.
@@ -98,7 +97,16 @@ mod tests {
             (&[(HEADER, "compute 2.01")], 400),
             (&[(HEADER, "compute 0.1")], 400),
             (&[(HEADER, "compute two")], 400),
-            (&[(HEADER, "compute")], 400),
+            (&[(HEADER, "compute")], 200),
+            (&[(HEADER, "compute"), (LEGACY, "2.90")], 406),
+            (&[(HEADER, "compute 2.1 2.1")], 400),
+            (&[(HEADER, "compute Latest")], 400),
+            (&[(LEGACY, "LATEST")], 400),
+            (&[(HEADER, "compute 2.90, compute 2.1")], 200),
+            (&[(HEADER, "compute 2.1, compute 2.90, compute")], 406),
+            (&[(HEADER, "compute 2.90"), (HEADER, "volume 3.1,compute\t 2.1")], 200),
+            (&[(LEGACY, "2.90, 2.1")], 200),
+            (&[(LEGACY, "2.1"), (LEGACY, "2.90")], 406),
             (&[(HEADER, "accelerator 2.9")], 200),
             (&[(HEADER, "accelerator 2.9, compute 2.90")], 406),
             (&[(LEGACY, "2.1")], 200),

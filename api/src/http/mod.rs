@@ -15,12 +15,14 @@ mod cyborg;
 pub mod description;
 mod docs_page;
 mod drift;
+mod ends;
 pub mod error;
 pub(crate) mod events;
 mod explain;
 mod flavors;
 mod health;
 mod host_function;
+mod host_mode;
 mod hypervisors;
 mod idempotency;
 mod identity;
@@ -32,6 +34,7 @@ mod own_page;
 mod pci;
 mod pci_config;
 mod pci_owner;
+mod pci_ports;
 mod permit;
 mod policy;
 mod query;
@@ -40,6 +43,7 @@ mod requests;
 mod schema;
 mod servers;
 mod service;
+mod standing;
 mod state;
 mod tls;
 mod topology;
@@ -162,6 +166,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(servers::show))
         .routes(routes!(topology::show))
         .routes(routes!(pci_owner::show, pci_owner::update))
+        .routes(routes!(pci_ports::add))
         .routes(routes!(attachments::create, attachments::list))
         .routes(routes!(attachments::show, attachments::delete))
         .routes(routes!(attachments::list_all))
@@ -174,6 +179,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(hypervisors::show))
         .routes(routes!(hypervisors::search))
         .routes(routes!(hypervisors::uptime))
+        .routes(routes!(host_mode::set))
         .routes(routes!(host_function::list))
         .routes(routes!(explain::device))
         .routes(routes!(explain::candidates))
@@ -217,6 +223,8 @@ async fn with_request_id(
 ) -> Response {
     let timer = Timer::begin(&REQUESTS);
     let of_page = request.extensions_mut().remove::<RequestId>();
+    // The request of the page itself runs in a task, and is waited for at the end of the service. One that the page sends
+    // must not wait for that end.
     let is_of_page = of_page.is_some();
     let RequestId(id) = of_page.unwrap_or_else(|| RequestId(format!("req-{}", Uuid::new_v4().hyphenated())));
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -232,7 +240,7 @@ async fn with_request_id(
     let work = traced.work(next.run(request).instrument(span.clone()));
     let work = actor::scope_as(Arc::clone(&unidentified), work);
     let work = actor::as_process(records.new_worker(), work);
-    let mut response = if method.is_safe() {
+    let mut response = if method.is_safe() || is_of_page {
         work.await
     } else {
         let under_way = lifecycle.begin_request().await;
@@ -262,8 +270,10 @@ async fn with_request_id(
         ("x-openstack-nova-api-version", "2.1"),
         ("vary", "OpenStack-API-Version, X-OpenStack-Nova-API-Version"),
     ] {
-        // Cyborg's routes set their own values.
-        headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
+        // Cyborg's routes set their own values, and have no such header of Nova's.
+        if !(name == "x-openstack-nova-api-version" && path.starts_with("/accelerator/")) {
+            headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
+        }
     }
     response
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hotslot_service::config::Config;
@@ -22,13 +22,29 @@ pub(super) async fn refuse_other_origins(
     request: Request,
     next: Next,
 ) -> Response {
-    match check(&config.api, request.uri(), request.headers()) {
+    match check(&config.api, request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(fault) => fault.into_response(),
     }
 }
 
-fn check(api: &Api, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
+/// Whether a request was caused by another site, as its browser says.
+pub(super) fn is_of_another_site(headers: &HeaderMap) -> bool {
+    let own = |site: &HeaderValue| site == "same-origin" || site == "none";
+    headers.get_all(SEC_FETCH_SITE).iter().any(|site| !own(site))
+}
+
+/// Whether a person follows a link to a page of hotslot: the browser shows what it gets, and the other site does not see
+/// it. `ui.rs` has the browser ask again before it shows anything.
+fn is_link_to_page(method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+    let says = |name: &str, value: &str| headers.get(name).is_some_and(|said| said == value);
+    (method == Method::GET || method == Method::HEAD)
+        && (uri.path() == "/ui" || uri.path().starts_with("/ui/"))
+        && says("sec-fetch-mode", "navigate")
+        && says("sec-fetch-dest", "document")
+}
+
+fn check(api: &Api, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
     let host = host(headers)?;
     let by_browser = headers.contains_key(header::ORIGIN) || headers.contains_key(SEC_FETCH_SITE);
     // Browsers do not connect to unix sockets, but a proxy may do so on behalf of a browser. Any host name is accepted
@@ -59,10 +75,8 @@ fn check(api: &Api, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
             return Err(foreign(&format!("Origin {:?}", shown(text))));
         }
     }
-    for site in headers.get_all(SEC_FETCH_SITE) {
-        if !["same-origin", "none"].contains(&site.to_str().unwrap_or("?")) {
-            return Err(foreign("Sec-Fetch-Site"));
-        }
+    if is_of_another_site(headers) && !is_link_to_page(method, uri, headers) {
+        return Err(foreign("Sec-Fetch-Site"));
     }
     Ok(())
 }
@@ -104,12 +118,47 @@ mod tests {
 
     /// Returns the status of a request with these headers: 200 when it passes the check.
     fn status(config: &str, headers: &[(&str, &str)]) -> u16 {
+        status_of("GET /servers", config, headers)
+    }
+
+    fn status_of(request: &str, config: &str, headers: &[(&str, &str)]) -> u16 {
+        let (method, path) = request.split_once(' ').unwrap();
         let api = Config::parse(config).unwrap().api;
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
-        check(&api, &"/servers".parse().unwrap(), &map).map_or_else(|fault| fault.status.as_u16(), |()| 200)
+        check(&api, &method.parse().unwrap(), &path.parse().unwrap(), &map)
+            .map_or_else(|fault| fault.status.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn a_person_may_follow_a_link_of_another_site_to_a_page_only() {
+        const LINK: [(&str, &str); 4] = [
+            ("host", "localhost"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-mode", "navigate"),
+            ("sec-fetch-dest", "document"),
+        ];
+        for (request, changed, expected) in [
+            ("GET /ui/hosts", None, 200),
+            ("HEAD /ui/hosts", None, 200),
+            ("GET /ui", None, 200),
+            ("POST /ui/hosts", None, 403),
+            ("GET /uid", None, 403),
+            ("GET /v2.1/servers", None, 403),
+            ("GET /ui/hosts", Some(("sec-fetch-mode", "no-cors")), 403),
+            ("GET /ui/hosts", Some(("sec-fetch-dest", "iframe")), 403),
+            ("GET /ui/hosts", Some(("sec-fetch-dest", "empty")), 403),
+            ("GET /ui/hosts", Some(("origin", "http://evil.example")), 403),
+            ("GET /ui/hosts", Some(("host", "evil.example")), 421),
+        ] {
+            let mut headers: Vec<_> =
+                LINK.into_iter().filter(|(name, _)| changed.is_none_or(|it| it.0 != *name)).collect();
+            headers.extend(changed);
+            let config = "[api]\nlisten = '127.0.0.1:9774'\ninsecure_tcp = true";
+            assert_eq!(status_of(request, config, &headers), expected, "{request} {headers:?}");
+        }
     }
 
     #[test]

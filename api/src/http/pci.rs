@@ -231,6 +231,21 @@ struct Filter {
     extra_info: Vec<(String, String)>,
 }
 
+/// Other names of the columns by which devices are filtered.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "the description of the API is made from it; `Filter::read` reads the keys")]
+struct OtherNames {
+    /// The name of the host.
+    host: Option<String>,
+    /// The same as `host`.
+    hypervisor_hostname: Option<String>,
+    /// The same as `instance_uuid`.
+    server_uuid: Option<Uuid>,
+    /// Whether the row is deleted, as in Nova. No row of the list is.
+    deleted: Option<bool>,
+}
+
 /// The columns by which devices are filtered.
 const COLUMNS: [&str; 17] = [
     "host",
@@ -407,7 +422,7 @@ pub(super) struct PciDeviceDetailList {
 }
 
 /// Lists the assignable devices of all hosts, with Nova's six keys of each.
-#[utoipa::path(get, path = "/os-pci", tag = "PCI devices", params(PageParams, Filter),
+#[utoipa::path(get, path = "/os-pci", tag = "PCI devices", params(PageParams, Filter, OtherNames),
     responses((status = 200, description = "A page of the list.", body = PciDeviceList)))]
 pub(super) async fn list(
     State(parts): State<DeviceParts>,
@@ -421,7 +436,7 @@ pub(super) async fn list(
 }
 
 /// Lists the assignable devices of all hosts, with all that is known of each.
-#[utoipa::path(get, path = "/os-pci/detail", tag = "PCI devices", params(PageParams, Filter),
+#[utoipa::path(get, path = "/os-pci/detail", tag = "PCI devices", params(PageParams, Filter, OtherNames),
     responses((status = 200, description = "A page of the list.", body = PciDeviceDetailList)))]
 pub(super) async fn detail(
     State(parts): State<DeviceParts>,

@@ -62,6 +62,7 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /servers/{server_id}/pci_topology", InHandler("hotslot:server:topology")),
     ("GET /servers/{server_id}/pci_owner", Rule("hotslot:server:show_owner")),
     ("PUT /servers/{server_id}/pci_owner", Rule("hotslot:server:set_owner")),
+    ("POST /servers/{server_id}/pci_ports", Rule("hotslot:server:add_ports")),
     ("GET /servers/{server_id}/os-pci_attachments", InHandler("hotslot:attachment:list")),
     ("POST /servers/{server_id}/os-pci_attachments", InHandler("hotslot:attachment:create")),
     ("GET /servers/{server_id}/os-pci_attachments/{attachment_id}", InHandler("hotslot:attachment:show")),
@@ -76,6 +77,7 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /os-hypervisors/{hypervisor_id}", Rule("os_compute_api:os-hypervisors:show")),
     ("GET /os-hypervisors/{hypervisor_id}/search", Rule("os_compute_api:os-hypervisors:search")),
     ("GET /os-hypervisors/{hypervisor_id}/uptime", Rule("os_compute_api:os-hypervisors:uptime")),
+    ("PUT /os-hypervisors/{hypervisor_id}/mode", Rule("hotslot:host:set_mode")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_devices", Rule("hotslot:host:devices")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_devices/{address}", Rule("hotslot:host:devices")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_candidates", Rule("hotslot:host:candidates")),
@@ -162,7 +164,8 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /ui/icon.svg", Open),
     ("GET /ui/sign-in", Open),
     ("POST /ui/sign-in", Open),
-    ("POST /ui/sign-out", Open),
+    ("POST /ui/sign-out", Known),
+    ("GET /ui/{*page}", Known),
     ("GET /ui/home", Known),
     ("GET /ui/account", Known),
     ("GET /ui/hosts", Rule("os_compute_api:os-hypervisors:list-detail")),
@@ -317,8 +320,9 @@ async fn under_rule(
     let sees_hosts = caller.sees_host_details();
     let allowed = || rule.map_or(Ok(()), |rule| identity.policy.require(&caller, rule, target));
     let admitted = expect_own_project(&caller, named).and_then(|()| allowed().map_err(Fault::from));
-    // A request whose client has gone away counts until it has ended.
-    let under_way = identity.rates.begin(&caller).await;
+    // A request whose client has gone away counts until it has ended. The request of a page counts for those that it sends.
+    let is_of_page = request.extensions().get::<OnBehalf>().is_some();
+    let under_way = if is_of_page { Ok(None) } else { identity.rates.begin(&caller).await };
     let mut response = match under_way.map(|under_way| admitted.map(|()| under_way)) {
         Err(too_many) => refused_for_now(&too_many),
         Ok(Ok(_under_way)) => {
@@ -330,7 +334,12 @@ async fn under_rule(
             let response = actor::scope_as(Arc::clone(&actor), next.run(request)).await;
             if sees_hosts { response } else { without_hosts(response) }
         }
-        Ok(Err(fault)) => refusal(identity, fault),
+        Ok(Err(fault)) => {
+            let mut response = refusal(identity, fault);
+            // A page that says so has the caller's navigation.
+            response.extensions_mut().insert(caller);
+            response
+        }
     };
     response.extensions_mut().insert(Identified { actor, rule });
     response
@@ -463,6 +472,7 @@ mod tests {
 
     use super::*;
     use crate::http::attachments::BY_ADDRESS;
+    use crate::http::trace;
 
     #[test]
     fn every_route_has_a_rule_and_every_rule_a_route() {
@@ -481,7 +491,7 @@ mod tests {
             })
             .collect();
         // The handlers require these beside the rule of their route.
-        used.insert(BY_ADDRESS);
+        used.extend([BY_ADDRESS, trace::RULE]);
         let named: BTreeSet<_> =
             RULES.iter().map(|rule| rule.name).filter(|name| name.contains(':')).collect();
         assert_eq!(used, named);

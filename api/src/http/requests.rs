@@ -27,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::certificate::ClientCertificate;
 use super::connection::{Connection, Doing, ReadAhead, Watched};
+use super::ends::Ends;
 use super::tls;
 
 /// How long telling an idle client that its connection is closed may take.
@@ -40,18 +41,27 @@ const BUFFER: usize = 64 << 10;
 pub(super) struct Client {
     /// `None` when the kernel does not tell.
     peer: Option<Peer>,
+    /// The ends of a TCP connection.
+    ends: Option<Ends>,
     /// The verified client certificate of a TLS connection.
     certificate: Option<Arc<ClientCertificate>>,
 }
 
 impl Client {
     pub(super) fn at(peer: Option<Peer>) -> Self {
-        Self { peer, certificate: None }
+        Self { peer, ends: None, certificate: None }
+    }
+
+    pub(super) fn at_tcp(stream: &TcpStream, peer: Peer) -> Self {
+        Self { peer: Some(peer), ends: Ends::of(stream), certificate: None }
     }
 
     fn put_into(&self, extensions: &mut Extensions) {
         if let Some(peer) = self.peer {
             extensions.insert(peer);
+        }
+        if let Some(ends) = self.ends {
+            extensions.insert(ends);
         }
         if let Some(certificate) = &self.certificate {
             extensions.insert(Arc::clone(certificate));
@@ -96,6 +106,7 @@ impl Requests {
 
     /// Serves a connection after its TLS handshake.
     pub(super) async fn serve_tls(self, stream: TcpStream, peer: Peer, acceptor: TlsAcceptor) {
+        let client = Client::at_tcp(&stream, peer);
         // It is in the heap, so that it takes no memory after the handshake.
         let handshake = Box::pin(self.handshake(stream, acceptor));
         let stream = match handshake.await {
@@ -109,7 +120,7 @@ impl Requests {
         if let Some(certificate) = &certificate {
             tracing::debug!(?peer, %certificate, "a client with a certificate has connected");
         }
-        self.serve_all(stream, &Client { peer: Some(peer), certificate }).await;
+        self.serve_all(stream, &Client { certificate, ..client }).await;
     }
 
     /// Makes the TLS handshake, which counts as the header of a request.

@@ -10,6 +10,7 @@ use hotslot_model::assignment::{InnerSource, Kind, State};
 use hotslot_model::cyborg::ArqState;
 use hotslot_model::device::{DevType, DeviceStatus};
 use hotslot_model::event::EventKind;
+use hotslot_model::host_mode::HostMode;
 use hotslot_model::rules::RuleKind;
 use serde_json::json;
 use utoipa::openapi::schema::{ObjectBuilder, SchemaFormat, SchemaType, Type};
@@ -77,9 +78,9 @@ text!(
 );
 text!(
     ProjectId,
-    "The id of a project: 1 to 64 characters, all of them visible.",
+    "The id of a project: 1 to 255 characters, all of them visible.",
     "0c2f5d3a6e7b4a8f9d1e2c3b4a5f6e7d",
-    length 1 to 64,
+    length 1 to 255,
     pattern all_of(&visible())
 );
 text!(
@@ -197,6 +198,12 @@ words!(
     InnerSource,
     "Where an address in the guest comes from: `verified` when the guest or QEMU reported it, `computed` when it follows from \
      the bus numbers that firmware gives."
+);
+words!(
+    HypervisorModeName,
+    HostMode,
+    "What may be changed on a host: everything (`open`), everything but new attachments (`draining`), nothing until an \
+     administrator thaws it (`frozen`), or nothing as the configuration says (`read-only`)."
 );
 words!(DriftKind, Kind, "The kind of a disagreement between the records, a domain and a host.");
 words!(EventKindName, EventKind, "The kind of an event: the kind of record, and what changed.");

@@ -35,7 +35,7 @@ impl ServerPath {
     }
 }
 
-/// The filter of a list. Unknown keys are ignored.
+/// The filter of a list.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Filter {
@@ -45,6 +45,12 @@ pub(super) struct Filter {
     host: Option<String>,
     /// Only servers with this status, in upper or lower case.
     status: Option<String>,
+    /// Only the server with this id.
+    uuid: Option<String>,
+    /// Only servers that this project owns.
+    project_id: Option<String>,
+    /// The same as `project_id`.
+    tenant_id: Option<String>,
 }
 
 impl Filter {
@@ -57,6 +63,20 @@ impl Filter {
         self.name.as_deref().is_none_or(|name| info.name.contains(name))
             && self.host.as_deref().is_none_or(|name| host.name == name)
             && self.status.as_deref().is_none_or(|word| word.eq_ignore_ascii_case(status(info.state)))
+            && self.uuid.as_deref().is_none_or(|id| id.eq_ignore_ascii_case(&info.uuid.to_string()))
+    }
+
+    /// Keeps the servers of the project. A server is left out when its host does not tell in time whose it is.
+    async fn keep_of_project(&self, found: Vec<(Arc<Host>, DomainInfo)>) -> Vec<(Arc<Host>, DomainInfo)> {
+        let projects: Vec<_> = self.project_id.iter().chain(&self.tenant_id).collect();
+        if projects.is_empty() {
+            return found;
+        }
+        let views = found.iter().map(|(host, info)| host.soon(host.hypervisor.domain(info.uuid)));
+        let views = join_all(views).await;
+        let is_of = |view: &DomainView| projects.iter().all(|id| view.ownership().project() == Some(id));
+        let kept = found.into_iter().zip(views).filter(|(_, view)| view.as_ref().is_ok_and(is_of));
+        kept.map(|(one, _)| one).collect()
     }
 }
 
@@ -272,20 +292,21 @@ async fn everywhere(hosts: &Hosts, filter: &Filter, permit: &Permit) -> Vec<(Arc
         }
     }
     found.retain(|(host, info)| filter.passes(host, info));
-    permit.keep(hosts, found, |(host, info)| (host.row.id, ServerId(info.uuid))).await
+    let found = permit.keep(hosts, found, |(host, info)| (host.row.id, ServerId(info.uuid))).await;
+    filter.keep_of_project(found).await
 }
 
-/// Returns the servers of one page, and the link to the next page. Unknown query keys are ignored, because Nova's
-/// clients send keys that have no meaning here.
+/// Returns the servers of one page, and the link to the next page. The keys of `pairs` that neither page nor filter have
+/// are those of Nova that have no meaning here.
 async fn page(
     hosts: &Hosts,
     filter: Filter,
     permit: &Permit,
-    pairs: Vec<(String, String)>,
+    pairs: Pairs,
     uri: &OriginalUri,
     headers: &HeaderMap,
 ) -> Result<(Vec<(Arc<Host>, DomainInfo)>, Option<Vec<Link>>), Error> {
-    let (page, _) = Page::read(Pairs(pairs))?;
+    let (page, _) = Page::read(pairs)?;
     let mut found = everywhere(hosts, &filter.of(permit), permit).await;
     page.skip(&mut found, |(_, info), marker| info.uuid.to_string().eq_ignore_ascii_case(marker))?;
     Ok(page.cut(found, uri, headers, |(_, info)| info.uuid.to_string()))
@@ -299,8 +320,8 @@ pub(super) async fn list(
     permit: Permit,
     uri: OriginalUri,
     headers: HeaderMap,
+    pairs: Pairs,
     Query(filter): Query<Filter>,
-    Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<ServerList>, Fault> {
     let (found, links) = page(&hosts, filter, &permit, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
@@ -317,8 +338,8 @@ pub(super) async fn detail(
     permit: Permit,
     uri: OriginalUri,
     headers: HeaderMap,
+    pairs: Pairs,
     Query(filter): Query<Filter>,
-    Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<ServerDetailList>, Fault> {
     let (found, links) = page(&hosts, filter, &permit, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));

@@ -13,7 +13,7 @@ use super::permit::Permit;
 use super::schema;
 
 /// The rule for having the trace of a request in its answer. It tells which calls of the host are slow.
-const RULE: &str = "hotslot:attachment:trace";
+pub(super) const RULE: &str = "hotslot:attachment:trace";
 
 /// How long an answer with a trace waits for the verification of the addresses.
 const VERIFICATION: Duration = Duration::from_secs(5);

@@ -8,23 +8,32 @@ use axum::Router;
 use axum::body::HttpBody as _;
 use axum::extract::{DefaultBodyLimit, FromRef as _, Request, State};
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use hotslot_model::identity::{Caller, Peer, Target};
 use hotslot_service::config::{Config, IdentityFrom};
 use hotslot_store::actor;
 use hotslot_web::{
-    Api, Context, Cookie, Credential, Problem, Sessions, SignIn, SignedIn, Ways, Who, problem_page,
+    Api, Context, Cookie, Credential, Place, Problem, Sessions, SignIn, SignedIn, Ways, Who, bounce_page,
+    problem_page,
 };
 
 use super::audit::{DoneByRoutes, Identified};
+use super::ends::Ends;
 use super::error::Fault;
 use super::identity::OnBehalf;
+use super::standing::{Shown, StillSignedIn};
 use super::state::{App, IdentityParts};
 use super::{RequestId, limits, origin, policy};
 
 const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
+
+/// The longest token that a person may sign in with, in bytes. The largest tokens of Keystone have about a third of that.
+const LONGEST_TOKEN: usize = 8 << 10;
+
+/// The longest address of a page, after encoding, to which a sign-in returns.
+const LONGEST_PAGE: usize = 2 << 10;
 
 /// What the layers of the page need.
 #[derive(Clone)]
@@ -38,6 +47,7 @@ struct Pages {
 #[derive(Clone)]
 struct Browser {
     cookie: Cookie,
+    place: Place,
     signed_in: bool,
 }
 
@@ -50,88 +60,176 @@ pub(super) fn pages(app: &App, api: Router) -> Router {
         .layer(DefaultBodyLimit::max(limits::BODY))
         .layer(middleware::from_fn_with_state(app.clone(), policy::admit))
         .layer(middleware::from_fn_with_state(pages.clone(), with_session))
+        .layer(middleware::from_fn(bounce))
         .layer(middleware::from_fn_with_state(app.clone(), origin::refuse_other_origins))
-        .layer(middleware::from_fn(as_page))
+        .layer(middleware::from_fn_with_state(pages, as_page))
+}
+
+/// Has the browser of a person who follows a link of another site ask again from a page of hotslot, because it sends no
+/// cookie with the first request. `home` then goes on to the page that was asked for.
+async fn bounce(request: Request, next: Next) -> Response {
+    let uri = request.uri();
+    let is_page = uri.path().starts_with("/ui/");
+    let has_bounced = uri.path() == "/ui/home" && uri.query().is_some_and(|query| query.starts_with("next="));
+    if origin::is_of_another_site(request.headers()) && is_page && !has_bounced {
+        return bounce_page(&returning("home", uri));
+    }
+    next.run(request).await
 }
 
 /// Replaces the cookie of a session by the token that it stands for.
 async fn with_session(State(pages): State<Pages>, mut request: Request, next: Next) -> Response {
-    let known = Cookie::of(request.headers());
-    let token = known.as_ref().and_then(|cookie| pages.sessions.token(cookie));
-    let (is_new, signed_in) = (known.is_none(), token.is_some());
-    if let Some(token) = token {
-        request.headers_mut().remove(header::AUTHORIZATION);
-        request.headers_mut().insert(TOKEN, token);
-    }
-    let cookie = known.unwrap_or_else(Cookie::random);
-    request.extensions_mut().insert(Browser { cookie: cookie.clone(), signed_in });
+    let cookies = Cookie::all(request.headers());
+    let place = if cookies.is_empty() { Place::Unknown } else { place(request.extensions()).await };
+    // What a page reads by itself is no use of the session.
+    let is_use = request.headers().get("sec-fetch-dest").is_none_or(|dest| dest != "empty");
+    let found = cookies
+        .iter()
+        .find_map(|cookie| Some((cookie.clone(), pages.sessions.token(cookie, place, is_use)?)));
+    let (is_new, signed_in) = (cookies.is_empty(), found.is_some());
+    let cookie = match found {
+        Some((cookie, token)) => {
+            request.headers_mut().remove(header::AUTHORIZATION);
+            request.headers_mut().insert(TOKEN, token);
+            cookie
+        }
+        None => cookies.into_iter().next().unwrap_or_else(|| Cookie::random(request.headers())),
+    };
+    let browser = Browser { cookie, place, signed_in };
+    request.extensions_mut().insert(browser.clone());
     let is_secure = is_secure(&pages.app.0.config.get(), request.headers());
-    // The folder without the slash is in another folder, and the cookie would be for that one.
-    let is_page = request.uri().path().starts_with("/ui/");
+    // The folder without the slash is in another folder, and the cookie would be for that one. A browser that comes from
+    // another site may have a cookie that it does not send.
+    let takes_cookie =
+        request.uri().path().starts_with("/ui/") && !origin::is_of_another_site(request.headers());
     let mut response = next.run(request).await;
     if response.status() == StatusCode::UNAUTHORIZED && signed_in {
-        pages.sessions.end(&cookie);
+        pages.sessions.end(&browser.cookie);
     }
-    if is_new && is_page && !response.headers().contains_key(header::SET_COOKIE) {
-        let (name, value) = cookie.header(is_secure);
+    if is_new && takes_cookie && !response.headers().contains_key(header::SET_COOKIE) {
+        let (name, value) = browser.cookie.header(is_secure);
         response.headers_mut().insert(name, value);
+    }
+    response.extensions_mut().insert(browser);
+    response
+}
+
+/// Returns where the browser at the other end of a connection is. One behind a proxy is where the proxy is.
+async fn place(extensions: &Extensions) -> Place {
+    match (extensions.get::<Peer>(), extensions.get::<Ends>()) {
+        (Some(Peer::Unix { uid, .. }), _) => Place::User(*uid),
+        (Some(Peer::Tcp(_)), Some(ends)) if ends.are_on_this_machine() => {
+            ends.user().await.map_or(Place::Unknown, Place::User)
+        }
+        (Some(Peer::Tcp(_)), Some(_)) => Place::Elsewhere,
+        (Some(Peer::Tcp(_)) | None, _) => Place::Unknown,
+    }
+}
+
+/// Whether the browser reaches the page over TLS: that of the service, or that of a proxy, as the origin of a form or the
+/// proxy says. Whoever lies about that gets a cookie that is of no use.
+fn is_secure(config: &Config, headers: &HeaderMap) -> bool {
+    let https = |origin: &HeaderValue| origin.as_bytes().starts_with(b"https:");
+    config.api.tls.is_some()
+        || headers.get(header::ORIGIN).is_some_and(https)
+        || headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https")
+}
+
+/// Gives the handlers of the page what they need.
+async fn with_context(State(pages): State<Pages>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let Some(browser) = parts.extensions.get::<Browser>().cloned() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let caller = parts.extensions.get::<Caller>().cloned();
+    let context = context(&pages, &parts, browser, caller.clone());
+    parts.extensions.insert(context);
+    let mut response = next.run(Request::from_parts(parts, body)).await;
+    // For the navigation of a page that says what went wrong.
+    if let Some(caller) = caller {
+        response.extensions_mut().insert(caller);
     }
     response
 }
 
-/// Whether the browser reaches the page over TLS: that of the service, or that of a proxy, as the origin of a form says.
-fn is_secure(config: &Config, headers: &HeaderMap) -> bool {
-    let https = |origin: &HeaderValue| origin.as_bytes().starts_with(b"https:");
-    config.api.tls.is_some() || headers.get(header::ORIGIN).is_some_and(https)
-}
-
-/// Gives the handlers of the page what they need.
-async fn with_context(State(pages): State<Pages>, mut request: Request, next: Next) -> Response {
-    let Some(Browser { cookie, signed_in }) = request.extensions().get::<Browser>().cloned() else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
+/// Returns what a page is made with.
+fn context(pages: &Pages, request: &Parts, browser: Browser, caller: Option<Caller>) -> Context {
     let (config, policy) = (pages.app.0.config.get(), pages.app.0.policy.get());
-    let caller = request.extensions().get::<Caller>().cloned();
-    let behind_proxy = config.api.identity == IdentityFrom::Headers;
-    let callers = &pages.app.0.callers;
-    let ways = Ways {
-        token: callers.take_tokens() && !behind_proxy,
-        password: callers.keystone().is_some() && !behind_proxy,
-    };
-    let who = caller.as_ref().map(|caller| who(caller, signed_in));
+    let Browser { cookie, place, signed_in } = browser;
     let asking = caller.clone();
     let may = move |rule: &str| {
         let asked = asking.as_ref().map(|caller| policy.require(caller, rule, Target::Unknown).is_ok());
         asked.unwrap_or_default()
     };
-    let context = Context {
-        api: api(&pages, &request, caller),
-        who,
+    let simulated = !config.hypervisor.is_empty()
+        && config.hypervisor.iter().all(|hypervisor| hypervisor.uri.starts_with("sim:"));
+    Context {
+        who: caller.as_ref().map(|caller| who(caller, signed_in)),
         may: Arc::new(may),
-        sign_in: sign_in(&pages.app, &request),
+        sign_in: sign_in(&pages.app, &request.extensions, place),
         sessions: Arc::clone(&pages.sessions),
+        // A cookie that stands for a session says who it is.
+        person: caller.as_ref().filter(|_| !signed_in).map(Caller::key).unwrap_or_default(),
+        place,
+        signed_in,
+        secure: is_secure(&config, &request.headers),
+        ways: Ways { token: takes_tokens(&pages.app), password: takes_passwords(&pages.app), simulated },
+        api: api(pages, request, caller, signed_in.then(|| (cookie.clone(), place))),
         cookie,
-        secure: is_secure(&config, request.headers()),
-        ways,
+    }
+}
+
+/// Whether a person can sign in with a token.
+fn takes_tokens(app: &App) -> bool {
+    app.0.callers.take_tokens() && app.0.config.get().api.identity != IdentityFrom::Headers
+}
+
+/// Whether a person can sign in with a name and password of Keystone.
+fn takes_passwords(app: &App) -> bool {
+    app.0.callers.keystone().is_some() && app.0.config.get().api.identity != IdentityFrom::Headers
+}
+
+/// Returns why nobody can sign in with a credential here, before anybody is asked about it.
+fn not_taken(app: &App, place: Place, credential: &Credential) -> Option<Fault> {
+    let is_taken = match credential {
+        Credential::Token(token) if token.len() > LONGEST_TOKEN => {
+            return Some(Fault::new(StatusCode::UNAUTHORIZED, "the token is too long; copy only the token"));
+        }
+        Credential::Token(_) => takes_tokens(app),
+        Credential::Login(_) => takes_passwords(app),
     };
-    request.extensions_mut().insert(context);
-    next.run(request).await
+    let text = match (is_taken, place) {
+        (false, _) => "this service does not take this here; open the form again, which says how to sign in",
+        (true, Place::Unknown) => {
+            "the kernel does not tell who has the other end of this connection, so that nobody can sign in here; allow \
+             cookies, and open this form again"
+        }
+        (true, Place::Elsewhere | Place::User(_)) => return None,
+    };
+    Some(Fault::new(StatusCode::FORBIDDEN, text))
 }
 
 /// Returns the routes of the API as the caller of a page uses them.
-fn api(pages: &Pages, request: &Request, caller: Option<Caller>) -> Api {
+fn api(pages: &Pages, request: &Parts, caller: Option<Caller>, session: Option<(Cookie, Place)>) -> Api {
     let (mut headers, mut extensions) = (HeaderMap::new(), Extensions::new());
-    if let Some(host) = request.headers().get(header::HOST) {
+    if let Some(host) = request.headers.get(header::HOST) {
         headers.insert(header::HOST, host.clone());
     }
-    if let Some(peer) = request.extensions().get::<Peer>() {
+    if let Some(peer) = request.extensions.get::<Peer>() {
         extensions.insert(*peer);
     }
-    if let Some(id) = request.extensions().get::<RequestId>() {
+    if let Some(id) = request.extensions.get::<RequestId>() {
         extensions.insert(id.clone());
     }
     if let Some(caller) = caller {
         extensions.insert(OnBehalf(caller));
+    }
+    if request.uri.path().ends_with("/live") {
+        let sessions = Arc::clone(&pages.sessions);
+        let signed_in = session.map(|(cookie, place)| -> StillSignedIn {
+            Arc::new(move || sessions.token(&cookie, place, false).is_some())
+        });
+        extensions.insert(Shown::of(request.clone(), signed_in));
     }
     Api::new(Arc::clone(&pages.api), headers, extensions)
 }
@@ -142,15 +240,17 @@ fn who(caller: &Caller, signed_in: bool) -> Who {
 }
 
 /// Returns what checks a credential at sign-in. It counts as a request of its owner, or as a failure of this connection.
-fn sign_in(app: &App, request: &Request) -> SignIn {
+fn sign_in(app: &App, extensions: &Extensions, place: Place) -> SignIn {
     let app = app.clone();
-    let peer = request.extensions().get::<Peer>().copied();
+    let peer = extensions.get::<Peer>().copied();
     Arc::new(move |credential| {
-        let identity = IdentityParts::from_ref(&app);
+        let (identity, refused) = (IdentityParts::from_ref(&app), not_taken(&app, place, &credential));
         Box::pin(async move {
-            signed_in(&identity, peer, credential)
-                .await
-                .map_err(|fault| Problem::new(fault.status.as_u16(), fault.message))
+            let signed_in = match refused {
+                Some(fault) => Err(fault),
+                None => signed_in(&identity, peer, credential).await,
+            };
+            signed_in.map_err(|fault| Problem::new(fault.status.as_u16(), fault.message))
         })
     })
 }
@@ -165,7 +265,7 @@ async fn signed_in(
         Credential::Login(login) => policy::token_for(identity, peer, &login).await?,
     };
     let mut shown = Request::new(());
-    *shown.uri_mut() = axum::http::Uri::from_static("/ui/account");
+    *shown.uri_mut() = Uri::from_static("/ui/account");
     shown.headers_mut().insert(TOKEN, token.clone());
     if let Some(peer) = peer {
         shown.extensions_mut().insert(peer);
@@ -178,15 +278,16 @@ async fn signed_in(
     };
     let mut for_audit = Extensions::new();
     for_audit.insert(Identified { actor: Arc::new(actor::current().by(&caller)), rule: None });
-    Ok(SignedIn { token, for_audit })
+    Ok(SignedIn { caller: caller.key(), token, for_audit })
 }
 
 /// Makes a page of every error: of one that a layer found, and of one that a handler returned. Whoever is not signed in
 /// is sent to the form for it.
-async fn as_page(request: Request, next: Next) -> Response {
-    let (method, uri) = (request.method().clone(), request.uri().clone());
+async fn as_page(State(pages): State<Pages>, request: Request, next: Next) -> Response {
+    let (sent, body) = request.into_parts();
+    let request = Request::from_parts(sent.clone(), body);
     let mut response = next.run(request).await;
-    if !uri.path().starts_with("/ui/sign-") {
+    if !sent.uri.path().starts_with("/ui/sign-") {
         response.extensions_mut().insert(DoneByRoutes);
     }
     let status = response.status();
@@ -204,13 +305,22 @@ async fn as_page(request: Request, next: Next) -> Response {
     let problem = fault.or_else(|| extensions.get::<Problem>().cloned());
     let problem = problem
         .unwrap_or_else(|| Problem::new(status.as_u16(), "the address or form of this page is not valid"));
-    let mut page =
-        if status == StatusCode::UNAUTHORIZED && method == Method::GET && !uri.path().ends_with("/live") {
-            to_sign_in(&uri)
-        } else {
-            problem_page(&problem, false)
-        };
     let (parts, _) = response.into_parts();
+    let path = sent.uri.path().to_owned();
+    let mut page = match (status, &sent.method) {
+        (StatusCode::UNAUTHORIZED, &Method::GET) if !path.ends_with("/live") => {
+            to(&returning("sign-in", &sent.uri))
+        }
+        // The session has ended before.
+        (StatusCode::UNAUTHORIZED, _) if path.ends_with("/sign-out") => to("sign-in"),
+        _ => {
+            let caller = parts.extensions.get::<Caller>().cloned();
+            let browser = parts.extensions.get::<Browser>().cloned();
+            let context =
+                caller.zip(browser).map(|(caller, browser)| context(&pages, &sent, browser, Some(caller)));
+            problem_page(&problem, context.as_ref())
+        }
+    };
     for name in [header::SET_COOKIE, header::RETRY_AFTER] {
         if let Some(value) = parts.headers.get(&name) {
             page.headers_mut().insert(name, value.clone());
@@ -232,8 +342,15 @@ fn with_fault(mut response: Response) -> Response {
     response
 }
 
-fn to_sign_in(uri: &axum::http::Uri) -> Response {
-    let page = uri.path_and_query().map_or("", |text| text.as_str().trim_start_matches("/ui/"));
+/// Sends the browser to a page.
+fn to(page: &str) -> Response {
+    let place = HeaderValue::from_str(page).unwrap_or(HeaderValue::from_static("home"));
+    (StatusCode::SEE_OTHER, [(header::LOCATION, place)]).into_response()
+}
+
+/// Returns the address of a page that goes on to another one later.
+fn returning(by: &str, to: &Uri) -> String {
+    let page = to.path_and_query().map_or("", |text| text.as_str().trim_start_matches("/ui/"));
     let next: String = page
         .bytes()
         .map(|byte| match byte {
@@ -241,7 +358,5 @@ fn to_sign_in(uri: &axum::http::Uri) -> Response {
             other => format!("%{other:02X}"),
         })
         .collect();
-    let place = HeaderValue::from_str(&format!("sign-in?next={next}"));
-    let place = place.unwrap_or(HeaderValue::from_static("sign-in"));
-    (StatusCode::SEE_OTHER, [(header::LOCATION, place)]).into_response()
+    if next.len() > LONGEST_PAGE { format!("{by}?next=") } else { format!("{by}?next={next}") }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hotslot_model::identity::Actor;
 use opentelemetry::trace::FutureExt as _;
 use tokio::task::JoinHandle;
+use tokio::task::futures::TaskLocalFuture;
 
 tokio::task_local! {
     static WHO: Arc<Actor>;
@@ -29,19 +30,19 @@ pub fn current() -> Arc<Actor> {
 }
 
 /// Runs a future on behalf of an actor.
-pub async fn scope<F: Future>(who: impl Into<Actor>, work: F) -> F::Output {
-    scope_as(Arc::new(who.into()), work).await
+pub fn scope<F: Future>(who: impl Into<Actor>, work: F) -> TaskLocalFuture<Arc<Actor>, F> {
+    scope_as(Arc::new(who.into()), work)
 }
 
 /// Runs a future on behalf of an actor that others use too.
-pub async fn scope_as<F: Future>(who: Arc<Actor>, work: F) -> F::Output {
-    WHO.scope(who, work).await
+pub fn scope_as<F: Future>(who: Arc<Actor>, work: F) -> TaskLocalFuture<Arc<Actor>, F> {
+    WHO.scope(who, work)
 }
 
 /// Runs a future under a process id. After other processes have removed that id from the record, the future cannot
 /// commit any change.
-pub async fn as_process<F: Future>(worker: Option<Arc<str>>, work: F) -> F::Output {
-    WORKER.scope(worker, work).await
+pub fn as_process<F: Future>(worker: Option<Arc<str>>, work: F) -> TaskLocalFuture<Option<Arc<str>>, F> {
+    WORKER.scope(worker, work)
 }
 
 /// Returns the process id under which the current task began. Returns `None` when it is not known, or when no other

@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use sqlx::sqlite::SqliteConnectOptions;
@@ -65,12 +66,14 @@ async fn copy_into(from: &Path, partial: &Path) -> Result<(), Error> {
 }
 
 /// Replaces the database of a URL with a backup and runs the migrations. The previous database is kept in the same
-/// directory, as `….before-restore`.
+/// directory, as `….before-restore`, or `….before-restore.1` and so on when earlier ones are kept there. Returns its
+/// file; `None` when there was no database.
 ///
 /// # Errors
-/// Returns [`Error::Invalid`] for PostgreSQL or when the file is not a backup, [`Error::Conflict`] while a service
-/// runs, and the errors of the database and the file system. After an error the database is unchanged.
-pub async fn restore(url: &str, from: &Path) -> Result<(), Error> {
+/// Returns [`Error::Invalid`] for PostgreSQL, or when the file is the database itself or is not a backup,
+/// [`Error::Conflict`] while a service runs, and the errors of the database and the file system. After an error the
+/// database is unchanged.
+pub async fn restore(url: &str, from: &Path) -> Result<Option<PathBuf>, Error> {
     let to = sqlite(url, "pg_restore")?;
     let to = private::prepare_for(&to, true).map_err(failed(to.display()))?;
     let Some(_lock) = lock(&to).map_err(failed(to.display()))? else {
@@ -87,8 +90,14 @@ pub async fn restore(url: &str, from: &Path) -> Result<(), Error> {
 }
 
 /// Copies a backup into the file `fresh`, checks it, runs the migrations, and replaces the database `to` with it.
-async fn restore_to(to: &Path, from: &Path, fresh: &Path) -> Result<(), Error> {
+async fn restore_to(to: &Path, from: &Path, fresh: &Path) -> Result<Option<PathBuf>, Error> {
     let mut backup = File::open(from).map_err(failed(from.display()))?;
+    if is_same_file(&backup, to).map_err(failed(from.display()))? {
+        return Err(Error::Invalid(format!(
+            "{} is the database itself; name a backup of it",
+            from.display()
+        )));
+    }
     let mut copy = private::new_file(fresh).map_err(failed(fresh.display()))?;
     io::copy(&mut backup, &mut copy).map_err(failed(from.display()))?;
     drop(copy);
@@ -97,13 +106,14 @@ async fn restore_to(to: &Path, from: &Path, fresh: &Path) -> Result<(), Error> {
     let refused = |_| Error::Invalid(format!("{} is not a backup; {right}", from.display()));
     check(fresh).await.map_err(refused)?;
     Store::open_file(SqliteConnectOptions::new().filename(fresh), None).await?.close().await;
-    let kept = beside(to, ".before-restore");
+    let kept = unused(to)?;
     // The user who restores the database may be another one than the user of the service.
     let owner = fs::metadata(to).or_else(|_| fs::metadata(private::directory(to)));
     let owner = owner.map_err(failed(to.display()))?;
     private::own_as(fresh, &owner);
     private::own_as(&beside(to, ".lock"), &owner);
-    if to.exists() {
+    let replaced = to.exists();
+    if replaced {
         // SQLite would apply the log of the old database to the new one, and the old one lacks its latest changes
         // without its log. So write the log into the old database first. If the restore is killed, one of the two is
         // complete.
@@ -123,7 +133,30 @@ async fn restore_to(to: &Path, from: &Path, fresh: &Path) -> Result<(), Error> {
             Ok(()) | Err(_) => {}
         }
     }
-    take_place(fresh, to)
+    take_place(fresh, to)?;
+    Ok(replaced.then_some(kept))
+}
+
+/// Returns the name under which the previous database is kept, which no earlier restore has used.
+fn unused(database: &Path) -> Result<PathBuf, Error> {
+    let mut kept = beside(database, ".before-restore");
+    for number in 1.. {
+        if !kept.try_exists().map_err(failed(kept.display()))? {
+            break;
+        }
+        kept = beside(database, &format!(".before-restore.{number}"));
+    }
+    Ok(kept)
+}
+
+/// Whether an open file is the file of a path. Two names of one file are the same file.
+fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
+    let file = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(other) => Ok((file.dev(), file.ino()) == (other.dev(), other.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The suffixes of the files that SQLite keeps with a database: the log, its index, and the rollback journal.

@@ -25,6 +25,7 @@ pub mod error;
 mod events;
 mod executor;
 mod failure;
+mod host_modes;
 mod hypervisors;
 mod idempotency;
 mod locks;

@@ -74,12 +74,16 @@
     timer = setTimeout(() => (document.hidden ? poll() : update()), pending ? POLL : CALM);
   }
 
-  // A link of `hotslot serve --simulate` has the token behind the #, which browsers send to nobody.
-  const field = document.querySelector("input[name=token]");
-  if (field && location.hash.startsWith("#token=")) {
-    field.value = location.hash.slice("#token=".length);
+  // A link may have a token behind the #, which browsers send to nobody. Only a made-up host signs in with it at once: a
+  // link of somebody else must not sign a person in as somebody else without a word.
+  const field = document.querySelector("form[data-fill] input[name=token]");
+  if (location.hash.startsWith("#token=")) {
+    const token = location.hash.slice("#token=".length);
     history.replaceState(null, "", location.pathname + location.search);
-    field.form.submit();
+    if (field) {
+      field.value = token;
+      if (field.form.dataset.fill === "send") field.form.submit();
+    }
   }
 
   // What happens while a form is being answered: the steps that the page of the server shows.
@@ -114,21 +118,53 @@
     });
   }
 
+  let source = null;
+  let followed = false;
+
+  function heard(message) {
+    if (!message.data) return;
+    step();
+    soon();
+  }
+
   function follow() {
-    const source = new EventSource("live?" + body.dataset.live);
-    let seen = false;
+    if (source) return;
+    source = new EventSource("live?" + body.dataset.live);
     source.onopen = () => {
       state("live", "on");
       // What happened while the connection was away is read once.
-      if (seen) soon();
-      seen = true;
+      if (followed) soon();
+      followed = true;
     };
-    source.onerror = () => { state("not connected", "off"); body.classList.add("stale"); };
-    source.onmessage = (message) => { if (message.data) { step(); soon(); } };
-    for (const kind of (body.dataset.kinds || "").split(" ")) source.addEventListener(kind, () => { step(); soon(); });
-    addEventListener("pagehide", () => source.close());
+    source.onerror = () => {
+      state("not connected", "off");
+      body.classList.add("stale");
+      // The browser itself connects again only when it could connect at all.
+      if (source && source.readyState === EventSource.CLOSED) {
+        leave();
+        setTimeout(() => { if (!document.hidden) follow(); }, POLL);
+        soon();
+      }
+    };
+    source.onmessage = heard;
+    for (const kind of (body.dataset.kinds || "").split(" ")) source.addEventListener(kind, heard);
   }
 
-  if (body.dataset.live !== undefined) follow();
+  function leave() {
+    if (source) source.close();
+    source = null;
+  }
+
+  // A browser has six connections to a service for all of its tabs. One that nobody sees needs none.
+  function seen() {
+    if (document.hidden) leave(); else follow();
+  }
+
+  if (body.dataset.live !== undefined) {
+    seen();
+    document.addEventListener("visibilitychange", seen);
+    addEventListener("pagehide", leave);
+    addEventListener("pageshow", seen);
+  }
   poll();
 })();

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::context::Context;
 use crate::layout::Page;
-use crate::parts::{attachment_badge, badge, function_page, items, server_page, shown, text, time};
+use crate::parts::{attachment_badge, badge, function_page, items, server_link, shown, text, time};
 use crate::problem::Problem;
 
 /// Returns the page: what the caller may see of each of the three.
@@ -23,10 +23,10 @@ pub(crate) async fn show(context: Context) -> Result<Response, Problem> {
     .await;
     let content = html! {
         h1 { "Accelerators" }
-        div #accelerators data-live { (table(&accelerators)) }
+        div #accelerators data-live { (table(&context, &accelerators)) }
         @if let Some(requests) = &requests {
             h2 { "Accelerator requests" }
-            div #requests data-live { (requests_table(requests)) }
+            div #requests data-live { (requests_table(&context, requests)) }
         }
         @if let Some(profiles) = &profiles {
             h2 { "Device profiles" }
@@ -45,7 +45,7 @@ async fn optional(context: &Context, rule: &str, path: &str, key: &str) -> Optio
     context.api.list(path, key, 5000).await.ok().map(|(items, _)| items)
 }
 
-fn table(accelerators: &[Value]) -> Markup {
+fn table(context: &Context, accelerators: &[Value]) -> Markup {
     html! {
         @if accelerators.is_empty() {
             p.empty { "There is no accelerator. An accelerator is a name for devices that a server or the host can have: "
@@ -53,13 +53,13 @@ fn table(accelerators: &[Value]) -> Markup {
         } @else {
             table.wide {
                 thead { tr { th { "Name" } th { "Type" } th { "Status" } th { "Server" } th { "Devices" } th { "Project" } } }
-                tbody { @for one in accelerators { (line(one)) } }
+                tbody { @for one in accelerators { (line(context, one)) } }
             }
         }
     }
 }
 
-fn line(one: &Value) -> Markup {
+fn line(context: &Context, one: &Value) -> Markup {
     let colour = match text(&one["status"]) {
         "available" => "free",
         "attached" | "in-use" | "bound" => "used",
@@ -71,7 +71,7 @@ fn line(one: &Value) -> Markup {
             th scope="row" { (text(&one["name"])) }
             td { (text(&one["device_type"])) " " small { (text(&one["acc_type"])) } }
             td { (badge(text(&one["status"]), colour)) @if let Some(reason) = one["status_reason"].as_str() { " " span.reason { (reason) } } }
-            td { @if let Some(server) = one["instance_uuid"].as_str() { a href=(server_page(server)) { small { code { (server) } } } } @else { "–" } }
+            td { @if let Some(server) = one["instance_uuid"].as_str() { (server_link(context, server, &html! { small { code { (server) } } })) } @else { "–" } }
             td { @for device in items(&one["devices"]) {
                 div {
                     @if let (Some(host), Some(address)) = (device["host"].as_str(), device["address"].as_str()) {
@@ -86,7 +86,7 @@ fn line(one: &Value) -> Markup {
     }
 }
 
-fn requests_table(requests: &[Value]) -> Markup {
+fn requests_table(context: &Context, requests: &[Value]) -> Markup {
     html! {
         @if requests.is_empty() { p.empty { "There is no accelerator request. Nova makes them for servers whose flavor names a device profile." } }
         @else {
@@ -97,7 +97,7 @@ fn requests_table(requests: &[Value]) -> Markup {
                     td { (text(&one["device_profile_name"])) }
                     td { (badge(text(&one["state"]), if one["state"] == "Bound" { "used" } else { "held" }))
                         @if let Some(reason) = one["state_reason"].as_str() { " " span.reason { (reason) } } }
-                    td { @if let Some(server) = one["instance_uuid"].as_str() { a href=(server_page(server)) { small { code { (server) } } } } }
+                    td { @if let Some(server) = one["instance_uuid"].as_str() { (server_link(context, server, &html! { small { code { (server) } } })) } }
                     td { (time(&one["created_at"])) }
                 } } }
             }

@@ -22,6 +22,20 @@ pub(crate) fn part(text: &str) -> String {
     utf8_percent_encode(text, PART).to_string()
 }
 
+/// Makes the id or name of one thing safe as a part of a path.
+///
+/// # Errors
+/// 404 for what no id is: an empty text, and the names of lists that stand in the same place of a path.
+pub(crate) fn id_part(id: &str) -> Result<String, Problem> {
+    if ["", ".", "..", "detail"].contains(&id) {
+        return Err(Problem::new(
+            404,
+            "the address of this page names nothing; go back and choose from a list",
+        ));
+    }
+    Ok(part(id))
+}
+
 /// The routes, with what identifies the caller: headers and extensions that each request gets.
 #[derive(Clone)]
 pub struct Api {

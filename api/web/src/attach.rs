@@ -7,12 +7,12 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
 use crate::parts::{badge, function_page, items, server_page, text};
 use crate::problem::Problem;
-use crate::session::Cookie;
+use crate::session::random;
 
 /// The number of different aliases that the form takes.
 const PARTS: usize = 3;
@@ -128,13 +128,17 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
     let server = Server::find(&context, fields.get("id")).await?;
     let asked = Asked::read(&fields);
     let done = if fields.get("step") == "attach" {
-        send(&context, &server, &asked, fields.get("key")).await.map(|_| Done::Attached)
+        send(&context, &server, &asked, fields.get("key")).await.map(Done::Attached)
     } else {
         dry_run(&context, &server, &asked).await.map(Done::Checked)
     };
     let mut status = 200;
     let verdict = match done {
-        Ok(Done::Attached) => return Ok(go(&format!("{}&done=attached", server_page(&server.id)))),
+        Ok(Done::Attached(made)) => {
+            let ids: Vec<_> =
+                items(&made["pci_devices"]).iter().map(|one| part(text(&one["attachment_id"]))).collect();
+            return Ok(go(&format!("{}&of={}&done=attached", server_page(&server.id), ids.join(","))));
+        }
         Ok(Done::Checked(run)) => html! { (verdict(&context, &server, &asked, &run)) },
         Err(problem) => {
             status = problem.status;
@@ -180,7 +184,7 @@ fn servers_on(host: &str) -> String {
 
 enum Done {
     Checked(Value),
-    Attached,
+    Attached(Value),
 }
 
 async fn dry_run(context: &Context, server: &Server, asked: &Asked) -> Result<Value, Problem> {
@@ -207,7 +211,7 @@ struct Server {
 
 impl Server {
     async fn find(context: &Context, id: &str) -> Result<Self, Problem> {
-        let found = context.api.get(&format!("/v2.1/servers/{}", part(id))).await?;
+        let found = context.api.get(&format!("/v2.1/servers/{}", id_part(id)?)).await?;
         let server = &found["server"];
         let own = |key: &str| text(&server[key]).to_owned();
         Ok(Self { id: own("id"), name: own("name"), status: own("status") })
@@ -325,7 +329,7 @@ fn options(asked: &Asked) -> Markup {
 /// Returns what a dry run found, and the button that attaches.
 fn verdict(context: &Context, server: &Server, asked: &Asked, run: &Value) -> Markup {
     let possible = run["would_attach"] == true;
-    let key = Cookie::random().into_text();
+    let key = random();
     let (failed, others): (Vec<_>, Vec<_>) =
         items(&run["checks"]).iter().partition(|check| check["result"] == "fail");
     html! {

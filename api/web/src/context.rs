@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::api::Api;
 use crate::problem::Problem;
-use crate::session::{Cookie, Sessions};
+use crate::session::{Cookie, Place, Sessions};
 
 /// Answers whether the caller may use the routes of a rule, for some project at least.
 pub type May = Arc<dyn Fn(&str) -> bool + Send + Sync>;
@@ -28,6 +28,8 @@ pub enum Credential {
 
 /// Somebody who has signed in.
 pub struct SignedIn {
+    /// What tells the caller apart from all others.
+    pub caller: String,
     /// The token that each page shows from now on.
     pub token: HeaderValue,
     /// What the audit reads in the response.
@@ -66,6 +68,12 @@ pub struct Context {
     pub sessions: Arc<Sessions>,
     /// The cookie of the browser.
     pub cookie: Cookie,
+    /// Where the browser is.
+    pub place: Place,
+    /// Whether the cookie stands for a session.
+    pub signed_in: bool,
+    /// Who is known without the cookie; empty when nobody is.
+    pub person: String,
     /// Whether the browser may send the cookie over TLS only.
     pub secure: bool,
     /// How callers may sign in.
@@ -77,6 +85,8 @@ pub struct Context {
 pub struct Ways {
     /// With a token.
     pub token: bool,
+    /// Whether all hosts are simulated, so that a link may sign a person in without asking.
+    pub simulated: bool,
     /// With a name and password of Keystone.
     pub password: bool,
 }
@@ -89,7 +99,7 @@ impl Context {
 
     /// Returns the token that each form has.
     pub(crate) fn form_token(&self) -> String {
-        self.sessions.form_token(&self.cookie)
+        self.sessions.form_token(&self.cookie, &self.person)
     }
 }
 
@@ -136,7 +146,7 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
             )
         };
         let fields = Self(form.map_err(|rejection| unreadable(rejection).into_response())?.0);
-        if context.sessions.is_own_form(&context.cookie, fields.get("form_token")) {
+        if context.sessions.is_own_form(&context.cookie, &context.person, fields.get("form_token")) {
             return Ok(fields);
         }
         let text =

@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
 use crate::guest_tree::{bus, unplug_words};
 use crate::layout::{Page, form_token, go};
@@ -21,8 +21,9 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    fn path(&self) -> String {
-        format!("/v2.1/servers/{}/os-pci_attachments/{}", part(&self.server), part(&self.attachment))
+    fn path(&self) -> Result<String, Problem> {
+        let (server, attachment) = (id_part(&self.server)?, id_part(&self.attachment)?);
+        Ok(format!("/v2.1/servers/{server}/os-pci_attachments/{attachment}"))
     }
 }
 
@@ -32,7 +33,7 @@ pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Resu
 }
 
 async fn page(context: &Context, wanted: &Wanted, refused: Option<&Problem>) -> Result<Response, Problem> {
-    let attachment = context.api.get(&wanted.path()).await?["pciAttachment"].take();
+    let attachment = context.api.get(&wanted.path()?).await?["pciAttachment"].take();
     let by = unplug_by(context, wanted).await;
     let live = Some(format!("server={}", part(&wanted.server)));
     let content = html! {
@@ -119,8 +120,11 @@ pub(crate) async fn detach(context: Context, fields: Fields) -> Result<Response,
     let wanted =
         Wanted { server: fields.get("server").to_owned(), attachment: fields.get("attachment").to_owned() };
     let force = if fields.is_set("force") { "?force=true" } else { "" };
-    match context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()), None).await {
-        Ok(_) => Ok(go(&format!("{}&done=detaching", server_page(&wanted.server)))),
+    match context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()?), None).await {
+        Ok(_) => {
+            let of = part(&wanted.attachment);
+            Ok(go(&format!("{}&of={of}&done=detaching", server_page(&wanted.server))))
+        }
         Err(problem) => page(&context, &wanted, Some(&problem)).await,
     }
 }

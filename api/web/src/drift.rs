@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::api::part;
 use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token};
-use crate::parts::{badge, function_page, items, server_page, text};
+use crate::parts::{badge, function_page, items, server_link, text};
 use crate::problem::Problem;
 
 /// Returns what disagrees now.
@@ -33,7 +33,7 @@ pub(crate) async fn repair(context: Context, fields: Fields) -> Result<Response,
             section.outcome role="status" {
                 p.done { (count) " of " (repaired.len()) " repaired." }
                 @for one in repaired.iter().filter(|one| one["repaired"] != true) {
-                    p.refusal { (text(&one["kind"])) " of " (subject(one)) " is left as it is: " (text(&one["left"])) }
+                    p.refusal { (text(&one["kind"])) " of " (subject(&context, one)) " is left as it is: " (text(&one["left"])) }
                 }
             }
             div #drift data-live { (list(&context, &left)) }
@@ -62,7 +62,7 @@ fn list(context: &Context, found: &Value) -> Markup {
         } @else {
             table.wide {
                 thead { tr { th { "What" } th { "Of" } th { "What each says" } th { "What resolves it" } } }
-                tbody { @for one in drift { (line(one)) } }
+                tbody { @for one in drift { (line(context, one)) } }
             }
             @if by_repair && context.may("hotslot:drift:repair") {
                 form method="post" action="drift" {
@@ -76,22 +76,22 @@ fn list(context: &Context, found: &Value) -> Markup {
 }
 
 /// Returns the server, the device and the host that a finding is about.
-fn subject(one: &Value) -> Markup {
+fn subject(context: &Context, one: &Value) -> Markup {
     let host = text(&one["host"]);
     html! {
         @if let Some(server) = one["server_id"].as_str() {
-            a href=(server_page(server)) { (one["server_name"].as_str().unwrap_or(server)) } " "
+            (server_link(context, server, &html! { (one["server_name"].as_str().unwrap_or(server)) })) " "
         }
         @if let Some(address) = one["address"].as_str() { a.address href=(function_page(host, address)) { (address) } " " }
         small { "on " (host) }
     }
 }
 
-fn line(one: &Value) -> Markup {
+fn line(context: &Context, one: &Value) -> Markup {
     html! {
         tr {
             th scope="row" { (text(&one["kind"])) }
-            td { (subject(one)) }
+            td { (subject(context, one)) }
             td {
                 dl.said { @for (source, what) in one["said"].as_object().into_iter().flatten() {
                     dt { (source) } dd { (text(what)) }

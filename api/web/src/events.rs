@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::api::part;
 use crate::context::Context;
 use crate::layout::{Page, secure};
-use crate::parts::{function_page, items, server_page, text, time};
+use crate::parts::{function_page, items, server_link, text, time};
 use crate::problem::Problem;
 
 /// The number of events in a page.
@@ -78,7 +78,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         h1 { "Events" }
         (form(&wanted))
         @match &found {
-            Ok(found) => div #events data-live { (table(&wanted, items(&found["events"]))) },
+            Ok(found) => div #events data-live { (table(&context, &wanted, items(&found["events"]))) },
             Err(problem) => p.refusal role="alert" { (problem.message) },
         }
     };
@@ -106,14 +106,14 @@ fn form(wanted: &Wanted) -> Markup {
     }
 }
 
-fn table(wanted: &Wanted, events: &[Value]) -> Markup {
+fn table(context: &Context, wanted: &Wanted, events: &[Value]) -> Markup {
     let first = events.first().and_then(|event| event["id"].as_i64());
     html! {
         @if events.is_empty() { p.empty { "No event fits." } }
         @else {
             table.wide.events {
                 thead { tr { th { "Time (UTC)" } th { "What" } th { "Change" } th { "Of" } th { "Who" } } }
-                tbody { @for event in events.iter().rev() { (line(event)) } }
+                tbody { @for event in events.iter().rev() { (line(context, event)) } }
             }
             @if let Some(first) = first.filter(|first| *first > 1) {
                 p.pages {
@@ -125,7 +125,7 @@ fn table(wanted: &Wanted, events: &[Value]) -> Markup {
     }
 }
 
-fn line(event: &Value) -> Markup {
+fn line(context: &Context, event: &Value) -> Markup {
     let host = text(&event["host"]);
     html! {
         tr id={ "event-" (event["id"]) } {
@@ -134,7 +134,7 @@ fn line(event: &Value) -> Markup {
             td { (change(event)) }
             td {
                 @if let Some(address) = event["address"].as_str() { a.address href=(function_page(host, address)) { (address) } " " }
-                @if let Some(server) = event["server_id"].as_str() { a href=(server_page(server)) { small { code { (server) } } } " " }
+                @if let Some(server) = event["server_id"].as_str() { (server_link(context, server, &html! { small { code { (server) } } })) " " }
                 @if !host.is_empty() { small { "on " (host) } }
             }
             td { (who(event)) }

@@ -6,12 +6,12 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::attach::BY_ADDRESS;
 use crate::context::Context;
 use crate::layout::Page;
 use crate::parts::{
-    attachment_badge, badge, device_status, function_name, function_page, items, link_words, server_page,
+    attachment_badge, badge, device_status, function_name, function_page, items, link_words, server_link,
     shown, size, text,
 };
 use crate::problem::Problem;
@@ -25,7 +25,8 @@ pub(crate) struct Wanted {
 
 /// Returns the page of a function.
 pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
-    let path = format!("/v2.1/os-hypervisors/{}/pci_devices/{}", part(&wanted.host), part(&wanted.address));
+    let path =
+        format!("/v2.1/os-hypervisors/{}/pci_devices/{}", id_part(&wanted.host)?, id_part(&wanted.address)?);
     let function = context.api.get(&path).await?["pci_device"].take();
     let (host, address) = (text(&function["host"]).to_owned(), text(&function["address"]).to_owned());
     let title = format!("{address} on {host}");
@@ -35,17 +36,17 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         }
         h1 { (function_name(&function)) " " small { code { (address) } } }
         div #function data-live {
-            (verdict(&function))
+            (verdict(&context, &function))
             @if function["offered"] == true && context.may(BY_ADDRESS) {
                 p.actions { a.button href={ "attach?host=" (part(&host)) "&address=" (part(&address)) } { "Attach to a server" } }
             }
             div.columns {
                 section { h2 { "What it is" } (facts(&function)) }
-                section { h2 { "Why" } (reasons(&function)) }
+                section { h2 { "Why" } (reasons(&context, &function)) }
             }
             (whitelist(&function))
-            (group(&host, &function))
-            (mediated(&function))
+            (group(&context, &host, &function))
+            (mediated(&context, &function))
         }
     };
     let live = Some(format!("host={}", part(&host)));
@@ -53,13 +54,13 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
 }
 
 /// Returns in one sentence whether the function is offered.
-fn verdict(function: &Value) -> Markup {
+fn verdict(context: &Context, function: &Value) -> Markup {
     let (word, colour) = device_status(function);
     html! {
         @if function["offered"] == true {
             p.verdict.good { (badge("offered", "free")) " A server can have this function now." }
         } @else {
-            p.verdict { (badge(word, colour)) " " (why_not(function)) " " (holder(function)) }
+            p.verdict { (badge(word, colour)) " " (why_not(function)) " " (holder(context, function)) }
         }
     }
 }
@@ -127,7 +128,7 @@ fn facts(function: &Value) -> Markup {
 }
 
 /// Returns the guards, and what the host says of the function.
-fn reasons(function: &Value) -> Markup {
+fn reasons(context: &Context, function: &Value) -> Markup {
     html! {
         @match function["guards"].as_array() {
             None => p { "Whether the host needs this function can only be read on the host itself." },
@@ -139,7 +140,7 @@ fn reasons(function: &Value) -> Markup {
         }
         @if let Some(foreign) = function["foreign"].as_object() {
             p { "Somebody else put it into the domain "
-                a href=(server_page(text(&foreign["uuid"]))) { (text(&foreign["domain"])) } "." }
+                (server_link(context, text(&foreign["uuid"]), &html! { (text(&foreign["domain"])) })) "." }
         }
         @if function["pool"].is_object() {
             p { "It belongs to a pool of which " strong { (function["pool"]["count"]) } " are free." }
@@ -174,7 +175,7 @@ fn whitelist(function: &Value) -> Markup {
     }
 }
 
-fn group(host: &str, function: &Value) -> Markup {
+fn group(context: &Context, host: &str, function: &Value) -> Markup {
     let members = items(&function["group_members"]);
     html! {
         @if members.len() > 1 {
@@ -185,14 +186,14 @@ fn group(host: &str, function: &Value) -> Markup {
                     th scope="row" { a.address href=(function_page(host, text(&member["address"]))) { (text(&member["address"])) } }
                     td { (shown(&member["driver"])) }
                     td { (device_status(member).0) }
-                    td { @if let Some(server) = member["instance_uuid"].as_str() { a href=(server_page(server)) { code { (server) } } } }
+                    td { @if let Some(server) = member["instance_uuid"].as_str() { (server_link(context, server, &html! { code { (server) } })) } }
                 } } }
             }
         }
     }
 }
 
-fn mediated(function: &Value) -> Markup {
+fn mediated(context: &Context, function: &Value) -> Markup {
     let (types, devices) = (items(&function["mdev_types"]), items(&function["mdevs"]));
     html! {
         @if !types.is_empty() {
@@ -210,7 +211,7 @@ fn mediated(function: &Value) -> Markup {
                 thead { tr { th { "UUID" } th { "Type" } th { "Made for" } th { "Server" } th { "State" } } }
                 tbody { @for one in devices { tr {
                     td { code { (text(&one["uuid"])) } } td { code { (text(&one["type"])) } } td { (one["holder"].as_str().unwrap_or("somebody else")) }
-                    td { @if let Some(server) = one["instance_uuid"].as_str() { a href=(server_page(server)) { code { (server) } } } }
+                    td { @if let Some(server) = one["instance_uuid"].as_str() { (server_link(context, server, &html! { code { (server) } })) } }
                     td { @if let Some(status) = one["status"].as_str() { (attachment_badge(status)) } }
                 } } }
             }

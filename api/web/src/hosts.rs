@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::context::Context;
 use crate::layout::Page;
 use crate::parts::{badge, device_status, function_name, function_page, guard, items, link_words, text};
@@ -49,11 +49,19 @@ fn line(host: &Value) -> Markup {
     }
 }
 
-/// Returns whether a host is reachable, and why it is not.
+/// Returns whether a host is reachable and what may be changed there, and why.
 fn state(host: &Value) -> Markup {
+    let restriction = &host["restriction"];
     html! {
         @if host["state"] == "up" { (badge("up", "free")) } @else { (badge("away", "bad")) }
         @if let Some(reason) = host["state_reason"].as_str() { " " span.reason { (reason) } }
+        @if !restriction.is_null() {
+            " " (badge(text(&host["mode"]), "busy"))
+            " " span.reason {
+                "by " (restriction["by"].as_str().unwrap_or("the configuration"))
+                @if let Some(reason) = restriction["reason"].as_str() { ": " (reason) }
+            }
+        }
     }
 }
 
@@ -77,7 +85,7 @@ pub(crate) struct Wanted {
 
 /// Returns the functions of a host: as a tree, or as a list of those that a filter finds.
 pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
-    let path = format!("/v2.1/os-hypervisors/{}", part(&wanted.host));
+    let path = format!("/v2.1/os-hypervisors/{}", id_part(&wanted.host)?);
     let host = context.api.get(&path).await?["hypervisor"].take();
     let name = text(&host["hypervisor_hostname"]).to_owned();
     let functions = context.api.get(&format!("{path}/pci_devices")).await;
@@ -89,7 +97,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         (filter(&wanted, &name))
         div #functions data-live {
             @match &functions {
-                Ok(functions) => (content_of(&wanted, &name, items(&functions["pci_devices"]))),
+                Ok(functions) => (content_of(&context, &wanted, &name, items(&functions["pci_devices"]))),
                 Err(problem) => div.refusal role="alert" {
                     p { "The functions of this host cannot be read now: " (problem.message) }
                 },
@@ -160,12 +168,12 @@ impl Wanted {
     }
 }
 
-fn content_of(wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
+fn content_of(context: &Context, wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
     if wanted.is_all() {
         return html! {
             (summary(functions))
             (legend())
-            (Tree::of(host, functions).show())
+            (Tree::of(context, host, functions).show())
         };
     }
     let found: Vec<_> = functions.iter().filter(|function| wanted.passes(function)).collect();
@@ -179,17 +187,17 @@ fn content_of(wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
         @else {
             table.wide {
                 thead { tr { th { "Address" } th { "What" } th { "Status" } th { "Who has it" } th { "Driver" } th { "Link" } th { "NUMA" } th { "Group" } } }
-                tbody { @for function in shown { (row(host, function)) } }
+                tbody { @for function in shown { (row(context, host, function)) } }
             }
             p.pages {
                 @if wanted.from > 0 { a href=(more(wanted.from.saturating_sub(LINES))) { "Earlier" } " " }
-                @if wanted.from + LINES < found.len() { a href=(more(wanted.from + LINES)) { "Next " (LINES) } }
+                @if wanted.from.saturating_add(LINES) < found.len() { a href=(more(wanted.from + LINES)) { "Next " (LINES) } }
             }
         }
     }
 }
 
-fn row(host: &str, function: &Value) -> Markup {
+fn row(context: &Context, host: &str, function: &Value) -> Markup {
     let (word, colour) = device_status(function);
     let address = text(&function["address"]);
     html! {
@@ -197,7 +205,7 @@ fn row(host: &str, function: &Value) -> Markup {
             th scope="row" { a.address href=(function_page(host, address)) { (address) } }
             td { (function_name(function)) }
             td { (badge(word, colour)) }
-            td { (holder(function)) (guard(function)) }
+            td { (holder(context, function)) (guard(function)) }
             td { (text(&function["driver"])) }
             td { @if let Some((link, _)) = link_words(&function["link"]) { (link) } }
             td { @if let Some(node) = function["numa_node"].as_u64() { (node) } }

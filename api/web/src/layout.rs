@@ -6,6 +6,7 @@ use hotslot_model::event::EventKind;
 use maud::{DOCTYPE, Markup, html};
 
 use crate::context::{Context, Who};
+use crate::parts::visible;
 use crate::problem::Problem;
 
 /// What a browser may load for a page: only what the service itself serves.
@@ -13,7 +14,7 @@ const CSP: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-
                    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The pages of the navigation: path, name, and the rule that a caller needs.
-const NAVIGATION: [(&str, &str, &str); 8] = [
+pub(crate) const NAVIGATION: [(&str, &str, &str); 8] = [
     ("hosts", "Hosts", "os_compute_api:os-hypervisors:list-detail"),
     ("servers", "Servers", "os_compute_api:servers:detail"),
     ("accelerators", "Accelerators", "hotslot:accelerator:list"),
@@ -43,18 +44,22 @@ impl Page<'_> {
     /// Returns the page with a status code: that of the problem that it tells of.
     pub(crate) fn show_as(self, status: u16, context: &Context) -> Response {
         let live = self.live.as_deref().filter(|_| context.may("hotslot:event:list"));
-        let navigation = html! {
-            nav aria-label="Pages" {
-                @for (path, name, _) in NAVIGATION.iter().filter(|(_, _, rule)| context.may(rule)) {
-                    a href=(path) aria-current=[(*path == self.place).then_some("page")] { (name) }
-                }
-            }
-            @if let Some(who) = &context.who { (account(context, who)) }
-        };
+        let navigation = navigation(context, self.place);
         respond(
             StatusCode::from_u16(status).unwrap_or_default(),
             frame(self.title, navigation, live, &self.content),
         )
+    }
+}
+
+fn navigation(context: &Context, place: &str) -> Markup {
+    html! {
+        nav aria-label="Pages" {
+            @for (path, name, _) in NAVIGATION.iter().filter(|(_, _, rule)| context.may(rule)) {
+                a href=(path) aria-current=[(*path == place).then_some("page")] { (name) }
+            }
+        }
+        @if let Some(who) = &context.who { (account(context, who)) }
     }
 }
 
@@ -110,24 +115,45 @@ fn kinds() -> String {
     EventKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-/// Returns the page that says what went wrong. `back` is where the person can go on.
-pub fn problem_page(problem: &Problem, signed_in: bool) -> Response {
+/// Returns the page that says what went wrong, with the navigation of the caller where one is known.
+pub fn problem_page(problem: &Problem, context: Option<&Context>) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let content = html! {
         h1 { (problem.title()) }
         p.refusal role="alert" { (problem.message) }
         p {
             a href="home" { "Go to the first page" }
-            @if !signed_in { ", or " a href="sign-in" { "sign in" } }
+            @if context.is_none_or(|context| context.who.is_none()) { ", or " a href="sign-in" { "sign in" } }
             "."
         }
     };
-    respond(status, frame(problem.title(), html! { nav aria-label="Pages" {} }, None, &content))
+    let navigation =
+        context.map_or_else(|| html! { nav aria-label="Pages" {} }, |context| navigation(context, ""));
+    respond(status, frame(problem.title(), navigation, None, &content))
+}
+
+/// Returns a page that goes on to another one. A browser that follows a link of another site sends no cookie of hotslot;
+/// from this page it does.
+pub fn bounce_page(to: &str) -> Response {
+    let content = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta http-equiv="refresh" content={ "0; url=" (to) };
+                title { "hotslot" }
+                link rel="stylesheet" href="page.css";
+            }
+            body { main #main { p { a href=(to) { "Go on to hotslot" } } } }
+        }
+    };
+    respond(StatusCode::OK, content)
 }
 
 /// Returns a document with the headers that all pages have.
 pub(crate) fn respond(status: StatusCode, document: Markup) -> Response {
-    let mut response = (status, Html(document.into_string())).into_response();
+    let mut response = (status, Html(visible(document.into_string()))).into_response();
     secure(&mut response);
     response
 }

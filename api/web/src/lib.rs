@@ -32,9 +32,9 @@ use axum::routing::get;
 
 pub use self::api::Api;
 pub use self::context::{Context, Credential, May, SignIn, SignedIn, Ways, Who};
-pub use self::layout::problem_page;
+pub use self::layout::{bounce_page, problem_page};
 pub use self::problem::Problem;
-pub use self::session::{Cookie, Sessions};
+pub use self::session::{Cookie, Place, Sessions};
 
 /// Returns the routes of the page.
 pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
@@ -66,6 +66,7 @@ pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
         .route("/ui/drift", get(drift::show).post(drift::repair))
         .route("/ui/events", get(events::show))
         .route("/ui/live", get(events::live))
+        .route("/ui/{*page}", get(nowhere))
 }
 
 /// Sends a browser into the folder of the pages.
@@ -75,6 +76,10 @@ async fn folder() -> Response {
 
 async fn folder_itself() -> Response {
     layout::go("home")
+}
+
+async fn nowhere() -> Problem {
+    Problem::new(404, "there is no such page; the navigation has all of them")
 }
 
 async fn asset(kind: &'static str, content: &'static str) -> Response {

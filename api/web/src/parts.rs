@@ -1,10 +1,57 @@
 //! Small parts that several pages share. Every text of a host, a guest or a caller passes through maud, which escapes
 //! it.
 
+use std::fmt::Write as _;
+
+use hotslot_model::texts::is_unsafe;
 use maud::{Markup, html};
 use serde_json::Value;
 
 use crate::api::part;
+use crate::context::Context;
+
+/// Escapes the invisible characters of a document, which could change the order of the words around them, but for line
+/// breaks. What a form sends back and an address are left as they are.
+pub(crate) fn visible(document: String) -> String {
+    let is_hidden = |letter: char| letter != '\n' && is_unsafe(letter);
+    if !document.contains(is_hidden) {
+        return document;
+    }
+    let mut shown = String::with_capacity(document.len() + 64);
+    for (at, letter) in document.char_indices() {
+        if is_hidden(letter) && !is_value(&document[..at]) {
+            shown.extend(letter.escape_default());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
+}
+
+/// Whether what follows a part of a document is in an attribute `value` or `href`. Texts have neither `<` nor `"`, because
+/// maud escapes them.
+fn is_value(before: &str) -> bool {
+    let Some(tag) = before.rfind(['<', '>']).map(|at| &before[at..]).filter(|tag| tag.starts_with('<'))
+    else {
+        return false;
+    };
+    tag.rfind('"').is_some_and(|at| tag[..at].ends_with(" value=") || tag[..at].ends_with(" href="))
+}
+
+/// Returns a value as JSON without invisible characters: they are written as JSON's escapes.
+pub(crate) fn visible_json(value: &Value) -> String {
+    let mut written = String::new();
+    for letter in value.to_string().chars() {
+        if is_unsafe(letter) {
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                let _ = write!(written, "\\u{unit:04x}");
+            }
+        } else {
+            written.push(letter);
+        }
+    }
+    written
+}
 
 /// Returns the text of a value; empty for null.
 pub(crate) fn text(value: &Value) -> &str {
@@ -118,6 +165,11 @@ pub(crate) fn server_page(id: &str) -> String {
     format!("server?id={}", part(id))
 }
 
+/// Returns the name of a server, as a link when the caller may see its page.
+pub(crate) fn server_link(context: &Context, id: &str, name: &Markup) -> Markup {
+    html! { @if context.may("hotslot:server:topology") { a href=(server_page(id)) { (name) } } @else { (name) } }
+}
+
 /// Returns a time of the API as a person reads it: without the letter between date and time, in UTC.
 pub(crate) fn time(value: &Value) -> Markup {
     let full = text(value);
@@ -134,4 +186,33 @@ pub(crate) fn size(bytes: u64) -> String {
         (number, unit) = (number / 1024, unit + 1);
     }
     format!("{number} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_changes_the_order_of_a_text_is_escaped_where_it_is_read() {
+        let name = "a\u{202e}gpj\u{9b}\n";
+        let page = html! { title { (name) } input value=(name) title=(name); p { "=\" value=" (name) } }
+            .into_string();
+        let shown = "a\\u{202e}gpj\\u{9b}\n";
+        let expected = format!(
+            "<title>{shown}</title><input value=\"{name}\" title=\"{shown}\"><p>=&quot; value={shown}</p>"
+        );
+        assert_eq!(visible(page), expected);
+        let plain = "<p>ä – 中</p>".to_owned();
+        assert_eq!(visible(plain.clone()), plain);
+    }
+
+    #[test]
+    fn the_json_of_a_form_is_the_same_value() {
+        let value = json!({ "name": "a\u{202e}\u{e0001}b" });
+        let written = visible_json(&value);
+        assert!(written.is_ascii(), "{written}");
+        assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), value);
+    }
 }

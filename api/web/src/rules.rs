@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::api::part;
 use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
-use crate::parts::{badge, device_status, function_name, function_page, guard, items, text};
+use crate::parts::{badge, device_status, function_name, function_page, guard, items, text, visible_json};
 use crate::problem::Problem;
 use crate::tree::holder;
 
@@ -112,11 +112,22 @@ impl Wanted {
 /// Returns the form of a rule.
 pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
     let kind = kind_named(&wanted.kind)?;
+    let rule = if wanted.id.is_empty() { "hotslot:rule:create" } else { "hotslot:rule:update" };
+    if !context.may(rule) {
+        let text =
+            "your roles let you read the rules only; ask an administrator of this service to change them";
+        return Err(Problem::new(403, text));
+    }
     let entry = if wanted.id.is_empty() {
         kind.example.to_owned()
     } else {
         let found = context.api.get(&wanted.path()).await?;
-        found[kind.name]["entry"].to_string()
+        if found[kind.name]["read_only"] == true {
+            let place = found[kind.name]["place"].as_str().unwrap_or("the configuration");
+            let text = format!("this entry is from {place}; change it there, and reload the configuration");
+            return Err(Problem::new(409, text));
+        }
+        visible_json(&found[kind.name]["entry"])
     };
     Ok(page(&context, kind, &wanted, &entry, None))
 }
@@ -135,14 +146,14 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
         p.lead { (kind.purpose) }
         @match &found {
             Some(Found::Refused(problem)) => div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } },
-            Some(Found::Preview(preview)) => (previewed(kind, preview)),
+            Some(Found::Preview(preview)) => (previewed(context, kind, preview)),
             None => {},
         }
         form.stack method="post" action="rule" {
             (form_token(context))
             input type="hidden" name="kind" value=(kind.name);
             input type="hidden" name="id" value=(wanted.id);
-            label { span { "Entry, as JSON" } textarea name="entry" rows="5" spellcheck="false" required { (entry) } }
+            label { span { "Entry, as JSON" } textarea name="entry" rows="5" spellcheck="false" { (entry) } }
             p.help { "Example: " code { (kind.example) } }
             label.check { input type="checkbox" name="force" value="1"; span { "Also when devices in use depend on it" } }
             div {
@@ -160,7 +171,7 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
 }
 
 /// Returns the functions that an entry would match, and what it would take away.
-fn previewed(kind: &Kind, preview: &Value) -> Markup {
+fn previewed(context: &Context, kind: &Kind, preview: &Value) -> Markup {
     let (functions, count) = (items(&preview["pci_devices"]), preview["count"].as_u64().unwrap_or(0));
     let withdrawn = items(&preview["withdrawn"]);
     let without_effect = match kind.name {
@@ -184,7 +195,7 @@ fn previewed(kind: &Kind, preview: &Value) -> Markup {
             @if !functions.is_empty() {
                 table.wide {
                     thead { tr { th { "Function" } th { "What" } th { "Status now" } th { "Effect" } } }
-                    tbody { @for function in functions { (previewed_function(function, without_effect)) } }
+                    tbody { @for function in functions { (previewed_function(context, function, without_effect)) } }
                 }
                 @if (functions.len() as u64) < count { p { "Only the first " (functions.len()) " are shown." } }
             }
@@ -192,14 +203,14 @@ fn previewed(kind: &Kind, preview: &Value) -> Markup {
     }
 }
 
-fn previewed_function(function: &Value, without_effect: &str) -> Markup {
+fn previewed_function(context: &Context, function: &Value, without_effect: &str) -> Markup {
     let (host, address) = (text(&function["host"]), text(&function["address"]));
     let (word, colour) = device_status(function);
     html! {
         tr {
             th scope="row" { a.address href=(function_page(host, address)) { (address) } " " small { "on " (host) } }
             td { (function_name(function)) }
-            td { (badge(word, colour)) " " (holder(function)) (guard(function)) }
+            td { (badge(word, colour)) " " (holder(context, function)) (guard(function)) }
             td { @if function["counts"] == true { (badge("applies", "free")) } @else { span.quiet { (without_effect) } } }
         }
     }
@@ -211,18 +222,22 @@ pub(crate) async fn save(context: Context, fields: Fields) -> Result<Response, P
     let wanted = Wanted { kind: kind.name.to_owned(), id: fields.get("id").to_owned() };
     let entry = fields.get("entry");
     let force = if fields.is_set("force") { "?force=true" } else { "" };
-    let sent = match serde_json::from_str::<Value>(entry) {
-        Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
-        Ok(value) => {
-            let body = json!({ kind.name: value });
-            let (method, body, query) = match (fields.get("step"), wanted.id.is_empty()) {
-                ("remove", false) => (Method::DELETE, None, force),
-                ("preview", true) => (Method::POST, Some(&body), "?dry_run=true"),
-                ("preview", false) => (Method::PUT, Some(&body), "?dry_run=true"),
-                (_, true) => (Method::POST, Some(&body), ""),
-                (_, false) => (Method::PUT, Some(&body), force),
-            };
-            context.api.send(method, &format!("{}{query}", wanted.path()), body).await
+    let is_new = wanted.id.is_empty();
+    let sent = if fields.get("step") == "remove" && !is_new {
+        context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()), None).await
+    } else {
+        match serde_json::from_str::<Value>(entry) {
+            Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
+            Ok(value) => {
+                let body = json!({ kind.name: value });
+                let method = if is_new { Method::POST } else { Method::PUT };
+                let query = match fields.get("step") {
+                    "preview" => "?dry_run=true",
+                    _ if is_new => "",
+                    _ => force,
+                };
+                context.api.send(method, &format!("{}{query}", wanted.path()), Some(&body)).await
+            }
         }
     };
     match sent {

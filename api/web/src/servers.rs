@@ -8,11 +8,11 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::part;
+use crate::api::{id_part, part};
 use crate::context::Context;
 use crate::guest_tree::GuestTree;
 use crate::layout::Page;
-use crate::parts::{attachment_badge, badge, function_page, server_badge, server_page, shown, text, time};
+use crate::parts::{attachment_badge, badge, function_page, server_badge, server_link, shown, text, time};
 use crate::problem::Problem;
 use crate::steps::steps;
 
@@ -29,7 +29,11 @@ pub(crate) struct Find {
 pub(crate) async fn list(context: Context, Query(find): Query<Find>) -> Result<Response, Problem> {
     let path = format!("/v2.1/servers/detail?name={}", part(find.q.trim()));
     let (servers, more) = context.api.list(&path, "servers", MOST).await?;
-    let attachments = attachments_by_server(&context).await;
+    let (attachments, unread) = match attachments_by_server(&context).await {
+        Ok(attachments) => (attachments, None),
+        Err(problem) => (BTreeMap::new(), Some(problem)),
+    };
+    let away = hosts_away(&context).await;
     let sees_hosts = servers.iter().any(|server| server["host"].is_string());
     let content = html! {
         h1 { "Servers" }
@@ -38,6 +42,12 @@ pub(crate) async fn list(context: Context, Query(find): Query<Find>) -> Result<R
             button type="submit" { "Filter" }
         }
         div #servers data-live {
+            @for (host, reason) in &away {
+                p.refusal { "Host " strong { (host) } " is away, and so are its servers: " (reason) }
+            }
+            @if let Some(problem) = &unread {
+                p.refusal role="alert" { "The devices of the servers cannot be read now: " (problem.message) }
+            }
             @if servers.is_empty() {
                 p.empty {
                     @if find.q.is_empty() {
@@ -48,7 +58,7 @@ pub(crate) async fn list(context: Context, Query(find): Query<Find>) -> Result<R
             } @else {
                 table.wide {
                     thead { tr { th { "Server" } th { "State" } @if sees_hosts { th { "Host" } } th { "Devices by hotslot" } th { "Project" } } }
-                    tbody { @for server in &servers { (line(server, &attachments, sees_hosts)) } }
+                    tbody { @for server in &servers { (line(&context, server, &attachments, sees_hosts)) } }
                 }
             }
             @if more { p { "Only the first " (MOST) " are shown; filter by name." } }
@@ -57,26 +67,44 @@ pub(crate) async fn list(context: Context, Query(find): Query<Find>) -> Result<R
     Ok(Page { title: "Servers", place: "servers", live: Some(String::new()), content }.show(&context))
 }
 
+/// Returns the names of the hosts that cannot be read, with the reasons; none when the caller may not see hosts.
+async fn hosts_away(context: &Context) -> Vec<(String, String)> {
+    if !context.may("os_compute_api:os-hypervisors:list-detail") {
+        return Vec::new();
+    }
+    let hosts = context.api.list("/v2.1/os-hypervisors/detail", "hypervisors", MOST).await;
+    let away = |host: &Value| {
+        let named = |key: &str| text(&host[key]).to_owned();
+        (host["state"] != "up").then(|| (named("hypervisor_hostname"), named("state_reason")))
+    };
+    hosts.map(|(hosts, _)| hosts.iter().filter_map(away).collect()).unwrap_or_default()
+}
+
 /// Returns the attachments of each server; none when the caller may not list them.
-async fn attachments_by_server(context: &Context) -> BTreeMap<String, Vec<Value>> {
+async fn attachments_by_server(context: &Context) -> Result<BTreeMap<String, Vec<Value>>, Problem> {
     let mut by_server = BTreeMap::<String, Vec<Value>>::new();
     if context.may("hotslot:attachment:list_all") {
-        let all = context.api.list("/v2.1/os-pci_attachments", "pciAttachment", MOST * 8).await;
-        for attachment in all.map(|(all, _)| all).unwrap_or_default() {
+        let (all, _) = context.api.list("/v2.1/os-pci_attachments", "pciAttachment", MOST * 8).await?;
+        for attachment in all {
             by_server.entry(text(&attachment["serverId"]).to_owned()).or_default().push(attachment);
         }
     }
-    by_server
+    Ok(by_server)
 }
 
-fn line(server: &Value, attachments: &BTreeMap<String, Vec<Value>>, sees_hosts: bool) -> Markup {
+fn line(
+    context: &Context,
+    server: &Value,
+    attachments: &BTreeMap<String, Vec<Value>>,
+    sees_hosts: bool,
+) -> Markup {
     let id = text(&server["id"]);
     let own = attachments.get(id).map(Vec::as_slice).unwrap_or_default();
     let in_transition =
         own.iter().filter(|one| ["attaching", "detaching"].contains(&text(&one["status"]))).count();
     html! {
         tr {
-            th scope="row" { a href=(server_page(id)) { (text(&server["name"])) } br; small { code { (id) } } }
+            th scope="row" { (server_link(context, id, &html! { (text(&server["name"])) })) br; small { code { (id) } } }
             td { (server_badge(text(&server["status"]))) }
             @if sees_hosts { td { @if let Some(host) = server["host"].as_str() { a href={ "host?host=" (part(host)) } { (host) } } } }
             td {
@@ -94,37 +122,45 @@ pub(crate) struct Wanted {
     /// What has just been done.
     #[serde(default)]
     done: String,
+    /// The attachments to which that was done, separated by commas.
+    #[serde(default)]
+    of: String,
 }
 
 /// Returns the page of a server.
 pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
-    let path = format!("/v2.1/servers/{}", part(&wanted.id));
+    let path = format!("/v2.1/servers/{}", id_part(&wanted.id)?);
     let topology = context.api.get(&format!("{path}/pci_topology")).await;
     let list = format!("{path}/os-pci_attachments");
-    let attachments =
-        context.api.list(&list, "pciAttachment", 1000).await.map(|(rows, _)| rows).unwrap_or_default();
-    let topology = match topology {
-        Ok(mut answer) => Ok(answer["pci_topology"].take()),
-        Err(problem) if attachments.is_empty() => return Err(problem),
-        Err(problem) => Err(problem),
+    let listed = context.api.list(&list, "pciAttachment", 1000).await.map(|(rows, _)| rows);
+    let topology = match (topology, &listed) {
+        (Ok(mut answer), _) => Ok(answer["pci_topology"].take()),
+        (Err(problem), Ok(attachments)) if !attachments.is_empty() => Err(problem),
+        (Err(problem), _) => return Err(problem),
     };
+    let attachments = listed.as_deref().unwrap_or_default();
     let name = topology.as_ref().map_or(wanted.id.as_str(), |tree| text(&tree["name"])).to_owned();
     let pending = attachments.iter().any(|one| ["attaching", "detaching"].contains(&text(&one["status"])));
-    let steps = steps(&context, &wanted.id, &attachments, outcome(&wanted.done).is_some()).await;
+    let steps = steps(&context, &wanted.id, attachments, !wanted.done.is_empty()).await;
     let content = html! {
         p.crumbs { a href="servers" { "Servers" } " / " (name) }
         h1 { (name) }
-        @if let Some(done) = outcome(&wanted.done) { p.done role="status" { (done) } }
+        @if let Some(done) = outcome(&wanted, &listed) { p.done role="status" { (done) } }
         div #state data-live data-pending[pending] { (lead(&topology, &wanted.id)) }
         @if context.may("hotslot:attachment:create") {
             p.actions { a.button href={ "attach?id=" (part(&wanted.id)) } { "Attach devices" } }
         }
         div #steps data-live { (steps) }
-        div #attachments data-live { (table(&context, &wanted.id, &attachments)) }
+        div #attachments data-live {
+            @match &listed {
+                Ok(attachments) => (table(&context, &wanted.id, attachments)),
+                Err(problem) => p.refusal role="alert" { "The devices of this server cannot be read now: " (problem.message) },
+            }
+        }
         div #topology data-live {
             @if let Ok(tree) = &topology {
                 h2 { "PCI tree of the guest" }
-                (GuestTree::of(tree, &attachments).show())
+                (GuestTree::of(tree, attachments).show())
             }
         }
         @if context.may("hotslot:event:list") {
@@ -135,11 +171,18 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
     Ok(Page { title: &name, place: "servers", live, content }.show(&context))
 }
 
-/// Returns what to say after a form was sent.
-fn outcome(done: &str) -> Option<&'static str> {
-    match done {
-        "attached" => Some("The devices are attached."),
-        "detaching" => Some("The guest has been asked to release the device. This page shows when it has."),
+/// Returns what to say after a form was sent, when the list agrees: anybody can write the address of this page.
+fn outcome(wanted: &Wanted, listed: &Result<Vec<Value>, Problem>) -> Option<&'static str> {
+    let listed = listed.as_ref().ok()?;
+    let status =
+        |id: &str| listed.iter().find(|one| one["attachment_id"] == id).map(|one| text(&one["status"]));
+    let are = |expected: &str| wanted.of.split(',').all(|id| status(id) == Some(expected));
+    match wanted.done.as_str() {
+        "attached" if are("attached") => Some("The devices are attached."),
+        "detaching" if are("detaching") => {
+            Some("The guest has been asked to release the device. This page shows when it has.")
+        }
+        "detaching" if status(&wanted.of).is_none() => Some("This server does not have the device any more."),
         _ => None,
     }
 }

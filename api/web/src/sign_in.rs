@@ -8,9 +8,11 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use crate::context::{Context, Credential, Fields};
-use crate::layout::{Page, form_token, go};
+use crate::layout::{NAVIGATION, Page, form_token, go};
 use crate::problem::Problem;
-use crate::session::Cookie;
+
+/// The longest address of a page to which a sign-in returns.
+const LONGEST: usize = 1024;
 
 #[derive(Deserialize)]
 pub(crate) struct Wanted {
@@ -20,7 +22,8 @@ pub(crate) struct Wanted {
 
 /// Returns the page to return to after the sign-in: a page of hotslot only, never another site.
 fn next_page(wanted: &str) -> &str {
-    let is_page = wanted.starts_with(|first: char| first.is_ascii_lowercase())
+    let is_page = wanted.len() <= LONGEST
+        && wanted.starts_with(|first: char| first.is_ascii_lowercase())
         && wanted.bytes().all(|byte| byte.is_ascii_graphic())
         && !wanted.split('?').next().unwrap_or_default().contains(['/', ':', '\\', '.'])
         && !wanted.starts_with("sign-");
@@ -95,7 +98,8 @@ fn by_password(context: &Context, next: &str, fields: Option<&Fields>) -> Markup
 
 fn by_token(context: &Context, next: &str) -> Markup {
     html! {
-        form.stack method="post" action="sign-in" {
+        // A link may sign a person in only where that does no harm, and nobody out.
+        form.stack method="post" action="sign-in" data-fill=[(!context.signed_in).then_some(if context.ways.simulated { "send" } else { "wait" })] {
             (form_token(context))
             input type="hidden" name="next" value=(next_page(next));
             label {
@@ -142,9 +146,10 @@ pub(crate) async fn sign_in(context: Context, fields: Fields) -> Response {
         Ok(signed_in) => signed_in,
         Err(problem) => return shown(&context, &next, Some(&problem), Some(&fields)),
     };
-    // A cookie from before the sign-in, which somebody else might know, gets no rights.
-    let cookie = Cookie::random();
-    context.sessions.begin(&cookie, signed_in.token);
+    // A cookie from before the sign-in, which somebody else might know, gets no rights, and loses those that it had.
+    context.sessions.end(&context.cookie);
+    let cookie = context.cookie.another();
+    context.sessions.begin(&cookie, context.place, signed_in.caller, signed_in.token);
     let mut response = go(&next);
     let (name, value) = cookie.header(context.secure);
     response.headers_mut().insert(name, value);
@@ -158,9 +163,14 @@ pub(crate) async fn sign_out(context: Context, _: Fields) -> Response {
     go("sign-in")
 }
 
-/// Sends the caller to the first page that they may see.
-pub(crate) async fn home(context: Context) -> Response {
-    go(if context.may("os_compute_api:os-hypervisors:list-detail") { "hosts" } else { "servers" })
+/// Sends the caller to the page that they want, or to the first one that they may see.
+pub(crate) async fn home(context: Context, Query(wanted): Query<Wanted>) -> Response {
+    let first =
+        NAVIGATION.iter().find(|(_, _, rule)| context.may(rule)).map_or("account", |(page, _, _)| *page);
+    match next_page(&wanted.next) {
+        "home" => go(first),
+        next => go(next),
+    }
 }
 
 /// Returns how tokens are made and revoked: by commands on the machine of the service, which write its file.
@@ -188,7 +198,7 @@ pub(crate) async fn account(context: Context) -> Result<Response, Problem> {
             dt { "Roles" } dd { @if who.roles.is_empty() { "none" } @for role in &who.roles { code { (role) } " " } }
         }
         @if context.ways.token && context.may("hotslot:event:list") { (tokens()) }
-        @if !context.may("os_compute_api:servers:detail") {
+        @if !NAVIGATION.iter().any(|(_, _, rule)| context.may(rule)) {
             p.refusal { "None of your roles gives a right. Ask the administrator of this service for the role reader or member." }
         }
     };
@@ -197,7 +207,7 @@ pub(crate) async fn account(context: Context) -> Result<Response, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use super::next_page;
+    use super::{LONGEST, next_page};
 
     #[test]
     fn a_sign_in_returns_to_pages_of_hotslot_only() {
@@ -212,6 +222,7 @@ mod tests {
             "../docs",
             "/docs",
             "a\nb",
+            &"a".repeat(LONGEST + 1),
             "sign-out",
             "\\\\evil",
         ] {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hotslot_driver::xml::hostdev::Templates;
-use hotslot_service::config::{Config, ConfigError, line_of};
+use hotslot_service::config::{Config, ConfigError, earlier_names, line_of};
 use hotslot_service::start;
 use serde_json::json;
 
@@ -38,7 +38,9 @@ impl From<ConfigError> for Problem {
 /// Prints every problem of the file, one in each line, or a summary of a valid file.
 pub(crate) fn run(file: &Path, output: Output) -> anyhow::Result<Exit> {
     let (config, problems) = examine(file);
-    for warning in config.exposed(file) {
+    let earlier = earlier_names(&std::fs::read_to_string(file).unwrap_or_default());
+    let earlier = earlier.into_iter().map(|warning| format!("{}: {warning}", file.display()));
+    for warning in config.exposed(file).into_iter().chain(earlier) {
         output::complain(&warning);
     }
     if output.is_data() {
@@ -77,7 +79,8 @@ fn examine(file: &Path) -> (Config, Vec<Problem>) {
     for problem in &mut problems {
         // The reason why an entry is refused begins with its key, which has a line of its own in a table.
         let key = problem.reason.split_once(": ").map_or("", |(key, _)| key);
-        let place = if problem.place.starts_with("[pci] ") && !key.contains([' ', '`']) {
+        let is_entry = ["[pci] ", "[[pci.extra_info]]"].iter().any(|start| problem.place.starts_with(start));
+        let place = if is_entry && !key.contains([' ', '`']) {
             format!("{} {key}", problem.place)
         } else {
             problem.place.clone()
@@ -86,6 +89,10 @@ fn examine(file: &Path) -> (Config, Vec<Problem>) {
         // A reason may quote an entry with line breaks; each problem is printed in one line.
         problem.reason = problem.reason.replace('\n', " ");
     }
+    // Those in other files come last, and those of one line in the order in which they were found.
+    let name = file.display().to_string();
+    let in_file = |problem: &Problem| problem.place.starts_with('[') || problem.place.starts_with(&name);
+    problems.sort_by_key(|problem| problem.line.filter(|_| in_file(problem)).unwrap_or(usize::MAX));
     (config, problems)
 }
 
@@ -137,13 +144,13 @@ uri = "qemu:///system"
         assert_eq!(
             places,
             [
-                "FILE:4",
                 "[detach] attempts",
-                "[[hypervisor]][0] name",
+                "FILE:4",
                 "[pci] device_spec[1]",
                 "[pci] device_spec[2]",
                 "[pci] alias[1]",
                 "[pci] templates",
+                "[[hypervisor]][0] name",
             ]
         );
         assert!(found.iter().all(|(_, reason)| !reason.contains('\n') && !reason.is_empty()), "{found:?}");
@@ -186,7 +193,7 @@ values = { switch = \"tor-3\" }
 
     #[test]
     fn a_valid_file_is_summarized() {
-        let (summary, problems) = read("[pci]\ndevice_spec = ['{}']\nalias = []");
+        let (summary, problems) = read("[pci]\ndevice_spec = ['{\"address\": \"*\"}']\nalias = []");
         assert_eq!(problems, []);
         assert_eq!(summary, "1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host");
     }

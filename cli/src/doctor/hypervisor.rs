@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const NEEDED: u64 = 4_004_000;
 /// The oldest libvirt version whose documents are in the tests.
 const TESTED: u64 = 9_000_000;
+/// The libvirt versions that misread files of sysfs. The end is the version that does not.
+const MISREADS: std::ops::Range<u64> = 12_002_000..12_009_000;
 /// The maximum number of guests that a finding names.
 const NAMED: usize = 10;
 
@@ -76,6 +78,16 @@ fn versions(uri: &str, host: &HostInfo) -> Vec<Finding> {
     } else if host.libvirt_version < TESTED {
         let says = format!("{found} at {uri} is older than the versions that hotslot is tested with");
         Finding::bad("libvirt", Level::Warn, says, format!("upgrade to libvirt {} or newer", dotted(TESTED)))
+    } else if MISREADS.contains(&host.libvirt_version) {
+        let says = format!(
+            "{found} at {uri} misreads files of sysfs that end with a line break, such as the class of a PCI function"
+        );
+        Finding::bad(
+            "libvirt",
+            Level::Warn,
+            says,
+            format!("upgrade to libvirt {} or newer", dotted(MISREADS.end)),
+        )
     } else {
         Finding::ok("libvirt", format!("{found} at {uri}"))
     };
@@ -165,8 +177,8 @@ fn ports(guests: &[DomainXml]) -> Finding {
         return Finding::ok(check, format!("{}, each with a free hot-plug port", guests.len()));
     }
     let says = format!("{full} of {} have no free hot-plug port: {names}", guests.len());
-    let fix = "shut the guest off, run `virsh edit`, and add one <controller type='pci' model='pcie-root-port'/> for \
-               each further device (i440fx: model='pci-bridge')";
+    let fix = "run `hotslot server prepare GUEST --ports N`, and power-cycle the guest (i440fx: `virsh edit`, and add \
+               <controller type='pci' model='pci-bridge'/>)";
     Finding::bad(check, Level::Warn, says, fix)
 }
 
@@ -217,6 +229,16 @@ mod tests {
         let levels_of = |version, kind| levels(&versions("qemu:///system", &host(version, kind)));
         assert_eq!(levels_of(11_003_000, "QEMU"), [Level::Ok, Level::Ok]);
         assert_eq!(levels_of(6_000_000, "QEMU"), [Level::Warn, Level::Ok]);
+        for (version, level) in [
+            (12_001_000, Level::Ok),
+            (12_002_000, Level::Warn),
+            (12_008_001, Level::Warn),
+            (12_009_000, Level::Ok),
+        ] {
+            assert_eq!(levels_of(version, "QEMU"), [level, Level::Ok], "{version}");
+        }
+        let fix = versions("qemu:///system", &host(12_004_000, "QEMU")).remove(0).fix.unwrap();
+        assert_eq!(fix, "upgrade to libvirt 12.9.0 or newer");
         assert_eq!(levels_of(4_000_000, "QEMU"), [Level::Fail, Level::Ok]);
         assert_eq!(levels_of(11_003_000, "LXC"), [Level::Ok, Level::Fail]);
     }

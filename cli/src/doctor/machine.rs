@@ -21,8 +21,8 @@ pub(super) fn check(root: &Path) -> Vec<Finding> {
     findings
 }
 
-struct Machine<'a> {
-    root: &'a Path,
+pub(super) struct Machine<'a> {
+    pub(super) root: &'a Path,
 }
 
 /// The vendor of the CPU.
@@ -39,17 +39,17 @@ impl Machine<'_> {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    fn has(&self, path: &str) -> bool {
+    pub(super) fn has(&self, path: &str) -> bool {
         self.path(path).exists()
     }
 
     /// Returns the trimmed text of a file, or an empty text when it cannot be read.
-    fn read(&self, path: impl AsRef<Path>) -> String {
+    pub(super) fn read(&self, path: impl AsRef<Path>) -> String {
         fs::read_to_string(self.path(path)).unwrap_or_default().trim().to_owned()
     }
 
     /// Returns the sorted names in a directory. A missing directory has none.
-    fn names(&self, path: &str) -> Vec<String> {
+    pub(super) fn names(&self, path: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(path)).into_iter().flatten().flatten();
         let mut names: Vec<_> =
             entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -262,11 +262,11 @@ impl Machine<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Creates a file system with these files. A name that ends in `/` is a directory.
-    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(in crate::doctor) fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, text) in files {
             let path = root.path().join(name.trim_start_matches('/'));

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! machine       this machine: CPU, IOMMU, VFIO, SR-IOV, state directory; tests choose the root of the file system
+//! facts         facts about this machine that explain what a guest gets
 //! hypervisor    the hypervisor at a libvirt URI, and its guests
 //! service       the service on this machine: its socket, its files, its user and its unit
 //! ```
 
+mod facts;
 mod hypervisor;
 mod machine;
 mod service;
@@ -88,7 +90,9 @@ impl Doctor {
         output: Output,
     ) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
-            machine::check(Path::new("/"))
+            let mut findings = machine::check(Path::new("/"));
+            findings.extend(facts::check(Path::new("/")));
+            findings
         } else {
             let says =
                 format!("{} is on another machine; its IOMMU and VFIO cannot be checked from here", self.uri);

@@ -26,6 +26,7 @@ use crate::host_driver::HostDriver;
 use crate::hypervisor::{DomainState, DomainView, Error, ErrorKind, Hypervisor};
 use crate::pci::PciAddress;
 use crate::topology::Topology;
+use crate::vfio::OnVfio;
 
 /// Checks whether all `devices` together can be plugged into a domain.
 ///
@@ -171,22 +172,30 @@ fn assignable(device: &HostDevice) -> Finding {
     Finding::pass(format!("{address} is an endpoint"))
 }
 
-/// Checks the driver of an unmanaged device: libvirt does not rebind it, and refuses it unless it is on VFIO.
+/// Checks the driver of a device. libvirt does not rebind an unmanaged one, and refuses it unless it is on VFIO. A managed
+/// one must not be taken from the manager of virtual GPUs.
 fn driver(facts: &Facts) -> Finding {
     let address = facts.device.address;
     let driver = facts.device.driver.as_deref();
     let bound = driver.map_or_else(|| "bound to no driver".to_owned(), |driver| format!("bound to {driver}"));
     if facts.managed {
-        return Finding::pass(format!("{address} is {bound}; libvirt binds it to VFIO"));
+        return match facts.device.why_not_managed() {
+            Some(why) => Finding::fail(ErrorKind::NotAssignable, why),
+            None => Finding::pass(format!("{address} is {bound}; libvirt binds it to VFIO")),
+        };
     }
-    if facts.device.is_on_vfio() {
-        return Finding::pass(format!("{address} is {bound}, as its \"managed\": \"false\" requires"));
+    match facts.device.vfio() {
+        OnVfio::Yes => Finding::pass(format!("{address} is {bound}, as its \"managed\": \"false\" requires")),
+        OnVfio::Unknown => Finding::unknown(format!(
+            "{address} is {bound}, and whether that is a VFIO driver can only be read on its own host; libvirt refuses \
+             the function when it is not"
+        )),
+        OnVfio::No => Finding::fail(
+            ErrorKind::NotAssignable,
+            format!("{address} is {bound}, and its device_spec has \"managed\": \"false\""),
+        )
+        .cure(format!("bind it to vfio-pci first (virsh nodedev-detach {})", facts.device.name)),
     }
-    Finding::fail(
-        ErrorKind::NotAssignable,
-        format!("{address} is {bound}, and its device_spec has \"managed\": \"false\""),
-    )
-    .cure(format!("bind it to vfio-pci first (virsh nodedev-detach {})", facts.device.name))
 }
 
 /// Checks that a function can get the driver `wanted`. libvirt must be allowed to rebind it when that is necessary, and
@@ -199,7 +208,7 @@ fn host_driver(facts: &Facts, wanted: HostDriver) -> Finding {
             Finding::fail(ErrorKind::NotAssignable, format!("{address} is bound to no driver"))
                 .cure("load its driver on the host, or request the driver vfio-pci")
         }
-        (HostDriver::Native, Some(driver)) if device.is_on_vfio() && !facts.managed => {
+        (HostDriver::Native, Some(driver)) if !HostDriver::Native.has(device) && !facts.managed => {
             let message =
                 format!("{address} is bound to {driver}, and its device_spec has \"managed\": \"false\"");
             Finding::fail(ErrorKind::NotAssignable, message)
@@ -230,6 +239,7 @@ async fn group_viable(
         return Ok(Finding::unknown(format!("{} is in no IOMMU group", device.address)));
     };
     let others = group.members.iter().filter(|member| **member != device.address);
+    let mut unknown = None;
     for member in others.filter(|member| !with_it.contains(member)) {
         let sibling = match hypervisor.device(*member).await {
             Ok(sibling) => sibling,
@@ -245,6 +255,18 @@ async fn group_viable(
             return Ok(Finding::fail(ErrorKind::GroupNotViable, message)
                 .cure(format!("unbind it first (virsh nodedev-detach {})", sibling.name)));
         }
+        if let Some(driver) =
+            sibling.driver.as_deref().filter(|_| sibling.vfio() == OnVfio::Unknown && !sibling.bridge)
+        {
+            unknown = Some(format!(
+                "member {member} of IOMMU group {} is bound to {driver}, and whether that is a VFIO driver can only be \
+                 read on its own host",
+                group.number
+            ));
+        }
+    }
+    if let Some(unknown) = unknown {
+        return Ok(Finding::unknown(unknown));
     }
     Ok(Finding::pass(format!("no other member of IOMMU group {} is bound to a host driver", group.number)))
 }
@@ -305,10 +327,14 @@ async fn vfs(
         let driver = found.driver.as_deref().filter(|_| found.is_on_vfio());
         if let Some(how) = held.or_else(|| driver.map(|driver| format!("bound to {driver}"))) {
             let message = format!("VF {vf} of {address} is {how}, and taking the PF would remove it");
-            return Ok(Finding::fail(ErrorKind::InUse, message).cure(format!(
-                "detach it there first, and rebind its host driver (virsh nodedev-reattach {})",
-                found.name
-            )));
+            let cure = match found.vfio_manager() {
+                Some(_) => "detach it where it is used, and remove the VFs of the function first".to_owned(),
+                None => format!(
+                    "detach it there first, and rebind its host driver (virsh nodedev-reattach {})",
+                    found.name
+                ),
+            };
+            return Ok(Finding::fail(ErrorKind::InUse, message).cure(cure));
         }
     }
     Ok(Finding::pass(format!("none of the {} VF(s) of {address} is assigned", vfs.len())))

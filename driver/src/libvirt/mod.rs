@@ -45,6 +45,7 @@ use crate::hypervisor::{
     DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor,
     OverdueCall, Scope,
 };
+use crate::local;
 use crate::mdev::{Mdev, MdevType};
 use crate::ownership;
 use crate::pci::PciAddress;
@@ -183,13 +184,16 @@ impl Hypervisor for Libvirt {
     }
 
     async fn devices(&self) -> Result<Vec<HostDevice>, Error> {
-        self.read("list the host's devices", |connect| {
+        let local = self.local;
+        self.read("list the host's devices", move |connect| {
             // A document that cannot be read is left out: libvirt cannot assign its device either (32-bit PCI domain).
             let understood = |(name, document): (String, String)| {
                 nodedev::parse(&document).map_err(|error| debug!("left out node device {name}: {error}")).ok()
             };
             let nodes = node_documents(connect)?.into_iter().filter_map(understood).collect();
-            Ok(nodedev::attach_children(nodes))
+            let mut devices = nodedev::attach_children(nodes);
+            devices.iter_mut().filter(|_| local).for_each(read_vfio);
+            Ok(devices)
         })
         .await
     }
@@ -197,9 +201,12 @@ impl Hypervisor for Libvirt {
     /// The result does not contain what child devices tell. libvirt cannot list node devices by parent, and reading all
     /// of them takes half as long as an attach.
     async fn device(&self, address: PciAddress) -> Result<HostDevice, Error> {
+        let local = self.local;
         self.read(format!("read device {address}"), move |connect| {
             let document = connect.lookup_node_device_by_name(&address.node_name())?.xml_desc(0)?;
-            nodedev::attach_children(vec![nodedev::parse(&document)?]).pop().ok_or_else(|| Fault {
+            let mut devices = nodedev::attach_children(vec![nodedev::parse(&document)?]);
+            devices.iter_mut().filter(|_| local).for_each(read_vfio);
+            devices.pop().ok_or_else(|| Fault {
                 kind: ErrorKind::NoDevice,
                 message: format!("{} is not a PCI device", address.node_name()),
             })
@@ -391,12 +398,20 @@ impl Hypervisor for Libvirt {
     }
 
     fn sysroot(&self) -> Option<&Path> {
-        self.local.then_some(Path::new("/"))
+        self.local.then_some(Path::new(ROOT))
     }
 
     fn is_remote(&self) -> bool {
         !self.local
     }
+}
+
+/// The directory that contains this machine's `sys` and `proc`.
+const ROOT: &str = "/";
+
+/// Reads from this machine's sysfs what libvirt does not report: whether a function is bound to a VFIO driver.
+fn read_vfio(device: &mut HostDevice) {
+    device.vfio_dev = local::vfio_dev(Some(Path::new(ROOT)), device.address);
 }
 
 /// Returns true when a URI certainly leads to this machine (<https://libvirt.org/uri.html>): it names no host, and its

@@ -49,7 +49,7 @@ pub fn guards(
             found.extend(findings.guards);
             let Some(reason) = findings.unknown else { continue };
             for device in devices.values().filter(|device| !device.bridge) {
-                let may_be = is_or_may_be(device, class) && device.blocks_its_group();
+                let may_be = is_or_may_be(device, class) && device.may_block_its_group();
                 if may_be || findings.carriers.contains(&device.address) {
                     let reason = reason.clone();
                     found.push(Guard { device: device.address, kind: GuardKind::Unknown, reason });
@@ -79,7 +79,7 @@ pub fn guards_of_remote(
 ) -> BTreeMap<PciAddress, Vec<Guard>> {
     let may_be_needed = |device: &&Arc<HostDevice>| {
         let class = [STORAGE, NETWORK, DISPLAY].into_iter().any(|class| is_or_may_be(device, class));
-        class && device.blocks_its_group() && !matches!(device.role, Role::Virtual { .. })
+        class && device.may_block_its_group() && !matches!(device.role, Role::Virtual { .. })
     };
     let found = devices.values().filter(may_be_needed).filter(|device| !exempt.contains(&device.address));
     let guard = |device: &Arc<HostDevice>| Guard {

@@ -8,6 +8,7 @@
 //! mount        parses mountinfo and swaps
 //! net          addresses, routes and stacked interfaces → the PCI functions below them
 //! reset, bar   the reset methods and the memory of a function
+//! vfio         whether a function is bound to a VFIO driver
 //! root         reads files below the host's root directory
 //! ```
 //!
@@ -22,8 +23,10 @@ mod mount;
 mod net;
 mod reset;
 mod root;
+mod vfio;
 
 pub use self::bar::{Bar, BarKind, bars};
 pub use self::finding::{Guard, GuardKind};
 pub use self::guard::{guards, guards_of_remote};
 pub use self::reset::reset_methods;
+pub use self::vfio::vfio_dev;

@@ -14,9 +14,9 @@ use crate::hypervisor::{Event, Scope};
 use crate::pci::PciAddress;
 
 use super::device::{Device, VFIO};
-use super::document::Document;
+use super::document::{Document, ROOT_PORT};
 use super::host::Host;
-use super::plug::{Plug, Source};
+use super::plug::{self, Plug, Source};
 use super::refusal::{self, Refusal};
 
 impl Host {
@@ -27,6 +27,9 @@ impl Host {
             Scope::Config => (false, true),
             Scope::LiveAndConfig => (true, true),
         };
+        if let Some(model) = plug::pci_controller(xml)? {
+            return self.attach_controller(uuid, &model, to_live, to_config);
+        }
         let domain = self.domain(uuid)?;
         let plug = Plug::parse(xml)?;
         let live = domain.live.as_ref().filter(|_| to_live);
@@ -76,6 +79,30 @@ impl Host {
         if persistent.is_some() {
             self.domain_mut(uuid)?.persistent = persistent;
         }
+        self.save(uuid);
+        Ok(())
+    }
+
+    /// Adds a PCI controller to a definition. libvirt does not plug PCI controllers into a running guest.
+    fn attach_controller(
+        &mut self,
+        uuid: Uuid,
+        model: &str,
+        to_live: bool,
+        to_config: bool,
+    ) -> Result<(), Refusal> {
+        let domain = self.domain(uuid)?;
+        if to_live {
+            return Err(refusal::no_hotplug_of_controllers());
+        }
+        let Some(document) = domain.persistent.as_ref().filter(|_| to_config) else {
+            return Err(refusal::transient());
+        };
+        if model != ROOT_PORT {
+            return Err(refusal::only_root_ports());
+        }
+        let wider = document.with_root_port()?;
+        self.domain_mut(uuid)?.persistent = Some(wider);
         self.save(uuid);
         Ok(())
     }

@@ -175,7 +175,9 @@ impl Host {
             ["fault", operation, action, ..] => return self.add_fault(operation, action, &words[3..]),
             ["latency", operation, ms] => return self.set_latency(operation, ms),
             _ => {
-                return Err(format!("unknown command `{line}`; `hotslot sim --help` lists the commands"));
+                return Err(format!(
+                    "`{line}` is no command, or its arguments are wrong; `hotslot sim --help` lists the commands"
+                ));
             }
         };
         done.map_err(|refused: Refusal| refused.message)
@@ -244,7 +246,7 @@ impl Host {
         }
         let path = Path::new(name);
         let xml = read_document(name)?;
-        let read = read_device(path, &xml, &self.config).map_err(|error| error.to_string())?;
+        let read = read_device(&self.dir, path, &xml, &self.config).map_err(|error| error.to_string())?;
         let mut device = read.ok_or_else(|| format!("{name}: the document describes no PCI function"))?;
         let address = device.info.address;
         if self.devices.get(address).is_some() {

@@ -15,6 +15,7 @@ use crate::device::{HostDevice, Interface, Role};
 use crate::hypervisor::NodeChange;
 use crate::mdev::{Mdev, MdevType};
 use crate::pci::PciAddress;
+use crate::vfio::{OnVfio, of_driver};
 use crate::xml::nodedev::NodeDevice;
 
 pub(super) const VFIO: &str = "vfio-pci";
@@ -28,6 +29,8 @@ pub(super) struct Device {
     free_driver: Option<String>,
     /// The host driver, under which the device has its children.
     native: Option<String>,
+    /// What the captured sysfs says of the native driver: whether it is a VFIO driver. `None` when there is no sysfs.
+    native_on_vfio: Option<bool>,
     children: Vec<Child>,
     /// The running domain that has the device.
     pub(super) holder: Option<Uuid>,
@@ -84,6 +87,7 @@ impl Device {
             info,
             free_driver,
             native,
+            native_on_vfio: None,
             children: Vec::new(),
             holder: None,
             releasing: false,
@@ -125,9 +129,23 @@ impl Device {
         self.native.as_ref()
     }
 
+    /// Notes what the captured sysfs says of the driver in the document: whether it is a VFIO driver.
+    pub(super) fn set_native_on_vfio(&mut self, vfio_dev: Option<bool>) {
+        self.native_on_vfio = vfio_dev;
+    }
+
     /// Whether the device is bound to VFIO while no guest has it, so that it can be attached with `managed='no'`.
     pub(super) fn is_on_vfio_when_free(&self) -> bool {
-        self.free_driver.as_deref() == Some(VFIO)
+        self.is_vfio(self.free_driver.as_deref())
+    }
+
+    /// Whether a driver is a VFIO driver for this device. The captured sysfs decides for the native driver, and the name
+    /// for others.
+    fn is_vfio(&self, driver: Option<&str>) -> bool {
+        let Some(driver) = driver else { return false };
+        let by_name = || of_driver(driver, matches!(self.info.role, Role::Virtual { .. })) == OnVfio::Yes;
+        let captured = self.native_on_vfio.filter(|_| self.native.as_deref() == Some(driver));
+        captured.unwrap_or_else(by_name)
     }
 
     /// Whether the device is bound to a host driver while no guest has it, so that libvirt returns it to that driver.
@@ -156,7 +174,10 @@ impl Device {
         let info = &self.info;
         let before = !info.net.is_empty() || !info.vdpa.is_empty() || !info.block.is_empty();
         let with_guest = self.holder.is_some() || self.releasing;
-        self.info.driver = if with_guest { Some(VFIO.to_owned()) } else { self.free_driver.clone() };
+        let stays = !with_guest || self.is_on_vfio_when_free();
+        self.info.driver = if stays { self.free_driver.clone() } else { Some(VFIO.to_owned()) };
+        let kernel_tells = self.native_on_vfio.is_some();
+        self.info.vfio_dev = kernel_tells.then(|| self.is_vfio(self.info.driver.as_deref()));
         let now = self.has_children();
         self.info.net.clear();
         self.info.vdpa.clear();

@@ -37,7 +37,7 @@ const AFTER_HOSTDEVS: [&str; 13] = [
     "crypto",
 ];
 /// The model of a port for one PCI Express device.
-const ROOT_PORT: &str = "pcie-root-port";
+pub(super) const ROOT_PORT: &str = "pcie-root-port";
 /// The elements that libvirt prints before the interfaces, and the interfaces themselves.
 const UP_TO_INTERFACES: [&str; 6] = ["emulator", "disk", "controller", "lease", "filesystem", "interface"];
 

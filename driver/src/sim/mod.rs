@@ -129,7 +129,7 @@ impl Sim {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
         let host = Host::open(dir, Instant::now())?;
         let remote = host.config.remote;
-        let sysroot = Some(host.dir.join("root")).filter(|root| root.is_dir() && !remote);
+        let sysroot = Some(host.dir.join(open::ROOT)).filter(|root| root.is_dir() && !remote);
         let durable = host.store.is_durable().then(|| host.dir.clone());
         let (link, events) = (host.link.subscribe(), host.events.clone());
         let inner = Arc::new(Inner { host: Mutex::new(host), link, events, wake: Notify::new() });

@@ -16,11 +16,15 @@ use super::open_error::{Locked, OpenError};
 use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
 use crate::device::{HostDevice, Shared};
 use crate::hypervisor::{DomainState, Event, Lifecycle, NodeChange};
+use crate::local;
 use crate::mdev::Mdev;
 use crate::pci::PciAddress;
 use crate::xml::mdev;
 use crate::xml::nodedev::{self, NodeDevice};
 use crate::xml::tree::Element;
+
+/// The folder with the captured files of the host's sys and proc.
+pub(super) const ROOT: &str = "root";
 
 /// How many events a slow receiver may lag behind before it loses events.
 const EVENTS: usize = 4096;
@@ -204,12 +208,19 @@ impl Host {
 }
 
 /// Reads a PCI function from a node device document; `None` when it describes something else.
-pub(super) fn read_device(path: &Path, xml: &str, config: &HostConfig) -> Result<Option<Device>, OpenError> {
+pub(super) fn read_device(
+    dir: &Path,
+    path: &Path,
+    xml: &str,
+    config: &HostConfig,
+) -> Result<Option<Device>, OpenError> {
     let fail = |error| OpenError::Document { path: path.to_owned(), error };
     let NodeDevice::Pci(info) = nodedev::parse(xml).map_err(fail)? else { return Ok(None) };
     let host_driver = config.driver.get(&info.address);
     let mut device = Device::new(*info, host_driver);
     device.mdev_types = mdev::types(xml).map_err(fail)?;
+    let sysroot = Some(dir.join(ROOT)).filter(|_| !config.remote);
+    device.set_native_on_vfio(local::vfio_dev(sysroot.as_deref(), device.info.address));
     Ok(Some(device))
 }
 
@@ -261,7 +272,7 @@ fn read_node_devices(dir: &Path, config: &HostConfig, devices: &mut Devices) -> 
         match node {
             NodeDevice::Pci(info) => {
                 let address = info.address;
-                let mut device = read_device(&path, &xml, config)?;
+                let mut device = read_device(dir, &path, &xml, config)?;
                 device.iter_mut().for_each(|device| shared.share(&mut device.info));
                 if device.and_then(|device| devices.insert(device)).is_some() {
                     return Err(OpenError::text(&path, format_args!("<name>: two files describe {address}")));
@@ -294,7 +305,7 @@ fn read_saved_devices(
         let path = dir.join("state/devices").join(&name).with_extension("json");
         let address = PciAddress::from_node_name(&name).map_err(|error| OpenError::text(&path, error))?;
         if let Some(xml) = saved.xml {
-            let device = read_device(&path, &xml, config)?;
+            let device = read_device(dir, &path, &xml, config)?;
             let mut device = device
                 .ok_or_else(|| OpenError::text(&path, "xml: the document describes no PCI function"))?;
             device.xml = Some(xml);

@@ -33,6 +33,14 @@ pub(super) struct Plug {
     kept: Vec<String>,
 }
 
+/// Returns the model of the PCI controller that the XML of an attach describes; `None` when it describes something else.
+pub(super) fn pci_controller(xml: &str) -> Result<Option<String>, Refusal> {
+    let element = Element::parse(xml)
+        .map_err(|reason| Refusal::new(ErrorKind::Document, format_args!("(device_definition): {reason}")))?;
+    let of_pci = element.local_name() == "controller" && element.attribute("type") == Some("pci");
+    Ok(of_pci.then(|| element.attribute("model").unwrap_or_default().to_owned()))
+}
+
 /// The children in the order in which libvirt prints them.
 const ORDER: [&str; 8] = ["mac", "driver", "source", "vlan", "boot", "alias", "rom", "address"];
 

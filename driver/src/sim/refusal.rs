@@ -115,6 +115,15 @@ pub(super) fn name_in_use(name: &str) -> Refusal {
     Refusal::new(ErrorKind::Refused, text)
 }
 
+pub(super) fn no_hotplug_of_controllers() -> Refusal {
+    let text = "Operation not supported: 'pci' controller cannot be hot plugged.";
+    Refusal::new(ErrorKind::Unsupported, text)
+}
+
+pub(super) fn only_root_ports() -> Refusal {
+    Refusal::new(ErrorKind::Unsupported, "the simulated host adds pcie-root-port controllers only")
+}
+
 pub(super) fn transient() -> Refusal {
     invalid(ErrorKind::Refused, "transient domains do not have any persistent config")
 }

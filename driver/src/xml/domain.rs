@@ -177,7 +177,7 @@ fn model(controller: &Element<'_>) -> Result<ControllerModel, Fault> {
     })
 }
 
-/// Returns the VLAN of an interface, or `None` for a trunk or for several tags.
+/// Returns the VLAN of an interface, or `None` for a trunk, for several tags, and for the tags 0 and 4095.
 fn vlan(vlan: &Element<'_>) -> Option<VlanTag> {
     let mut tags = children(vlan, "tag");
     let tag = tags.next().filter(|_| vlan.attribute("trunk") != Some("yes"))?;

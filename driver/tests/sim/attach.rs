@@ -2,6 +2,7 @@
 
 use hotslot_driver::device::Role;
 use hotslot_driver::hypervisor::{DetachScope, NodeChange};
+use hotslot_driver::vfio::OnVfio;
 
 use super::*;
 
@@ -249,6 +250,32 @@ async fn the_state_of_the_domain_and_its_definition_is_checked() {
     assert_eq!(host.definition(FULL).await, None);
     host.control("destroy full");
     assert_eq!(refused(host.sim.domain(FULL).await).0, ErrorKind::NoDomain);
+}
+
+#[tokio::test]
+async fn the_captured_sysfs_tells_which_host_drivers_are_vfio_drivers() {
+    let dir = small();
+    let file = dir.path().join("devices/pci_0000_04_10_0.xml");
+    let document = fs::read_to_string(&file).unwrap();
+    assert!(document.contains("<name>igbvf</name>"), "{document}");
+    fs::write(&file, document.replace("<name>igbvf</name>", "<name>acme_gpu</name>")).unwrap();
+    for folder in ["class/vfio-dev", "bus/pci/devices/0000:04:10.0/vfio-dev", "bus/pci/devices/0000:04:10.2"]
+    {
+        fs::create_dir_all(dir.path().join("root/sys").join(folder)).unwrap();
+    }
+    let host = Host::open(dir);
+    let on_vfio = async |device: &str| host.sim.device(address(device)).await.unwrap().vfio();
+    assert_eq!(on_vfio(VF0).await, OnVfio::Yes, "whatever the driver's name is");
+    assert_eq!(on_vfio(VF1).await, OnVfio::No);
+    assert_eq!(host.sim.device(address(E1000E)).await.unwrap().vfio_dev, None, "it has no files");
+    let unmanaged = hostdev(VF0, "ua-a").replace("managed='yes'", "managed='no'");
+    host.sim.attach(Q35, &unmanaged, Scope::Live).await.unwrap();
+    assert_eq!(host.driver(VF0).await.as_deref(), Some("acme_gpu"), "it stays on its driver");
+    host.sim.detach(Q35, "ua-a", DetachScope::Live).await.unwrap();
+    host.control(&format!("device driver {VF0} igbvf"));
+    assert_eq!(on_vfio(VF0).await, OnVfio::No);
+    host.sim.node_reattach(address(VF0)).await.unwrap();
+    assert_eq!(on_vfio(VF0).await, OnVfio::Yes);
 }
 
 #[tokio::test]

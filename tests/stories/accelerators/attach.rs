@@ -27,7 +27,9 @@ async fn an_accelerator_is_attached_by_its_spec_and_detached() {
     assert!(refused.message().contains("accelerator"), "{}", refused.message());
     assert_eq!(service.device("0000:04:10.0").await["instance_uuid"], Q35);
     // An attached accelerator cannot be attached again, whatever the target.
-    for target in [json!({ "instance_uuid": Q35 }), json!({ "server_id": I440FX }), json!({})] {
+    for target in
+        [json!({ "instance_uuid": Q35 }), json!({ "server_id": I440FX }), json!({ "host": "node1" })]
+    {
         service.put(&path, target).await.expect(409);
     }
     service.delete(&path).await.expect(204);
@@ -61,7 +63,7 @@ async fn an_accelerator_is_bound_for_the_host_to_vfio_or_its_native_driver() {
     service.delete(&vf).await.expect(204);
     assert_eq!(driver(&service, &address).await, "igbvf");
 
-    let native = service.put(&vf, json!({})).await.expect(200).body;
+    let native = service.put(&vf, json!({ "driver": "native" })).await.expect(200).body;
     assert_eq!((&native["driver"], &native["host"]), (&json!("igbvf"), &json!("node1")));
     service.delete(&vf).await.expect(204);
     let nowhere = service.put(&vf, json!({ "host": "node2" })).await.expect(409);
@@ -88,7 +90,7 @@ async fn several_devices_are_attached_all_or_none() {
         service.delete(&path_of(&other)).await.expect(200);
     }
     let none = service.accelerator("none", json!({ "num": 0 })).await;
-    service.put(&none, json!({})).await.expect(409);
+    service.put(&none, json!({ "driver": "native" })).await.expect(409);
     service.expect_clean().await;
 }
 
@@ -126,18 +128,18 @@ async fn devices_held_by_others_are_reported_and_not_detached() {
     }
     let reason = shown(&service, &pf).await["status_reason"].clone();
     assert!(reason.as_str().unwrap().contains("a VF of its device"), "{reason}");
-    let refused = service.put(&pf, json!({})).await.expect(409);
+    let refused = service.put(&pf, json!({ "driver": "native" })).await.expect(409);
     assert!(refused.message().contains("a VF of it, 0000:04:10.0, is held by"), "{}", refused.message());
     // VFs of one PF do not affect each other.
     service.delete(&vf).await.expect(204);
     service.delete(&path_of(&other)).await.expect(200);
     service.delete(&pf).await.expect(204);
 
-    service.put(&pf, json!({})).await.expect(200);
+    service.put(&pf, json!({ "driver": "native" })).await.expect(200);
     let refused = service.delete(&vf).await.expect(409);
     assert!(refused.message().contains("the PF of its device"), "{}", refused.message());
     service.delete(&pf).await.expect(204);
-    service.put(&half, json!({})).await.expect(200);
+    service.put(&half, json!({ "driver": "native" })).await.expect(200);
     let refused = service.delete(&whole).await.expect(409);
     assert!(refused.message().contains("0000:06:00.0, a member of the IOMMU group"), "{}", refused.message());
     let refused = service.put(&whole, json!({ "instance_uuid": Q35 })).await.expect(409);
@@ -145,7 +147,7 @@ async fn devices_held_by_others_are_reported_and_not_detached() {
     service.delete(&half).await.expect(204);
     // Another accelerator holds the device.
     let any = service.accelerator("any", json!({ "product_id": "10c9" })).await;
-    service.put(&any, json!({})).await.expect(200);
+    service.put(&any, json!({ "driver": "native" })).await.expect(200);
     let reason = shown(&service, &pf).await["status_reason"].clone();
     assert_eq!(reason, "its device 0000:04:00.0 is held by its host; detach it there");
     let refused = service.delete(&pf).await.expect(409);
@@ -173,7 +175,7 @@ async fn a_half_detached_accelerator_is_in_error_until_detached_again() {
             (&half["status"], half["status_reason"].as_str()),
             (&json!("error"), Some("holds 1 of 2 devices; DELETE it again"))
         );
-        let refused = service.put(&two, json!({})).await.expect(409);
+        let refused = service.put(&two, json!({ "driver": "native" })).await.expect(409);
         assert!(refused.message().contains("holds 1 of 2"), "{}", refused.message());
         service.delete(&two).await.expect(204);
         assert_eq!(shown(&service, &two).await["status"], "available");
@@ -222,7 +224,7 @@ async fn a_pf_and_its_vfs_are_not_counted_together() {
     )
     .await;
     let three = service.accelerator("three", json!({ "num": 3, "device_type": "NIC" })).await;
-    let refused = service.put(&three, json!({})).await.expect(409);
+    let refused = service.put(&three, json!({ "driver": "native" })).await.expect(409);
     assert!(
         refused.message().contains("3 devices, and 2 on host node1 can be bound"),
         "{}",

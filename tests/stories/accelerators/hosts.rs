@@ -15,7 +15,7 @@ async fn without_a_host_name_a_reachable_host_is_chosen() {
     let service = Hotslot::many(2, PCI, |number, dir| size(number).write(dir).unwrap()).await;
     let path = service.accelerator("any", json!({})).await;
     // host0 has the most free devices.
-    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host0");
+    assert_eq!(service.put(&path, json!({ "driver": "native" })).await.expect(200).body["host"], "host0");
     service.delete(&path).await.expect(204);
     let host0 = service.database().with_file_name("host0");
     assert_eq!(control(&host0, "disconnect").unwrap(), "ok");
@@ -24,7 +24,7 @@ async fn without_a_host_name_a_reachable_host_is_chosen() {
         hosts.as_array().unwrap().iter().any(|host| host["state"] == "down")
     };
     service.until("the host is unreachable", is_down).await;
-    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
+    assert_eq!(service.put(&path, json!({ "driver": "native" })).await.expect(200).body["host"], "host1");
     service.delete(&path).await.expect(204);
     service.put(&path, json!({ "host": "host0" })).await.expect(503);
     let nowhere = service.put(&path, json!({ "host": "host2" })).await.expect(409);
@@ -79,6 +79,6 @@ async fn a_refusal_names_the_hosts_with_matching_devices() {
         let refused = service.put(&path, target).await.expect(409);
         assert!(refused.message().ends_with("; hosts with such devices: host1"), "{}", refused.message());
     }
-    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
+    assert_eq!(service.put(&path, json!({ "driver": "native" })).await.expect(200).body["host"], "host1");
     service.delete(&path).await.expect(204);
 }

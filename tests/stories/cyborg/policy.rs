@@ -147,7 +147,7 @@ async fn may_be_attached_to_a_server_of_another_project(service: &Hotslot, path:
 async fn is_bound_and_purged_by_the_administrator(service: &Hotslot, path: &str, device: &str) {
     let gone = format!("{path}?purge=true");
     // Only the administrator may attach it to the host or purge the record.
-    let none = json!({});
+    let none = json!({ "driver": "native" });
     for (method, path) in [(Method::PUT, path), (Method::DELETE, path), (Method::DELETE, &gone)] {
         send(service, method.clone(), path, "member", none.clone()).await.expect(403);
         let done = send(service, method, path, "admin", none.clone()).await;

@@ -63,7 +63,7 @@ async fn a_dry_run_names_the_holder_of_a_group_member() {
     let body = json!({ "name": "a", "uuid": uuid });
     service.post("/accelerators", body).await.expect(201);
     let path = format!("/accelerators/{}", uuid.as_str().unwrap());
-    service.put(&path, json!({})).await.expect(200);
+    service.put(&path, json!({ "driver": "native" })).await.expect(200);
     let run = dry_run(&service, Q35, "a1:1").await;
     assert_eq!((&run["would_attach"], result(&run, "choice", None)), (&json!(false), &json!("fail")));
     let viable =

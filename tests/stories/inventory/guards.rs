@@ -43,7 +43,7 @@ pub(super) fn live_on(host: &Path) {
 
 pub(super) const EVERYTHING: &str = r#"
 [pci]
-device_spec = ['{}']
+device_spec = ['{"address": "*"}']
 alias = [
   '{"name": "nvme", "vendor_id": "1b36", "product_id": "0010"}',
   '{"name": "spare", "vendor_id": "1b36", "product_id": "0010", "device_type": "type-PF"}',

@@ -71,6 +71,48 @@ async fn a_vf_with_a_vdpa_device_is_not_assignable() {
     service.expect_clean().await;
 }
 
+/// Adds vDPA devices that no guest uses: on the first VF, and on a function that has no VFs (as the driver vp_vdpa does).
+fn with_unused_vdpas(host: &Path) {
+    for (number, parent) in [(0, "pci_0000_04_10_0"), (1, "pci_0000_05_00_0")] {
+        let node = format!(
+            "<device><name>vdpa_vdpa{number}</name><parent>{parent}</parent>\
+             <capability type='vdpa'><chardev>/dev/vhost-vdpa-{number}</chardev></capability></device>"
+        );
+        fs::write(host.join(format!("devices/vdpa_vdpa{number}.xml")), node).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_vdpa_device_keeps_its_function_and_the_pf_from_everybody() {
+    let config = r#"
+[pci]
+device_spec = ['{}']
+alias = [
+  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}',
+  '{"name": "pf", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',
+]
+"#;
+    let service = Hotslot::bare(&host("small"), config, with_unused_vdpas).await;
+    let function = service.functions().await["0000:05:00.0"].clone();
+    assert_eq!(function["vdpa"], json!(["/dev/vhost-vdpa-1"]));
+    for (address, says) in [
+        ("0000:04:10.0", "it carries a vDPA device"),
+        ("0000:05:00.0", "it carries a vDPA device"),
+        ("0000:04:00.0", "its VF 0000:04:10.0 would disappear with its driver, and it carries a vDPA device"),
+    ] {
+        let shown =
+            service.get(&format!("/v2/demo/os-hypervisors/1/pci_devices/{address}")).await.expect(200).body;
+        let unavailable = shown["pci_device"]["withheld"].as_str().unwrap_or_default();
+        assert!(unavailable.contains(says) && unavailable.contains("vdpa dev del"), "{address}: {shown}");
+    }
+    let refused = service.attach(Q35, "pf:1").await.expect(409);
+    assert!(refused.message().contains("its VF 0000:04:10.0 would disappear"), "{}", refused.message());
+    let one = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(one["address"], "0000:04:10.2");
+    service.delete(&path(&one)).await.expect(200);
+    service.expect_clean().await;
+}
+
 #[tokio::test]
 async fn extra_info_of_nics_matches_nova() {
     let service = Hotslot::bare(&host("small"), NICS, |host| {

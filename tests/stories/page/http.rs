@@ -98,6 +98,14 @@ async fn devices_are_attached_and_detached_without_scripts() {
     for _ in 0..2 {
         let done = person.send(&attach, "attach", &fields).await.expect(303);
         assert!(place(&done).starts_with("server?id="), "{}", place(&done));
+        let shown = person.get(place(&done)).await.expect(200);
+        assert!(html(&shown).contains("The devices are attached."));
+    }
+    // The address of a page says nothing that is not so.
+    for (of, word) in [("", "attached"), ("0", "attached"), ("", "detaching")] {
+        let shown = person.get(&format!("server?id={Q35}&of={of}&done={word}")).await.expect(200);
+        assert!(!html(&shown).contains("The devices are attached."));
+        assert!(!html(&shown).contains("has been asked"));
     }
     let attached = service.attachments(Q35).await;
     assert_eq!(attached.len(), 1);
@@ -135,6 +143,13 @@ async fn a_refusal_is_a_page_with_its_cure() {
     for (page, status) in [
         ("server?id=00000000-0000-4000-8000-0000000000aa", 404),
         ("server?id=../../x", 404),
+        ("server?id=", 404),
+        ("server?id=detail", 404),
+        ("attach?id=detail", 404),
+        (&format!("detach?server={Q35}&attachment="), 404),
+        ("host?host=detail", 404),
+        ("host?host=", 404),
+        ("host?host=node1&q=network&from=18446744073709551615", 200),
         ("server", 400),
         ("host?host=nowhere", 404),
         ("function?host=node1&address=0000:ff:00.0", 404),
@@ -142,9 +157,8 @@ async fn a_refusal_is_a_page_with_its_cure() {
         ("events?kind=no", 200),
     ] {
         let answer = person.get(page).await.expect(status);
-        if page != "nowhere" {
-            assert!(html(&answer).starts_with("<!DOCTYPE html>"), "{page}: {}", answer.body);
-        }
+        assert!(html(&answer).starts_with("<!DOCTYPE html>"), "{page}: {}", answer.body);
+        assert!(html(&answer).contains("href=\"hosts\""), "a page of a problem has the navigation: {page}");
     }
     service.expect_clean().await;
 }
@@ -165,6 +179,10 @@ async fn what_a_caller_may_not_do_is_not_shown_and_is_refused() {
     // A reader of the whole system has no part in the servers of projects.
     watch.get(&format!("server?id={Q35}")).await.expect(403);
     watch.get(&format!("attach?id={Q35}")).await.expect(403);
+    let refused = watch.get("rule?kind=alias").await.expect(403);
+    assert!(html(&refused).contains("href=\"rules\""), "{}", html(&refused));
+    let events = watch.get("events").await.expect(200);
+    assert!(html(&events).contains(Q35) && !html(&events).contains("href=\"server?"), "{}", html(&events));
     let token = form_token(html(&page));
     watch.send_as("attach", &[("id", Q35), ("alias0", "vf"), ("step", "attach")], &token).await.expect(403);
     watch.send_as("drift", &[], &token).await.expect(403);

@@ -5,4 +5,5 @@ mod forms;
 mod http;
 mod own;
 mod person;
+mod sessions;
 mod sign_in;

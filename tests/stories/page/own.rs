@@ -6,7 +6,9 @@ use std::process::{Child, Command, Stdio};
 use hotslot_tests::{Api, binary};
 use reqwest::Method;
 
+use super::sessions::request_line;
 use crate::socket::at_socket;
+use crate::users::as_nobody;
 
 /// A program that runs until it is dropped.
 struct Running(Child);
@@ -47,12 +49,21 @@ async fn only_the_browser_that_opened_the_link_acts_as_the_user() {
     for path in ["/ui/hosts", "/v2.1/servers", "/open?key=0", "/open"] {
         send(path, Vec::new()).await.expect(403);
     }
+    // A program that looks at the link does not use it up, and another user of the machine cannot open it.
+    api.send_with(Method::HEAD, open, Vec::new(), None).await.expect(405);
+    let refused = String::from_utf8_lossy(&as_nobody(&request_line(base, open, "")).stdout).into_owned();
+    assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("uid 65534"), "{refused}");
     let opened = send(open, Vec::new()).await.expect(303);
     assert_eq!(opened.headers["location"], "/ui/home");
     let cookie = opened.headers["set-cookie"].to_str().unwrap();
     assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
     let cookie = vec![("cookie".to_owned(), cookie.split(';').next().unwrap().to_owned())];
     send(open, Vec::new()).await.expect(403);
+    // Also with the cookie, which a browser sends to other ports of the host, nobody else gets through.
+    let stolen = format!("Cookie: {}\\r\\n", cookie[0].1);
+    let refused = as_nobody(&request_line(base, "/ui/hosts", &stolen)).stdout;
+    let refused = String::from_utf8_lossy(&refused).into_owned();
+    assert!(refused.starts_with("HTTP/1.1 403") && !refused.contains("node1"), "{refused}");
     let page = send("/ui/hosts", cookie.clone()).await.expect(200);
     assert!(page.body.as_str().unwrap().contains("node1"));
     // The page is passed on, and nothing else.

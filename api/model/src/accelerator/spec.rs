@@ -25,7 +25,8 @@ pub const MAX_BYTES: usize = 4096;
 ///
 /// The keys `remote`, `num`, `device_type` and `acc_capability` are always shown. `acc_type`, `vendor_id`,
 /// `product_id`, `numa_node` and `numa_policy` restrict the choice of devices too. `mdev_type` requests mediated
-/// devices instead of whole devices. Other keys are stored and returned, and have no effect.
+/// devices instead of whole devices. Other keys are stored and returned, and have no effect; one that is nearly the name
+/// of a key with an effect is refused.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccSpec {
     put: Map<String, Value>,
@@ -81,6 +82,9 @@ impl AccSpec {
             ));
         }
         let spec = Self::from_stored(value)?;
+        if let Some(reason) = spec.put.keys().find_map(|key| mistaken(key)) {
+            return Err(format!("acc_specs: {reason}"));
+        }
         for (key, word) in [("device_type", &spec.device_type), ("acc_type", &spec.acc_type)] {
             text::visible(word).map_err(|reason| format!("acc_specs: {key}: {reason}"))?;
         }
@@ -252,6 +256,40 @@ impl AccSpec {
             }
         })
     }
+}
+
+/// The keys of a spec that have a meaning.
+const KEYS: [&str; 10] = [
+    "remote",
+    "num",
+    "device_type",
+    "acc_type",
+    "acc_capability",
+    "vendor_id",
+    "product_id",
+    "numa_node",
+    "numa_policy",
+    "mdev_type",
+];
+
+/// Returns what is wrong with a key that was probably meant to be another one. A misspelt requirement would otherwise
+/// be kept without an effect, and the accelerator would take any device.
+fn mistaken(key: &str) -> Option<String> {
+    if key == "acc_specs" {
+        return Some(
+            "the spec has a key `acc_specs` itself; write the keys of the inner object here".to_owned(),
+        );
+    }
+    if KEYS.contains(&key) {
+        return None;
+    }
+    let lower = key.to_lowercase();
+    let meant = KEYS.iter().find(|known| {
+        let most = if known.len() < 8 { 1 } else { 2 };
+        strsim::osa_distance(&lower, known) <= most
+    })?;
+    let shown: String = key.chars().take(80).collect();
+    Some(format!("unknown key `{shown}`; did you mean `{meant}`?"))
 }
 
 /// The bonus for a device of the requested product. It is larger than any number of checks.

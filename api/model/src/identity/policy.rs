@@ -110,6 +110,7 @@ pub const RULES: &[Rule] = &[
     base("hotslot:server:topology", SERVER_READ, "show the PCI topology of a server"),
     read("hotslot:server:show_owner", "show which project owns a server, and who says so"),
     change("hotslot:server:set_owner", "set which project owns a server"),
+    change("hotslot:server:add_ports", "add PCI ports to the definition of a server"),
     base("hotslot:attachment:list", SERVER_READ, "list the attachments of a server"),
     base(
         "hotslot:attachment:list_all",
@@ -123,6 +124,7 @@ pub const RULES: &[Rule] = &[
     base("hotslot:attachment:delete", SERVER_CHANGE, "detach a device from a server"),
     change("hotslot:device:clean", "mark a device as cleaned"),
     read("hotslot:host:devices", "list the functions of a host, and explain why one is assignable"),
+    change("hotslot:host:set_mode", "freeze, drain or thaw a host"),
     read("hotslot:host:candidates", "explain which devices a request would get"),
     read("hotslot:rule:list", "list the rules of [pci]"),
     read("hotslot:rule:show", "show a rule of [pci]"),

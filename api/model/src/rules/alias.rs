@@ -147,6 +147,19 @@ impl Alias {
         if self.is_configured() { format!("alias `{}`", self.name) } else { self.name.clone() }
     }
 
+    /// Whether the caller has named what this stands for in the request: a configured alias, or one device by its address.
+    /// Otherwise it is made for an accelerator or an accelerator request, whose attach has no options.
+    pub(super) fn is_named_by_caller(&self) -> bool {
+        self.is_configured() || self.address().is_some()
+    }
+
+    /// Returns the address of the only device that this stands for, when it has the address as its name.
+    pub fn address(&self) -> Option<PciAddress> {
+        let address = self.name.parse().ok()?;
+        let only = |spec: &AliasSpec| spec.among.as_ref().is_some_and(|among| among.iter().eq([&address]));
+        self.specs.iter().all(only).then_some(address)
+    }
+
     /// Whether this is a configured alias, and not one that is made from addresses.
     pub(super) fn is_configured(&self) -> bool {
         self.specs.iter().all(|spec| spec.among.is_none())
@@ -249,8 +262,7 @@ impl AliasSpec {
         };
         let elsewhere = || {
             let among = self.among.as_ref()?;
-            (!among.contains(&device.address))
-                .then(|| format!("{} is not one of the requested addresses", device.address))
+            (!among.contains(&device.address)).then(|| "it is not one of the requested addresses".to_owned())
         };
         let tags = self.extra_info.iter();
         once_with(elsewhere)

@@ -62,8 +62,8 @@ pub fn choose<'a>(
 ) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
     let table = Table::new(candidate_set);
     serve(&table, wanted).map_err(|(part, mut shortage)| {
-        // A caller can set whole_group only with a configured alias, and not with options that are for VFs only.
-        let settable = wanted.iter().all(|wanted| wanted.alias.is_configured() && !wanted.vf);
+        // A caller can set whole_group unless an accelerator is attached, and not with options that are for VFs only.
+        let settable = wanted.iter().all(|wanted| wanted.alias.is_named_by_caller() && !wanted.vf);
         let other = wanted.iter().map(|wanted| Wanted { whole_group: !wanted.whole_group, ..wanted.clone() });
         let works = || serve(&table, &other.collect::<Vec<_>>()).is_ok();
         shortage.other_way = settable && shortage.is_of_groups() && works();
@@ -97,7 +97,7 @@ pub fn explain<'a>(wanted: &Wanted<'_>, candidate_set: &CandidateSet<'a>) -> Exp
             }
             Ok(_) => explained.extend(devices.map(|device| {
                 let whole = Wanted { whole_group: true, ..wanted.clone() };
-                let works = wanted.alias.is_configured() && table.is_usable_whole(&whole, device);
+                let works = wanted.alias.is_named_by_caller() && table.is_usable_whole(&whole, device);
                 let remedies = table.siblings(wanted, device, true).remedies(works, true).join(", or ");
                 let why = table.not_viable(device);
                 (*device, Err(if remedies.is_empty() { why } else { format!("{why}; {remedies}") }))

@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Entry {
 
 /// Defines the schema of an entry: a table with these keys and others, or a JSON text.
 macro_rules! entry_schema {
-    ($Name:ident, $description:literal, $others:literal, $example:literal, $properties:tt) => {
+    ($Name:ident, $description:literal, $others:literal, $example:literal, $alternatives:tt, $properties:tt) => {
         /// Stands for [`Entry`] in the schema.
         struct $Name;
 
@@ -103,6 +103,7 @@ macro_rules! entry_schema {
                         {
                             "type": "object",
                             "properties": $properties,
+                            "anyOf": $alternatives,
                             "additionalProperties": { "type": ["string", "boolean"], "description": $others },
                         },
                     ],
@@ -117,6 +118,7 @@ entry_schema!(
     "Which devices are assignable, with tags for them.",
     "A tag: aliases can require it.",
     r#"{"vendor_id": "8086", "product_id": "10ca"}"#,
+    [{}],
     {
         "vendor_id": { "type": "string", "description": "The vendor id in hexadecimal digits; * is any." },
         "product_id": { "type": "string", "description": "The product id in hexadecimal digits; * is any." },
@@ -146,6 +148,7 @@ entry_schema!(
     "A name by which devices are requested.",
     "A tag that the devices must have.",
     r#"{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}"#,
+    [{ "required": ["name", "vendor_id", "product_id"] }, { "required": ["name", "resource_class"] }],
     {
         "name": { "type": "string", "description": "The name, 1 to 256 characters without : and comma." },
         "vendor_id": { "type": "string", "description": "The vendor id in hexadecimal digits." },

@@ -58,7 +58,7 @@ pub(super) const TAGS: &[&str] = &[
 
 /// Parses an entry as JSON.
 pub(super) fn json(text: &str) -> Result<Value, SpecError> {
-    let value = serde_json::from_str(text)
+    let value = crate::json::parse(text.as_bytes())
         .map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))?;
     visible(&value)?;
     Ok(value)

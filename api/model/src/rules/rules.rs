@@ -13,8 +13,8 @@ use super::extra_info::ExtraInfo;
 use super::inventory::Inventory;
 use super::parse::SpecError;
 use super::spec::DeviceSpec;
-use crate::string_enum;
 use crate::time::Millis;
+use crate::{json, string_enum};
 
 string_enum! {
     /// The kind of an entry.
@@ -64,7 +64,7 @@ impl Rule {
         let mut rules = Vec::new();
         for (index, Entry(text)) in pci.device_spec.iter().enumerate() {
             let place = format!("[pci] device_spec[{index}]");
-            match serde_json::from_str(text) {
+            match json::parse(text.as_bytes()) {
                 Ok(Value::Array(entries)) => rules.extend(entries.iter().zip(1..).map(|(entry, number)| {
                     let place = format!("{place}, entry {number} of its list");
                     Self::at(RuleKind::Whitelist, place, entry.to_string())

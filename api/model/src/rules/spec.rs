@@ -39,7 +39,15 @@ impl DeviceSpec {
     /// # Errors
     /// Returns a [`SpecError`] that names the key when the entry is not valid.
     pub fn parse(text: &str, report_in_placement: bool) -> Result<Self, SpecError> {
-        let spec = Self::entry(&json(text)?)?;
+        let value = json(text)?;
+        let spec = Self::entry(&value)?;
+        if IDENTITY.iter().all(|key| value[*key].is_null()) {
+            let known = IDENTITY.join(", ");
+            return Err(SpecError::whole(format!(
+                "it has none of {known}, so it would list every device; add one, or \"address\": \"*\" if every device \
+                 is meant"
+            )));
+        }
         if report_in_placement && matches!(spec.place, Place::Interface(_)) {
             return Err(SpecError::key(
                 "devname",

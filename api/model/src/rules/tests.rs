@@ -53,6 +53,7 @@ impl Host {
                 iommu_group: Some(IommuGroup { number: 1, members: vec![address] }),
                 numa_node: None,
                 driver: None,
+                vfio_dev: None,
                 parent: None,
                 bridge: case["bridge"] == true,
                 express: true,
@@ -107,7 +108,7 @@ fn pci(case: &Value) -> config::Pci {
         values: serde_json::from_value(entry["values"].clone()).unwrap(),
     };
     config::Pci {
-        device_spec: configured(case, "device_spec", "device_specs", vec![json!({})]),
+        device_spec: configured(case, "device_spec", "device_specs", vec![json!({ "address": "*" })]),
         alias: configured(case, "alias", "aliases", Vec::new()),
         report_in_placement: case["report_in_placement"] == true,
         pci_in_placement: case["pci_in_placement"] == true,
@@ -219,9 +220,10 @@ fn extra_info_entries_apply_to_the_devices_that_they_match() {
 fn every_invalid_entry_is_reported_with_its_place() {
     let pci = config::Pci {
         device_spec: vec![
-            "{}".into(),
-            r#"[{"vendor_id": "x"}, {}, {"product_id": 7}]"#.into(),
+            r#"{"address": "*"}"#.into(),
+            r#"[{"vendor_id": "x"}, {"vendor_id": "*"}, {"product_id": 7}, {"rack": "r1"}]"#.into(),
             r#"{"managed": "maybe"}"#.into(),
+            "{}".into(),
         ],
         alias: vec![r#"{"name": "a"}"#.into(), "[]".into()],
         extra_info: vec![config::ExtraInfo {
@@ -235,7 +237,9 @@ fn every_invalid_entry_is_reported_with_its_place() {
     let places = [
         "[pci] device_spec[1], entry 1 of its list: vendor_id: ",
         "[pci] device_spec[1], entry 3 of its list: product_id: ",
+        "[pci] device_spec[1], entry 4 of its list: it has none of vendor_id, product_id, address, devname",
         "[pci] device_spec[2]: managed: ",
+        "[pci] device_spec[3]: it has none of ",
         "[[pci.extra_info]][0]: match: entry 2 of its list: address: ",
         "[[pci.extra_info]][0]: values: ",
         "[pci] alias[0]: vendor_id: ",
@@ -277,7 +281,7 @@ fn entries_of_the_api_come_after_the_file_and_invalid_ones_are_ignored() {
     let mut entries = Rule::of_file(&pci);
     let file = entries[0].id;
     let added = [
-        api(RuleKind::Whitelist, json!({"rack": "api", "zone": "z"})),
+        api(RuleKind::Whitelist, json!({"address": "*", "rack": "api", "zone": "z"})),
         api(RuleKind::Whitelist, json!({"status": "x"})),
         api(RuleKind::ExtraInfo, json!({"match": {"vendor_id": "10de"}, "values": {"switch": "s"}})),
         api(RuleKind::Alias, json!({"name": "a", "vendor_id": "10de", "product_id": "20b0", "zone": "z"})),
@@ -388,7 +392,7 @@ proptest! {
         report_in_placement: bool, pci_in_placement: bool,
     ) {
         let pci = config::Pci {
-            device_spec: vec!["{}".into(), spec.to_string().into()],
+            device_spec: vec![r#"{"address": "*"}"#.into(), spec.to_string().into()],
             alias: vec![alias.to_string().into()],
             extra_info: vec![config::ExtraInfo {
                 devices: devices.to_string().into(),

@@ -12,6 +12,7 @@ use hotslot_model::assignment::{
 };
 use hotslot_model::device;
 use hotslot_model::device::Device;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId, ServerId};
 use hotslot_store::actor;
 use uuid::Uuid;
@@ -81,6 +82,7 @@ impl Assignments {
         let early = self.turns.try_of(turn()).await?;
         let is_quiet = self.hosts.iter().all(|host| host.overdue_call(request.server).is_none());
         let (host, view) = self.hosts.find(request.server).await?;
+        self.hosts.expect_open(&host, HostChange::Attach).await?;
         let _room = host.admit()?;
         let is_current = is_quiet && early.is_some() && host.is_synced();
         host.ready().await?;

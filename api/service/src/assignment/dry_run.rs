@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hotslot_driver::hotplug::{Check, CheckResult};
 use hotslot_driver::hypervisor::Scope;
 use hotslot_model::device::Device;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::quota::of_aliases;
 
 use super::assignments::Assignments;
@@ -41,10 +42,15 @@ impl Assignments {
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         request.expect_owner(&view)?;
         let snapshot = self.snapshot(&host, &view, request).await?;
-        let mut checks = vec![match request::scope(&view, request.persistent) {
+        let mut checks = vec![match self.hosts.expect_open(&host, HostChange::Attach).await {
+            Ok(()) => check("host-mode", CheckResult::Pass, format!("host {} admits changes", host.name)),
+            Err(Error::Restricted(reason)) => check("host-mode", CheckResult::Fail, reason),
+            Err(error) => return Err(error),
+        }];
+        checks.push(match request::scope(&view, request.persistent) {
             Ok(scope) => check("scope", CheckResult::Pass, into(scope).to_owned()),
             Err(error) => check("scope", CheckResult::Fail, error.to_string()),
-        }];
+        });
         if let Some(mac) = request.network.as_ref().and_then(|network| network.mac) {
             checks.push(match self.mac_in_use(request).await? {
                 None => check("mac-address", CheckResult::Pass, format!("no attachment has {mac}")),

@@ -15,6 +15,7 @@ use hotslot_model::assignment::{
     AssignmentKey, AssignmentKind, Binding, Holder, NewBinding, Observation, State,
 };
 use hotslot_model::device::Device;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{AttachmentId, RequestId};
 use uuid::Uuid;
 
@@ -67,6 +68,7 @@ impl Assignments {
     }
 
     async fn bind_now(&self, host: &Host, request: &HostUseRequest) -> Result<(), Error> {
+        self.hosts.expect_open(host, HostChange::Attach).await?;
         let _room = host.admit()?;
         host.ready().await?;
         let _turn = self.lock_groups(host).await?;
@@ -145,6 +147,7 @@ impl Assignments {
         let host = self.hosts.host(row.hypervisor()).cloned().ok_or_else(|| {
             Error::Conflict(format!("{} is on a host that is no longer configured", row.key()))
         })?;
+        self.hosts.expect_open(&host, HostChange::Other).await?;
         let _room = host.admit()?;
         host.ready().await?;
         let _turn = self.lock_groups(&host).await?;

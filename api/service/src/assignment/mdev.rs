@@ -19,6 +19,7 @@ use hotslot_driver::topology::Topology;
 use hotslot_driver::xml::hostdev::MdevSpec;
 use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, Holder, Mdev, MdevReservation};
 use hotslot_model::device::Device;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{AttachmentId, RequestId, ServerId};
 use hotslot_model::rules::NumaPolicy;
 use hotslot_store::actor;
@@ -89,6 +90,7 @@ impl Assignments {
 
     async fn attach_parts_now(self: &Arc<Self>, server: ServerId, parts: &MdevRequest) -> Result<(), Error> {
         let (host, _) = self.hosts.find(server).await?;
+        self.hosts.expect_open(&host, HostChange::Attach).await?;
         let _room = host.admit()?;
         host.ready().await?;
         // Attaches to one server go one after another, so that two requests never count on the same free port.
@@ -135,8 +137,9 @@ impl Assignments {
             return Ok(());
         }
         Err(Error::Conflict(format!(
-            "{context}: it has {free} free hot-plug ports, and {num} are needed; detach something, or add \
-             pcie-root-port controllers to its definition and restart it"
+            "{context}: it has {free} free hot-plug ports, and {num} are needed; detach something, or run `hotslot \
+             server prepare {} --ports N`, which adds ports, and power-cycle it",
+            domain.info.uuid
         )))
     }
 

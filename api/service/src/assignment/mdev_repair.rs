@@ -8,6 +8,7 @@ use hotslot_driver::hotplug::{self, Presence};
 use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::mdev;
 use hotslot_model::assignment::{Assignment, Mdev, NOT_IN_SERVER, Observation, State};
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::ServerId;
 use hotslot_store::actor;
 
@@ -90,7 +91,7 @@ impl Assignments {
     }
 
     /// Creates the mediated devices again that a shut-off server needs to start: a reboot of the host removes them. The
-    /// work runs in tasks of its own.
+    /// work runs in tasks of its own. On a host that is frozen or read-only nothing is created.
     ///
     /// # Errors
     /// Errors of the database and of the hypervisor while the missing devices are determined.
@@ -105,6 +106,11 @@ impl Assignments {
             .retain(|row| row.hypervisor == host.row.id && row.state == State::Attached && is_missing(row));
         if missing.is_empty() {
             return Ok(());
+        }
+        // Nobody requested this just now, so it waits until the host is thawed.
+        match self.hosts.expect_open(host, HostChange::Other).await {
+            Err(Error::Restricted(_)) => return Ok(()),
+            open => open?,
         }
         host.read_mdevs().await?;
         let view = host.server(server).await?.filter(|view| view.live.is_none());

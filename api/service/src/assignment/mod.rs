@@ -13,6 +13,7 @@
 //! verify      reads the address from the guest's own view → settle
 //! request     the requests for attach and detach
 //! retry       an attach that is sent again with its Idempotency-Key
+//! prepare     root ports for the next start of a server
 //! ports       devices for which the guest has no free port
 //! candidates  lists the devices that an alias would take, and why it would not take the others
 //! choosing    the devices that attaches have chosen and are about to claim
@@ -40,6 +41,7 @@ mod overdue;
 mod owner;
 mod policy;
 mod ports;
+mod prepare;
 mod quiesce;
 pub mod reconcile;
 mod release;
@@ -56,5 +58,6 @@ pub use candidates::{Candidates, CandidatesRequest};
 pub use dry_run::DryRun;
 pub(crate) use host_use::HostUseRequest;
 pub(crate) use mdev::MdevRequest;
+pub use prepare::Prepared;
 pub(crate) use release::Work;
 pub use request::{AttachRequest, DetachRequest, NetworkRequest};

@@ -2,6 +2,7 @@
 
 use hotslot_driver::ownership::{self, Claim, Ownership};
 use hotslot_model::event::{self, EventKind, What};
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::ServerId;
 use hotslot_store::actor;
 use serde_json::json;
@@ -23,6 +24,7 @@ impl Assignments {
             )));
         }
         let (host, _) = self.hosts.find(server).await?;
+        self.hosts.expect_open(&host, HostChange::Other).await?;
         let _turn = self.turns.of(format!("server {server}")).await?;
         if let Some(call) = host.overdue_call(server) {
             return Err(Error::Conflict(format!(

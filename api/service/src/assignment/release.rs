@@ -7,6 +7,7 @@ use hotslot_driver::hotplug::Presence;
 use hotslot_model::assignment::{
     Assignment, AssignmentKey, AssignmentKind, Attachment, Change, Holder, Observation, State, Trigger,
 };
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 use tokio::task::JoinHandle;
@@ -138,6 +139,7 @@ impl Assignments {
         let host = self.hosts.host(row.hypervisor()).cloned().ok_or_else(|| {
             Error::Conflict(format!("{} is on a host that is no longer configured", row.key()))
         })?;
+        self.hosts.expect_open(&host, HostChange::Other).await?;
         host.ready().await?;
         if row.state() == State::Attached
             && !request.force
@@ -174,6 +176,7 @@ impl Assignments {
         if Presence::of(&view, UserAlias(key.id.0)).is_absent() {
             return Ok(None);
         }
+        self.hosts.expect_open(&host, HostChange::Other).await?;
         expect_holder(row, holder)?;
         let (mut findings, _) = self.compare(&host, server).await?;
         findings.retain(|finding| finding.attachment == Some(key.id));

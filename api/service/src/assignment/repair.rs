@@ -12,6 +12,7 @@ use hotslot_model::assignment::{
     Action, Assignment, AssignmentKind, Attachment, Finding, Mdev, Observation, State, Trigger,
 };
 use hotslot_model::device::Device;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::AttachmentId;
 use hotslot_store::actor;
 use tokio::task::JoinHandle;
@@ -272,6 +273,7 @@ impl Assignments {
         self: &Arc<Self>,
         host: &Arc<Host>,
     ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
+        self.hosts.expect_open(host, HostChange::Other).await?;
         let (service, host) = (Arc::clone(self), Arc::clone(host));
         task::join(actor::spawn_as_current(async move { service.repair_now(&host).await })).await
     }

@@ -12,7 +12,7 @@ use hotslot_model::assignment::AssignmentKind;
 use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
 use hotslot_model::rules;
-use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, Wanted};
+use hotslot_model::rules::{Alias, CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, Wanted};
 
 use super::assignments::Assignments;
 use super::choosing::Choice;
@@ -96,6 +96,7 @@ impl Assignments {
         request: &AttachRequest,
     ) -> Result<Snapshot, Error> {
         let inventory = known(self.catalog.inventory(), request)?;
+        self.expect_addresses(host, request)?;
         let by_socket = |part: &rules::AliasRequest| {
             let own = || request.alias(&inventory, &part.name).map(|alias| alias.numa_policy);
             request.numa_policy.or_else(own) == Some(NumaPolicy::Socket)
@@ -383,6 +384,36 @@ impl Assignments {
     /// [`Error::UnknownAlias`].
     pub(super) fn known_aliases(&self, request: &AttachRequest) -> Result<(), Error> {
         known(self.catalog.inventory(), request).map(drop)
+    }
+
+    /// Checks that the host has a device at each address that the request names. A device that is not free, or that is
+    /// gone, is explained by the choice.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], with what is at the address instead.
+    fn expect_addresses(&self, host: &Host, request: &AttachRequest) -> Result<(), Error> {
+        let functions = host.functions();
+        for address in request.own.iter().filter_map(Alias::address) {
+            if self.store.with_devices_of(host.row.id, |devices| devices.at(address).is_some()) {
+                continue;
+            }
+            let name = &host.name;
+            return Err(Error::Invalid(match functions.get(&address) {
+                None => format!(
+                    "addresses: host {name} has no PCI function {address}; GET os-hypervisors/{name}/pci_devices lists \
+                     those that it has"
+                ),
+                Some(function) if function.bridge => format!(
+                    "addresses: {address} of host {name} is a PCI bridge, which cannot be assigned; name a device that \
+                     GET os-pci lists"
+                ),
+                Some(_) => format!(
+                    "addresses: no device_spec lists {address} of host {name}, so it cannot be assigned; name a device \
+                     that GET os-pci lists, or add a device_spec that lists this one"
+                ),
+            }));
+        }
+        Ok(())
     }
 
     fn choose(

@@ -117,7 +117,16 @@ impl Config {
     /// # Errors
     /// When it cannot be read.
     pub fn policy_file(&self) -> Result<PolicyFile, ConfigError> {
-        self.identity.policy.as_deref().map_or_else(|| Ok(PolicyFile::default()), PolicyFile::read)
+        let file =
+            self.identity.policy.as_deref().map_or_else(|| Ok(PolicyFile::default()), PolicyFile::read);
+        // What is wrong is then the key that names the file.
+        file.map_err(|error| match error {
+            ConfigError::Read { path, source } => ConfigError::Value {
+                key: "[identity] policy".into(),
+                reason: format!("{path} cannot be read: {source}"),
+            },
+            other @ (ConfigError::Syntax { .. } | ConfigError::Value { .. }) => other,
+        })
     }
 
     /// The rules that `[accelerators] change` replaces.

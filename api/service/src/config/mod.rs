@@ -37,7 +37,7 @@ pub use log::{Levels, Log, LogFormat};
 pub use place::line_of;
 pub use policy_file::PolicyFile;
 pub use quota::Quota;
-pub use read::ConfigError;
+pub use read::{ConfigError, earlier_names};
 pub use schema::schema;
 use schemars::JsonSchema;
 pub use secret_file::SecretFile;
@@ -176,7 +176,7 @@ pub struct Detach {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DetachClass {
-    /// A class of devices, as `hotslot device show` prints it.
+    /// A class of PCI functions, such as `network controller`.
     pub class: String,
     /// Replaces `hot_unplug` of `[detach]`.
     pub hot_unplug: Option<HotUnplug>,
@@ -334,4 +334,18 @@ pub struct Hypervisor {
     pub name: String,
     /// Any libvirt URI, or `sim:///path/to/dir` for a simulated host.
     pub uri: String,
+    /// Whether anything may be changed on the host.
+    #[serde(default)]
+    pub mode: HypervisorMode,
+}
+
+/// Whether anything may be changed on a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HypervisorMode {
+    /// Everything, as long as no administrator freezes or drains the host.
+    #[default]
+    Normal,
+    /// Nothing: hotslot shows the host and follows it, but attaches and detaches nothing there.
+    ReadOnly,
 }

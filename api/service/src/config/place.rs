@@ -3,7 +3,14 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::read::{NAMES, line};
+/// The keys of `[pci]` that have several names. The first name is the current one in Nova.
+pub(super) const NAMES: [&[&str]; 2] =
+    [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
+
+/// Returns the number, from 1, of the line at a byte offset.
+pub(super) fn line(text: &str, byte: usize) -> usize {
+    1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
+}
 
 /// A step from a table or list to something in it.
 enum Step<'a> {
@@ -13,23 +20,24 @@ enum Step<'a> {
     Named(&'a str),
 }
 
-/// Returns the steps to a place, such as `[detach] attempts`, `[pci] device_spec[2]`, `[pci] alias[1] name`, `[[hypervisor]][0] name` or
-/// `[[webhook]] billing: url`.
+/// Returns the steps to a place, such as `[detach] attempts`, `[pci] device_spec[2]`, `[pci] alias[1] name`, `[[hypervisor]][0] name`,
+/// `[[flavor]][0] extra_specs: key` or `[[webhook]] billing: url`.
 fn steps(place: &str) -> Option<Vec<Step<'_>>> {
     let (section, rest) = place.strip_prefix('[')?.trim_start_matches('[').split_once(']')?;
     let mut steps: Vec<_> = section.split('.').map(Step::Key).collect();
     let (index, rest) = indexes(rest.strip_prefix(']').unwrap_or(rest));
-    steps.extend(index);
     let key = match rest.trim_start().split_once(": ") {
-        Some((name, key)) => {
+        // An item of a list has a number or a name.
+        Some((name, key)) if index.is_empty() => {
             steps.push(Step::Named(name));
             key
         }
-        None => rest.trim_start(),
+        Some(_) | None => rest.trim_start(),
     };
+    steps.extend(index);
     let (key, rest) = key.split_at(key.find(['[', ' ']).unwrap_or(key.len()));
     if !key.is_empty() {
-        steps.push(Step::Key(key));
+        steps.push(Step::Key(key.trim_end_matches(':')));
     }
     let (index, rest) = indexes(rest);
     steps.extend(index);
@@ -91,9 +99,78 @@ pub fn line_of(source: &str, place: &str) -> Option<usize> {
     Some(line(source, found.span().start))
 }
 
+/// Returns the key whose value is at a byte offset, as in `[api] queue`. `None` when there is none.
+pub(super) fn key_at(source: &str, offset: usize) -> Option<String> {
+    let (table, _) = DeTable::parse_recoverable(source);
+    let mut keys = Vec::new();
+    let mut tables = vec![table.get_ref()];
+    while let Some(table) = tables.pop() {
+        let at = table.iter().find(|(key, value)| {
+            // The span of a table begins at its header, and that of a table in dotted keys at its first key.
+            value.span().contains(&offset) || key.span().contains(&offset) || holds(value.get_ref(), offset)
+        });
+        let Some((key, value)) = at else { break };
+        keys.push(key.get_ref().to_string());
+        match value.get_ref() {
+            DeValue::Table(table) => tables.push(table),
+            DeValue::Array(items) => {
+                let item = items.iter().find(|item| holds(item.get_ref(), offset));
+                if let Some(DeValue::Table(table)) = item.map(Spanned::get_ref) {
+                    tables.push(table);
+                }
+            }
+            DeValue::String(_) | DeValue::Integer(_) | DeValue::Float(_) => {}
+            DeValue::Boolean(_) | DeValue::Datetime(_) => {}
+        }
+    }
+    let (last, sections) = keys.split_last()?;
+    Some(if sections.is_empty() { last.clone() } else { format!("[{}] {last}", sections.join(".")) })
+}
+
+/// Whether something in a value is at a byte offset.
+fn holds(value: &DeValue<'_>, offset: usize) -> bool {
+    match value {
+        DeValue::Table(table) => table.iter().any(|(key, value)| {
+            key.span().contains(&offset) || value.span().contains(&offset) || holds(value.get_ref(), offset)
+        }),
+        DeValue::Array(items) => {
+            items.iter().any(|item| item.span().contains(&offset) || holds(item.get_ref(), offset))
+        }
+        DeValue::String(_) | DeValue::Integer(_) | DeValue::Float(_) => false,
+        DeValue::Boolean(_) | DeValue::Datetime(_) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_key_of_a_place_in_the_text_is_found() {
+        const TEXT: &str = "\
+[api]
+queue = 0
+tls = { key = 3 }
+[[webhook]]
+name = \"a\"
+attempts = \"x\"
+[identity.keystone]
+timeout = true
+[[pci.extra_info]]
+values = { a = 1 }
+";
+        for (value, key) in [
+            ("0", "[api] queue"),
+            ("3", "[api.tls] key"),
+            ("\"x\"", "[webhook] attempts"),
+            ("true", "[identity.keystone] timeout"),
+            ("1", "[pci.extra_info.values] a"),
+        ] {
+            assert_eq!(key_at(TEXT, TEXT.find(value).unwrap()).as_deref(), Some(key), "{value}");
+        }
+        assert_eq!(key_at(TEXT, TEXT.len() + 5), None);
+        assert_eq!(key_at("", 0), None);
+    }
 
     #[test]
     fn a_place_has_the_line_of_its_value() {
@@ -116,6 +193,15 @@ name = \"\"
 role = \"x\"
 [api.tls]
 key = \"k\"
+[[flavor]]
+name = \"f\"
+[flavor.extra_specs]
+\"a:b\" = \"x\"
+[[detach.class]]
+quiesce = []
+class = \"x\"
+[[pci.extra_info]]
+match = {}
 ";
         for (place, line) in [
             ("[detach] attempts", Some(2)),
@@ -127,6 +213,10 @@ key = \"k\"
             ("[[hypervisor]][0] name", Some(14)),
             ("[[identity.local]][0] role", Some(16)),
             ("[api.tls] key", Some(18)),
+            ("[[flavor]][0] name", Some(20)),
+            ("[[flavor]][0] extra_specs: a:b", Some(22)),
+            ("[[detach.class]][0] class", Some(25)),
+            ("[[pci.extra_info]][0] match", Some(27)),
             ("[events] most", None),
             ("nonsense", None),
         ] {

@@ -8,12 +8,14 @@ use hotslot_driver::pci::PciClass;
 use hotslot_driver::text;
 use hotslot_model::event::EventKind;
 use hotslot_model::hot_unplug::HotUnplug;
+use hotslot_model::json;
 use hotslot_store::check_url;
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{Config, Hypervisor, Source, access, collector_url, is_plain_name};
+use super::place::{NAMES, key_at, line};
+use super::{Config, Hypervisor, HypervisorMode, Source, access, collector_url, is_plain_name};
 use crate::webhook;
 
 /// A configuration that cannot be used.
@@ -85,9 +87,18 @@ impl Config {
     /// It does not check the entries of `[pci]`, which are checked as rules.
     pub fn examine(path: &Path) -> (Self, Vec<ConfigError>) {
         let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(source) => return (Self::default(), vec![ConfigError::Read { path: name, source }]),
+        };
+        match String::from_utf8(bytes) {
             Ok(text) => Self::examine_text(&name, &text),
-            Err(source) => (Self::default(), vec![ConfigError::Read { path: name, source }]),
+            Err(error) => {
+                let good = error.utf8_error().valid_up_to();
+                let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
+                let reason = "it is not UTF-8 text; save the file with this encoding".to_owned();
+                (Self::default(), vec![ConfigError::Syntax { path: name, line: Some(line), reason }])
+            }
         }
     }
 
@@ -202,22 +213,24 @@ impl Config {
 
     fn check_detach_classes(&self, problems: &mut Problems) {
         let classes = PciClass::descriptions();
-        for entry in &self.detach.class {
+        for (index, entry) in self.detach.class.iter().enumerate() {
+            let mut bad =
+                |key: &str, reason| problems.add(&format!("[[detach.class]][{index}] {key}"), reason);
             if !classes.contains(entry.class.as_str()) {
                 let known: Vec<_> = classes.iter().copied().collect();
                 let reason = format!("`{}` is not a class; write one of {}", entry.class, known.join(", "));
-                problems.add("[[detach.class]] class", reason);
+                bad("class", reason);
             }
             match entry.quiesce.first() {
                 None if entry.hot_unplug == Some(HotUnplug::Quiesce) => {
                     let reason =
                         format!("hot_unplug = \"quiesce\" of class `{}` needs a command", entry.class);
-                    problems.add("[[detach.class]] quiesce", reason);
+                    bad("quiesce", reason);
                 }
                 Some(path) if !path.starts_with('/') => {
                     let reason =
                         format!("`{path}` is not an absolute path in the guest; write [\"/sbin/ip\", …]");
-                    problems.add("[[detach.class]] quiesce", reason);
+                    bad("quiesce", reason);
                 }
                 None | Some(_) => {}
             }
@@ -254,7 +267,11 @@ impl Config {
     /// Returns the configured hosts, or the local one when none is configured.
     pub fn hypervisors(&self) -> Vec<Hypervisor> {
         if self.hypervisor.is_empty() {
-            vec![Hypervisor { name: "localhost".into(), uri: "qemu:///system".into() }]
+            vec![Hypervisor {
+                name: "localhost".into(),
+                uri: "qemu:///system".into(),
+                mode: HypervisorMode::Normal,
+            }]
         } else {
             self.hypervisor.clone()
         }
@@ -274,11 +291,17 @@ impl Problems {
 impl ConfigError {
     fn syntax(path: &str, text: &str, error: &toml::de::Error) -> Self {
         let hint = nearest(error.message()).map(|known| format!("; did you mean `{known}`?"));
-        let message = without_values(error.message().trim_end()).replace('\n', ", ");
+        let message = json::plain(&without_values(error.message().trim_end())).replace('\n', ", ");
+        // The parser names an unknown key itself, and of a wrong value only what would be right.
+        let is_of_value = !message.starts_with("unknown field") && DeTable::parse(text).is_ok();
+        let key = error.span().filter(|_| is_of_value);
+        let key = key.and_then(|span| key_at(text, span.start)).map(|key| format!("{key}: "));
+        let twice = error.span().filter(|_| message == "duplicate key").and_then(|span| text.get(span));
+        let message = twice.map_or(message.clone(), |key| format!("duplicate key `{}`", text::escape(key)));
         Self::Syntax {
             path: path.to_owned(),
             line: error.span().map(|span| line(text, span.start)),
-            reason: message + &hint.unwrap_or_default(),
+            reason: key.unwrap_or_default() + &message + &hint.unwrap_or_default(),
         }
     }
 }
@@ -308,10 +331,6 @@ fn without_values(message: &str) -> String {
     shown + rest
 }
 
-/// The keys of `[pci]` that have several names. The first name is the current one in Nova.
-pub(super) const NAMES: [&[&str]; 2] =
-    [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
-
 /// A key that the file also has under another name.
 struct Renamed {
     /// The byte offset of the key.
@@ -332,6 +351,21 @@ impl Renamed {
     }
 }
 
+/// Returns a warning for each key of a file that has an earlier name of Nova's, which a later version may not read.
+pub fn earlier_names(source: &str) -> Vec<String> {
+    let (table, _) = DeTable::parse_recoverable(source);
+    let Some(DeValue::Table(pci)) = table.get_ref().get("pci").map(Spanned::get_ref) else {
+        return Vec::new();
+    };
+    let of = |names: &[&str]| {
+        let (current, earlier) = names.split_first()?;
+        let (key, _) = pci.iter().find(|(key, _)| earlier.contains(&&**key.get_ref()))?;
+        let line = line(source, key.span().start);
+        Some(format!("line {line}: [pci] {} is an earlier name; write {current}", key.get_ref()))
+    };
+    NAMES.iter().filter_map(|names| of(names)).collect()
+}
+
 /// Removes from `[pci]` the keys that are other names of keys before them, and returns the removed ones.
 fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
     let Some(DeValue::Table(pci)) = table.get_mut().get_mut("pci").map(Spanned::get_mut) else {
@@ -350,11 +384,6 @@ fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
         }
     }
     renamed
-}
-
-/// Returns the number, from 1, of the line at a byte offset.
-pub(super) fn line(text: &str, byte: usize) -> usize {
-    1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
 }
 
 /// Separates a table into the keys whose values can be read, each on its own, and the errors of the others.

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::read::NAMES;
+use super::place::NAMES;
 use super::{Account, Age, Config, HostName, Levels, Listen, Seconds, Secret, SecretFile, SocketMode};
 
 /// Gives a schema to types that are read from a text or a number.
@@ -29,7 +29,7 @@ schemas! {
         "description": "A time in seconds, such as 20 or 0.5, above 0 and at most a day.",
     }
     Age: {
-        "type": "string", "examples": ["90d", "12h", "30m", "45s"],
+        "type": "string", "pattern": "[0-9]", "examples": ["90d", "12h", "30m", "45s"],
         "description": "A time with its unit, at least 1 second and at most 100 years.",
     }
     Secret: { "type": "string", "description": "A secret text. A file may have it instead." }
@@ -39,7 +39,8 @@ schemas! {
                         (LoadCredential=).",
     }
     Listen: {
-        "type": "string", "examples": ["unix:/run/hotslot/api.sock", "127.0.0.1:9774"],
+        "type": "string", "pattern": "^(unix:/.+|.+:[0-9]+)$",
+        "examples": ["unix:/run/hotslot/api.sock", "127.0.0.1:9774"],
         "description": "A unix socket (unix:/path), or an address with port.",
     }
     SocketMode: {
@@ -47,20 +48,44 @@ schemas! {
         "description": "An access mode in octal digits.",
     }
     HostName: {
-        "type": "string", "examples": ["hotslot.example.org", "[2001:db8::1]"],
+        "type": "string", "pattern": "^([A-Za-z0-9._-]{1,253}|\\[[0-9A-Fa-f:.]+\\])$",
+        "examples": ["hotslot.example.org", "[2001:db8::1]"],
         "description": "The name of a host, or its address, without a port.",
     }
     Levels: {
-        "type": "string", "examples": ["info", "info,hotslot_driver=debug"],
+        "type": "string",
+        "pattern": "^ *([A-Za-z0-9_:]+=)?(off|error|warn|info|debug|trace) *(, *([A-Za-z0-9_:]+=)?(off|error|warn|info|debug|trace) *)*$",
+        "examples": ["info", "info,hotslot_driver=debug"],
         "description": "The lowest level that is written, and those of modules: off, error, warn, info, debug or trace.",
     }
     Account: { "type": ["string", "integer"], "description": "A user or group, by name or number." }
+}
+
+/// What the check of the values refuses, as far as a schema of one value can say it: the table, the key, and keywords.
+fn limits() -> Vec<(&'static str, &'static str, Value)> {
+    vec![
+        ("Detach", "attempts", json!({ "minimum": 1 })),
+        ("Webhook", "attempts", json!({ "minimum": 1 })),
+        ("Webhook", "name", json!({ "pattern": "^[A-Za-z0-9_.-]{1,64}$" })),
+        ("Events", "most", json!({ "minimum": 1 })),
+        ("Local", "role", json!({ "enum": ["reader", "member", "manager", "admin", "service"] })),
+        ("Hypervisor", "name", json!({ "pattern": "[^ ]" })),
+        ("Hypervisor", "uri", json!({ "pattern": "://" })),
+        ("Database", "url", json!({ "pattern": "^(sqlite|postgres|postgresql):" })),
+        ("Flavor", "name", json!({ "minLength": 1, "maxLength": 255 })),
+    ]
 }
 
 /// Returns the JSON schema (draft 2020-12) of the configuration file.
 pub fn schema() -> Value {
     let mut schema = schemars::schema_for!(Config).to_value();
     schema["title"] = "hotslot.toml".into();
+    for (table, key, keywords) in limits() {
+        let of = &mut schema["$defs"][table]["properties"][key];
+        for (keyword, value) in keywords.as_object().into_iter().flatten() {
+            of[keyword.as_str()] = value.clone();
+        }
+    }
     // Keys of `[pci]` may also have the names that Nova gave them earlier.
     if let Some(keys) = schema["$defs"]["Pci"]["properties"].as_object_mut() {
         for names in NAMES {
@@ -105,6 +130,18 @@ mod tests {
             }
             toml::Value::String(_) | toml::Value::Integer(_) | toml::Value::Float(_) => {}
             toml::Value::Boolean(_) | toml::Value::Datetime(_) => {}
+        }
+    }
+
+    #[test]
+    fn every_limit_is_of_a_key_that_there_is() {
+        let plain = schemars::schema_for!(Config).to_value();
+        for (table, key, _) in limits() {
+            assert!(plain["$defs"][table]["properties"][key].is_object(), "{table} {key}");
+        }
+        let text = schema().to_string();
+        for word in ["`None`", "[`"] {
+            assert!(!text.contains(word), "{word} is of Rust");
         }
     }
 

@@ -116,7 +116,7 @@ fn the_socket_and_the_names_of_the_service_are_checked() {
     assert!(error("[api]\nsocket_mode = '7777'").contains("0660"));
     assert!(error("[api]\nhosts = ['http://a.example']").contains("without a port"));
     assert!(error("[api]\nhosts = ['a.example:80']").contains("without a port"));
-    assert!(error("[api]\nconnections = 0").contains("nonzero"));
+    assert!(error("[api]\nconnections = 0").contains("connections"));
     let api = Config::parse(
         "[api]\nhosts = ['Hotslot.example', '[2001:db8::1]']\nlisten = '127.0.0.5:1'\ninsecure_tcp = true",
     )

@@ -10,9 +10,9 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trace {
-    /// The base URL of a receiver of OTLP over HTTP, such as `http://127.0.0.1:4318`. `None` to send no traces.
+    /// The base URL of a receiver of OTLP over HTTP, such as `http://127.0.0.1:4318`. Without it, no traces are sent.
     pub endpoint: Option<String>,
-    /// The PEM file of the authorities of the receiver's certificate. `None` for those that the system trusts.
+    /// The PEM file of the authorities of the receiver's certificate. Without it, the authorities that the system trusts.
     pub ca: Option<PathBuf>,
 }
 

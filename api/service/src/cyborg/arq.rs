@@ -12,6 +12,7 @@ use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Assignment, Holder, State};
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget, ArqView, Group, MAX_UNITS};
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_model::identity::Caller;
 use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
@@ -302,6 +303,7 @@ impl Cyborg {
                 card.name()
             )));
         }
+        self.hosts.expect_open(&host, HostChange::Attach).await?;
         let profile = self.store.device_profile_called(&row.profile).await?;
         let group = profile.as_ref().and_then(|profile| profile.groups.get(row.group));
         let group = group.ok_or_else(|| Error::NotFound(format!("device profile {}", row.profile)))?;

@@ -6,7 +6,6 @@ mod unidentified;
 pub(crate) mod watch;
 
 use hotslot_model::identity::{Caller, Peer};
-use reqwest::header::HeaderValue;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -15,7 +14,7 @@ use self::local::Locals;
 use self::tokens::Tokens;
 pub use self::unidentified::Unidentified;
 use crate::config::{Config, ConfigError, Secret, SecretFile};
-use crate::keystone::{Failure, Keystone};
+use crate::keystone::{Failure, Issued, Keystone};
 
 /// The minimum length of a proxy's secret, in bytes.
 const SECRET: usize = 16;
@@ -104,6 +103,11 @@ impl Callers {
         }
     }
 
+    /// Returns why the present file of the tokens is not used, when those that were read before stay valid.
+    pub fn outdated_tokens(&self) -> Option<String> {
+        self.tokens.as_ref().and_then(Tokens::outdated)
+    }
+
     /// Whether Keystone has to be asked about a token: it is not one of hotslot's own, and no answer about it is known.
     pub fn asks_keystone(&self, token: &str) -> bool {
         let is_own = self.tokens.is_some() && tokens::is_own(token);
@@ -130,7 +134,7 @@ impl Callers {
     /// # Errors
     /// [`Unidentified::Unknown`] when Keystone does not accept it, or there is no Keystone; [`Unidentified::Away`] when
     /// Keystone does not answer.
-    pub async fn sign_in(&self, login: &Value) -> Result<HeaderValue, Unidentified> {
+    pub async fn sign_in(&self, login: &Value) -> Result<Issued, Unidentified> {
         match &self.keystone {
             Some(keystone) => Ok(keystone.sign_in(login).await?),
             None => Err(Unidentified::Unknown("this service takes no passwords; use a token".to_owned())),

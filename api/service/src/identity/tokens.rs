@@ -112,6 +112,9 @@ pub enum TokensError {
     /// The file or the request is wrong. The text says how; it has no hash and no token.
     #[error("{0}")]
     Wrong(String),
+    /// Others than root and the service may have read or changed the file, so that it admits nobody.
+    #[error("{0}")]
+    Exposed(String),
 }
 
 /// Reads and checks a file of tokens. A missing file has none.
@@ -124,11 +127,12 @@ pub(crate) fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
     };
     let found = file.metadata().map_err(failed)?;
     let wrong = |reason: &str| TokensError::Wrong(format!("{}: {reason}", path.display()));
+    let exposed = |reason: &str| TokensError::Exposed(format!("{}: {reason}", path.display()));
     if found.mode() & 0o077 != 0 {
-        return Err(wrong("other users may read or change the file; run `chmod 0600` on it"));
+        return Err(exposed("other users may read or change the file; run `chmod 0600` on it"));
     }
     if found.uid() != 0 && found.uid() != geteuid().as_raw() {
-        return Err(wrong("the file belongs neither to root nor to the user of the service"));
+        return Err(exposed("the file belongs neither to root nor to the user of the service"));
     }
     let mut text = String::new();
     file.take(SIZE + 1).read_to_string(&mut text).map_err(failed)?;
@@ -155,6 +159,39 @@ struct Read {
     checked: Instant,
     stamp: Option<Stamp>,
     tokens: Result<Vec<Token>, String>,
+    /// Why the present file is not used; the tokens are then those of the last one that could be.
+    outdated: Option<String>,
+}
+
+impl Read {
+    /// Reads the file. When it has mistakes or cannot be read, the tokens that were read before stay valid: who repairs
+    /// it must be able to connect. One that others could change admits nobody.
+    fn new(path: &Path, before: Option<Self>) -> Self {
+        let (checked, stamp) = (Instant::now(), Stamp::of(path).ok());
+        let error = match load(path) {
+            Ok(tokens) => return Self { checked, stamp, tokens: Ok(tokens), outdated: None },
+            Err(error) => error,
+        };
+        let reason = error.to_string();
+        let known = before.as_ref().is_some_and(|before| {
+            before.outdated.as_ref() == Some(&reason) || before.tokens.as_ref().err() == Some(&reason)
+        });
+        let kept = before.and_then(|before| before.tokens.ok());
+        match kept.filter(|_| !matches!(error, TokensError::Exposed(_))) {
+            Some(tokens) => {
+                if !known {
+                    tracing::error!("the tokens that were read before stay valid, because {reason}");
+                }
+                Self { checked, stamp, tokens: Ok(tokens), outdated: Some(reason) }
+            }
+            None => {
+                if !known {
+                    tracing::error!("no token is accepted: {reason}");
+                }
+                Self { checked, stamp, tokens: Err(reason), outdated: None }
+            }
+        }
+    }
 }
 
 /// The tokens of a running service.
@@ -176,6 +213,13 @@ impl Tokens {
         self.with(CHECK, |tokens| tokens.map(drop).map_err(ToOwned::to_owned))
     }
 
+    /// Returns why the present file is not used, when the tokens are those of an earlier one.
+    pub(super) fn outdated(&self) -> Option<String> {
+        self.with(CHECK, |_| ());
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.as_ref().and_then(|read| read.outdated.clone())
+    }
+
     /// Returns the caller of a token. A token that was just made is known at once.
     pub(super) fn caller(&self, token: &str) -> Result<Caller, Unidentified> {
         let find = |age| self.with(age, |tokens| caller(tokens.map_err(|_| unusable())?, token));
@@ -192,17 +236,10 @@ impl Tokens {
         let stamp = || Stamp::of(&self.path).ok();
         let now = match read.take() {
             Some(before) if before.checked.elapsed() < age => before,
-            Some(before) if before.tokens.is_ok() && before.stamp == stamp() => {
+            Some(before) if before.tokens.is_ok() && before.outdated.is_none() && before.stamp == stamp() => {
                 Read { checked: Instant::now(), ..before }
             }
-            Some(_) | None => {
-                let stamp = stamp();
-                let tokens = load(&self.path).map_err(|error| error.to_string());
-                if let Err(reason) = &tokens {
-                    tracing::error!("no token is accepted: {reason}");
-                }
-                Read { checked: Instant::now(), stamp, tokens }
-            }
+            before => Read::new(&self.path, before),
         };
         let now = read.insert(now);
         act(now.tokens.as_deref().map_err(String::as_str))
@@ -420,6 +457,20 @@ mod tests {
             assert!(!message.contains(&hash[1..]), "{message}");
         }
         fs::write(&path, &good).unwrap();
-        assert!(Tokens::new(path.clone()).caller(&text).unwrap().is_admin());
+        let tokens = Tokens::new(path.clone());
+        assert!(tokens.caller(&text).unwrap().is_admin());
+        // A running service goes on with the tokens that it has read, unless the file is gone or was exposed.
+        let now = |change: &dyn Fn()| {
+            change();
+            tokens.with(Duration::ZERO, |_| ());
+            (tokens.caller(&text).is_ok(), tokens.outdated().is_some())
+        };
+        let mode = |bits| fs::set_permissions(&path, Permissions::from_mode(bits)).unwrap();
+        assert_eq!(now(&|| fs::write(&path, "garbage = [").unwrap()), (true, true));
+        assert_eq!(now(&|| fs::write(&path, "token = 3").unwrap()), (true, true));
+        assert_eq!(now(&|| fs::write(&path, &good).unwrap()), (true, false));
+        assert_eq!(now(&|| mode(0o604)), (false, false));
+        assert_eq!(now(&|| mode(0o600)), (true, false));
+        assert_eq!(now(&|| fs::remove_file(&path).unwrap()), (false, false));
     }
 }

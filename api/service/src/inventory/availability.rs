@@ -11,6 +11,7 @@ use hotslot_driver::hypervisor::OverdueCall;
 use hotslot_driver::local::{self, BarKind, Guard, GuardKind};
 use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vfio::OnVfio;
 use hotslot_model::device::{DevType, Device, Functions, Owner, card_of, is_managed};
 use hotslot_model::id::{DeviceId, ServerId};
 use hotslot_model::rules::{Foreign, VDPA};
@@ -133,12 +134,17 @@ impl Availability {
         Some(format!("{address} depends on {relative}: {}", foreign.reason(relative)))
     }
 
+    /// Returns the VFs of a function.
+    fn vfs(&self, address: PciAddress) -> &[PciAddress] {
+        match self.functions.get(&address).map(|found| &found.role) {
+            Some(Role::Physical { vfs, .. }) => vfs,
+            Some(Role::Plain | Role::Virtual { .. }) | None => &[],
+        }
+    }
+
     /// Returns why a function cannot be assigned as a whole: it or one of its VFs has mediated devices.
     fn in_parts(&self, address: PciAddress) -> Option<String> {
-        let vfs = match &self.functions.get(&address)?.role {
-            Role::Physical { vfs, .. } => vfs.as_slice(),
-            Role::Plain | Role::Virtual { .. } => &[],
-        };
+        let vfs = self.vfs(address);
         let of_it = |parent: PciAddress| parent == address || vfs.contains(&parent);
         let mut parts = self.mdevs.iter().filter(|mdev| mdev.parent.is_some_and(of_it));
         let (first, more) = (parts.next()?, parts.count());
@@ -150,11 +156,16 @@ impl Availability {
         ))
     }
 
-    /// Returns why an unmanaged device cannot be assigned: it is not bound to VFIO. Returns `None` when it can.
+    /// Returns why the driver of a device makes it impossible to assign: it is unmanaged and not bound to VFIO, or it is
+    /// managed and would be taken from the manager of virtual GPUs. Returns `None` when it can be assigned, and when the
+    /// driver's name does not tell.
     pub fn unbound(&self, device: &Device) -> Option<String> {
         let address = device.facts.address;
         let function = self.functions.get(&address)?;
-        (!is_managed(&device.facts) && !function.is_on_vfio()).then(|| {
+        if is_managed(&device.facts) {
+            return function.why_not_managed();
+        }
+        (function.vfio() == OnVfio::No).then(|| {
             format!(
                 "its device_spec says that libvirt does not bind it ({}), and {address} is not bound to VFIO; bind it \
                  first (virsh nodedev-detach {})",
@@ -262,17 +273,14 @@ impl Availability {
         let Some(group) = self.functions.get(&address).and_then(|found| found.iommu_group.as_ref()) else {
             return false;
         };
-        let busy = |member| self.functions.get(member).is_some_and(HostDevice::blocks_its_group);
+        let busy = |member| self.functions.get(member).is_some_and(HostDevice::may_block_its_group);
         group.members.iter().any(|member| *member != address && busy(member))
     }
 
     /// Whether the PF of a VF or a VF of a PF has an owner.
     pub fn has_relative_in_use(&self, device: &Device, devices: DevicesByAddress<'_>) -> bool {
         let is_held = |address| devices(address).is_some_and(|relative| relative.owner.is_some());
-        let vfs = match self.functions.get(&device.facts.address).map(|found| &found.role) {
-            Some(Role::Physical { vfs, .. }) => vfs.as_slice(),
-            Some(Role::Plain | Role::Virtual { .. }) | None => &[],
-        };
+        let vfs = self.vfs(device.facts.address);
         device.facts.parent_addr.is_some_and(is_held) || vfs.iter().copied().any(is_held)
     }
 
@@ -293,9 +301,15 @@ impl Availability {
                 "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
             ));
         }
-        if device.facts.dev_type == DevType::Vdpa {
+        let carries_vdpa = |address| self.functions.get(&address).is_some_and(|found| !found.vdpa.is_empty());
+        if device.facts.dev_type == DevType::Vdpa || carries_vdpa(address) {
             // A domain that uses its vDPA device has to release it before the vDPA device can be removed.
             return self.of_others(address).or_else(|| Some(VDPA.to_owned()));
+        }
+        if let Some(vf) = self.vfs(address).iter().copied().find(|vf| carries_vdpa(*vf)) {
+            let of_guest = self.of_others(address);
+            return of_guest
+                .or_else(|| Some(format!("its VF {vf} would disappear with its driver, and {VDPA}")));
         }
         if !self.functions.contains_key(&address) {
             return Some(format!("{address} was not found on the host when it was last read"));

@@ -25,6 +25,9 @@ use tokio::time::Instant;
 use self::client::{Client, Unavailable};
 use crate::config::{self, ConfigError, keystone_url};
 
+/// A token that Keystone has issued, as the value of a header. It is marked as sensitive.
+pub type Issued = HeaderValue;
+
 /// The maximum length of a token in bytes. Fernet tokens have about 200 bytes, JSON Web Tokens some more.
 pub const TOKEN: usize = 8 * 1024;
 
@@ -184,7 +187,7 @@ impl Keystone {
     ///
     /// # Errors
     /// Keystone does not accept the login, or does not answer.
-    pub async fn sign_in(&self, login: &Value) -> Result<HeaderValue, Failure> {
+    pub async fn sign_in(&self, login: &Value) -> Result<Issued, Failure> {
         let token = tokio::time::timeout(self.timeout, self.client.token_for(login)).await;
         let token = token.unwrap_or_else(|_| Err(Unavailable("it does not respond in time".into())));
         self.note(token.as_ref().map(drop).map_err(|error| error.0.clone()));

@@ -27,9 +27,8 @@ fn schema(place: &str, (old, new): (&Value, &Value), of_answer: bool, found: &mu
     if !many.is_empty() && (few.is_empty() || !few.is_subset(many)) {
         found.push(format!("{place}: the type was {before:?} and is {after:?}"));
     }
-    let (words, now) = (strings(&old["enum"]), strings(&new["enum"]));
-    if !of_answer && !now.is_empty() && (words.is_empty() || !words.is_subset(&now)) {
-        found.push(format!("{place}: fewer words are accepted"));
+    if !of_answer {
+        found.extend(tightened(old, new).into_iter().map(|reason| format!("{place}: {reason}")));
     }
     let (required, now) = (strings(&old["required"]), strings(&new["required"]));
     for key in if of_answer { required.difference(&now) } else { now.difference(&required) } {
@@ -42,15 +41,81 @@ fn schema(place: &str, (old, new): (&Value, &Value), of_answer: bool, found: &mu
             None => found.push(format!("{place}: {key} is gone")),
         }
     }
-    if old.get("items").is_some() {
-        schema(&format!("{place}: items"), (&old["items"], &new["items"]), of_answer, found);
-    }
-    for key in ["oneOf", "anyOf", "allOf"] {
-        let parts = old[key].as_array().into_iter().flatten();
-        for (index, part) in parts.enumerate() {
-            schema(&format!("{place}: {key} {index}"), (part, &new[key][index]), of_answer, found);
+    for key in ["items", "additionalProperties"] {
+        if old[key].is_object() {
+            schema(&format!("{place}: {key}"), (&old[key], &new[key]), of_answer, found);
         }
     }
+    for key in ["oneOf", "anyOf"] {
+        alternatives(&format!("{place}: {key}"), (&old[key], &new[key]), of_answer, found);
+    }
+    let parts = |of: &Value| of["allOf"].as_array().cloned().unwrap_or_default();
+    let (before, after) = (parts(old), parts(new));
+    let changed = if of_answer { after.len() < before.len() } else { after.len() > before.len() };
+    if changed {
+        found.push(format!("{place}: allOf had {} parts and has {}", before.len(), after.len()));
+    }
+    for (index, (part, now)) in before.iter().zip(&after).enumerate() {
+        schema(&format!("{place}: allOf {index}"), (part, now), of_answer, found);
+    }
+}
+
+/// Compares the alternatives of a schema: each that a request could have, and each that an answer can have now, must be
+/// one of the other description too.
+fn alternatives(place: &str, (old, new): (&Value, &Value), of_answer: bool, found: &mut Vec<String>) {
+    let all = |of: &Value| of.as_array().cloned();
+    let (Some(before), Some(after)) = (all(old), all(new)) else {
+        let limits = if of_answer { (old, "were") } else { (new, "are") };
+        if limits.0.is_array() {
+            found.push(format!("{place}: alternatives {} given", limits.1));
+        }
+        return;
+    };
+    let fits = |part: &Value, now: &Value| {
+        let mut reasons = Vec::new();
+        schema(place, (part, now), of_answer, &mut reasons);
+        reasons.is_empty()
+    };
+    if of_answer {
+        let unknown = after.iter().filter(|now| !before.iter().any(|part| fits(part, now)));
+        found.extend(unknown.map(|now| format!("{place}: an answer can be {now} now")));
+    } else {
+        let gone = before.iter().filter(|part| !after.iter().any(|now| fits(part, now)));
+        found.extend(gone.map(|part| format!("{place}: {part} is not accepted any more")));
+    }
+}
+
+/// Returns the keywords by which a schema of requests admits less than it did.
+fn tightened(old: &Value, new: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    let (words, now) = (strings(&old["enum"]), strings(&new["enum"]));
+    if !now.is_empty() && (words.is_empty() || !words.is_subset(&now)) {
+        found.push("fewer words are accepted".to_owned());
+    }
+    let mut changed = |key: &str, less: bool| {
+        if less {
+            found.push(format!("{key} was {} and is {}", old[key], new[key]));
+        }
+    };
+    let number = |of: &Value| of.as_f64();
+    for key in ["maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"] {
+        let less = number(&new[key]).is_some_and(|now| number(&old[key]).is_none_or(|before| now < before));
+        changed(key, less);
+    }
+    for key in ["minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"] {
+        let more = number(&new[key]).is_some_and(|now| number(&old[key]).is_none_or(|before| now > before));
+        changed(key, more);
+    }
+    // Whether one pattern admits all that another one does is not decided here: a changed one may admit less.
+    for key in ["pattern", "format", "const", "multipleOf", "not"] {
+        changed(key, !new[key].is_null() && old[key] != new[key]);
+    }
+    changed("uniqueItems", new["uniqueItems"] == true && old["uniqueItems"] != true);
+    for key in ["additionalProperties", "unevaluatedProperties"] {
+        let limited = new[key] == false || (new[key].is_object() && !old[key].is_object());
+        changed(key, limited && old[key] != new[key] && old[key] != false);
+    }
+    found
 }
 
 /// Compares what an operation takes and answers.
@@ -155,6 +220,84 @@ mod tests {
         assert!(!after("/components/schemas/NewPciAttachments", of_request).is_empty());
         let of_query = |of: &mut Value| of["required"] = true.into();
         assert!(!after("/paths/~1v2.1~1os-pci/get/parameters/0", of_query).is_empty());
+    }
+
+    /// A schema of requests that has each keyword.
+    fn keywords() -> Value {
+        serde_json::json!({
+            "type": "object", "additionalProperties": { "type": "string", "maxLength": 9 }, "maxProperties": 5,
+            "properties": {
+                "text": { "type": "string", "pattern": "^a*$", "minLength": 1, "maxLength": 8 },
+                "number": { "type": "integer", "minimum": 1, "maximum": 4094 },
+                "list": { "type": "array", "minItems": 1, "maxItems": 8, "items": { "type": "string" } },
+                "word": { "type": "string", "enum": ["one", "two"] },
+                "either": { "oneOf": [{ "type": "null" }, { "type": "string", "maxLength": 3 }, { "type": "integer" }] },
+                "free": {},
+            },
+        })
+    }
+
+    #[test]
+    fn a_request_that_is_limited_more_is_found_and_one_that_is_limited_less_is_not() {
+        let null = Value::Null;
+        // The place of a keyword, a value that admits less, and one that admits more. Null removes the keyword.
+        for (pointer, less, more) in [
+            ("/properties/text/pattern", "^b*$".into(), null.clone()),
+            ("/properties/text/format", "uuid".into(), null.clone()),
+            ("/properties/text/const", "a".into(), null.clone()),
+            ("/properties/text/minLength", 2.into(), 0.into()),
+            ("/properties/text/maxLength", 7.into(), 9.into()),
+            ("/properties/number/minimum", 2.into(), null.clone()),
+            ("/properties/number/maximum", 4093.into(), 4095.into()),
+            ("/properties/number/exclusiveMaximum", 4094.into(), null.clone()),
+            ("/properties/list/minItems", 2.into(), 0.into()),
+            ("/properties/list/maxItems", 7.into(), null.clone()),
+            ("/properties/list/uniqueItems", true.into(), false.into()),
+            ("/properties/list/items/maxLength", 3.into(), null.clone()),
+            ("/properties/word/enum", serde_json::json!(["one"]), serde_json::json!(["one", "two", "three"])),
+            (
+                "/properties/either/oneOf",
+                serde_json::json!([{ "type": "null" }, { "type": "integer" }]),
+                null.clone(),
+            ),
+            ("/properties/either/oneOf/1/maxLength", 2.into(), 4.into()),
+            ("/properties/free/anyOf", serde_json::json!([{ "type": "string" }]), null.clone()),
+            ("/properties/free/allOf", serde_json::json!([{ "type": "string" }]), null.clone()),
+            ("/properties/free/type", "string".into(), null.clone()),
+            ("/additionalProperties", false.into(), null.clone()),
+            ("/additionalProperties/maxLength", 8.into(), 10.into()),
+            ("/maxProperties", 4.into(), 6.into()),
+            ("/minProperties", 1.into(), null.clone()),
+            ("/required", serde_json::json!(["text"]), null.clone()),
+        ] {
+            for (value, breaks) in [(less, true), (more, false)] {
+                let (old, mut new) = (keywords(), keywords());
+                let (place, key) = pointer.rsplit_once('/').unwrap();
+                let place = new.pointer_mut(place).unwrap().as_object_mut().unwrap();
+                if value.is_null() {
+                    place.remove(key);
+                } else {
+                    place.insert(key.to_owned(), value.clone());
+                }
+                let mut found = Vec::new();
+                schema("body", (&old, &new), false, &mut found);
+                assert_eq!(!found.is_empty(), breaks, "{pointer} {value}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_that_can_have_another_form_is_found() {
+        let add = |of: &mut Value| {
+            of["oneOf"].as_array_mut().unwrap().push(serde_json::json!({ "type": "boolean" }))
+        };
+        let (old, mut new) = (keywords(), keywords());
+        add(new.pointer_mut("/properties/either").unwrap());
+        for (of_answer, breaks) in [(true, true), (false, false)] {
+            let mut found = Vec::new();
+            schema("form", (&old, &new), of_answer, &mut found);
+            assert_eq!(!found.is_empty(), breaks, "{found:?}");
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ mod cyborg;
 mod devices;
 mod ended;
 mod events;
+mod host_modes;
 mod idempotency;
 mod mdevs;
 mod migration;

@@ -200,7 +200,9 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::WebhookRedelivered
             | EventKind::TokensChanged
             | EventKind::ServerOwner
+            | EventKind::ServerPorts
             | EventKind::QuotaChanged
+            | EventKind::HostMode
             | EventKind::RequestRefused => panic!("{} happens in no step", what.kind),
         }
     }

@@ -11,6 +11,9 @@ description:
   - Makes a server have a number of PCI devices that an alias names, through the service hotslot. The server may be
     running.
   - The service chooses the devices. Either all devices that are missing are attached, or none.
+  - The service cannot change a device that is attached. When the server has a device of the alias that differs from the
+    options O(persistent), O(whole_group), O(vlan), O(physical_network) and O(trusted), and therefore too few devices
+    that fit, the module fails and names the difference.
 options:
   state:
     description: Whether the server has the devices.
@@ -31,18 +34,21 @@ options:
     default: 1
     type: int
   attachment:
-    description: The id of the attachment to end, for O(state=absent) in place of O(alias).
+    description: The whole id of the attachment to end, for O(state=absent) in place of O(alias).
     type: str
   persistent:
-    description: Whether the definition of the server gets the devices too, so that it has them after a power cycle.
-    default: true
+    description:
+      - Whether the definition of the server gets the devices too, so that it has them after a power cycle.
+      - Without this option it gets them, and devices that it has already are not compared.
     type: bool
   whole_group:
     description: Whether each device is attached with all others of its IOMMU group.
     default: false
     type: bool
   numa_policy:
-    description: The NUMA policy, in place of that of the alias.
+    description:
+      - The NUMA policy by which missing devices are chosen, in place of that of the alias.
+      - The service does not record it, so devices that the server has already are not compared.
     choices: [required, preferred, legacy, socket]
     type: str
   mac_address:
@@ -51,7 +57,7 @@ options:
       - A device of the alias with another address does not count.
     type: str
   vlan:
-    description: The VLAN tag of the VF of a NIC, 0 to 4095.
+    description: The VLAN tag of the VF of a NIC, 1 to 4094.
     type: int
   physical_network:
     description: The physical_network that the VF of a NIC must have.
@@ -61,7 +67,9 @@ options:
     default: false
     type: bool
   wait:
-    description: Whether to wait with O(state=absent) until the guest has released the devices.
+    description:
+      - Whether to wait with O(state=absent) until the guest has released the devices.
+      - Without waiting, a device that is being detached already changes nothing.
     default: true
     type: bool
   timeout:
@@ -149,7 +157,7 @@ EXAMPLES = r"""
 RETURN = r"""
 attachments:
   description:
-    - The devices of the alias that the server has, or those that were detached.
+    - The devices of the alias that the server has, or those that were detached or are being detached.
     - In check mode with O(state=present), those that it has already.
   returned: success
   type: list
@@ -182,6 +190,7 @@ checks:
   elements: dict
 """
 
+import uuid  # noqa: E402
 from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import (  # type: ignore[import-untyped]  # noqa: E402
@@ -204,7 +213,13 @@ CONNECTION = {
     "interface": "interface", "validate_certs": "verify", "ca_cert": "cacert",
 }
 #: The options of an attach that are sent to the service when they are given.
-DEVICE = ("whole_group", "numa_policy", "mac_address", "vlan", "physical_network", "trusted")
+DEVICE = ("persistent", "whole_group", "numa_policy", "mac_address", "vlan", "physical_network", "trusted")
+#: The options that an attachment shows, and its attributes. False is what it has without the option, except that
+#: persistent: false is a wish of its own.
+COMPARED = {
+    "persistent": "is_persistent", "whole_group": "whole_group", "vlan": "vlan", "physical_network": "physical_network",
+    "trusted": "is_trusted",
+}
 
 
 def connected(params: dict[str, Any]) -> sdk.Proxy:
@@ -225,6 +240,24 @@ def shown(attachment: Any) -> dict[str, Any]:
     return row
 
 
+def given(params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of an attach that are to be sent."""
+    def is_given(name: str) -> bool:
+        return params[name] is not None and (params[name] is not False or name == "persistent")
+
+    return {name: params[name] for name in DEVICE if is_given(name)}
+
+
+def differences(attachment: Any, options: dict[str, Any]) -> str:
+    """Returns where a device that the server has differs from the options; an empty text when it fits."""
+    found = []
+    for name, attribute in COMPARED.items():
+        has = getattr(attachment, attribute)
+        if name in options and has != options[name]:
+            found.append(f"{name} is {'not set' if has is None else has}, not {options[name]}")
+    return ", ".join(found)
+
+
 def present(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any]:
     """Attaches the devices that are missing."""
     params = module.params
@@ -234,11 +267,17 @@ def present(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any
         if one.status in ("attaching", "attached") and not one.holder
         and (mac is None or (one.mac_address or "").lower() == mac.lower())
     ]
-    missing = params["count"] - len(held)
+    options = given(params)
+    others = {one.id: differs for one in held if (differs := differences(one, options))}
+    missing = params["count"] - (len(held) - len(others))
     if missing <= 0:
         return {"changed": False, "attachments": [shown(one) for one in held]}
-    options = {name: params[name] for name in DEVICE if params[name] not in (None, False)}
-    options["persistent"] = params["persistent"]
+    for attachment, differs in others.items():
+        module.fail_json(
+            msg=f"the server has a device of alias {params['alias']} that differs: {differs}; a device that is "
+                f"attached cannot be changed: detach it first, with state=absent and attachment={attachment}, or omit "
+                "the options in which it differs"
+        )
     wanted = f"{params['alias']}:{missing}"
     if module.check_mode:
         verdict = pci.try_attach(server, wanted, **options)
@@ -257,13 +296,24 @@ def present(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any
 def absent(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any]:
     """Detaches the devices."""
     params = module.params
+    attachment = params["attachment"]
+    if attachment is not None:
+        try:
+            attachment = str(uuid.UUID(attachment))
+        except ValueError:
+            module.fail_json(msg=f"invalid attachment {attachment}: expected the whole id, a UUID")
     held = [
         one for one in pci.attachments(server)
-        if (one.id == params["attachment"] if params["attachment"] else one.alias == params["alias"] and not one.holder)
+        if (one.id == attachment if attachment else one.alias == params["alias"] and not one.holder)
     ]
-    for one in [] if module.check_mode else held:
+    # A detach under way goes on without a request, unless it is to be waited for, or to be forced.
+    asked = [
+        one for one in held
+        if one.status != "detaching" or params["wait"] or (params["force"] and not one.is_forced)
+    ]
+    for one in [] if module.check_mode else asked:
         pci.detach(server, one.id, wait=params["wait"], timeout=params["timeout"], force=params["force"])
-    return {"changed": bool(held), "attachments": [shown(one) for one in held]}
+    return {"changed": bool(asked), "attachments": [shown(one) for one in held]}
 
 
 def main() -> None:
@@ -275,7 +325,7 @@ def main() -> None:
             "alias": {},
             "count": {"type": "int", "default": 1},
             "attachment": {},
-            "persistent": {"type": "bool", "default": True},
+            "persistent": {"type": "bool"},
             "whole_group": {"type": "bool", "default": False},
             "numa_policy": {"choices": ["required", "preferred", "legacy", "socket"]},
             "mac_address": {},

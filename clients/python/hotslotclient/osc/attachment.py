@@ -1,7 +1,9 @@
 """``openstack server pci``."""
 
 import argparse
+import re
 import time
+import uuid
 from typing import Any
 
 from openstack import exceptions as sdk_exceptions
@@ -21,6 +23,17 @@ _FIELDS = ("id", "server_id", "alias", "vendor_id", "product_id", "host", "addre
            "mac_address", "vlan", "physical_network", "is_trusted", "request_id", "created_at", "attached_at",
            "updated_at", "ended_at")
 
+_ADDRESS = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
 class AttachDevice(command.Lister):
     """Attach PCI devices to a server, all of them or none"""
 
@@ -30,8 +43,9 @@ class AttachDevice(command.Lister):
         parser.add_argument("server", metavar="<server>", help="Server (name or ID)")
         wanted = parser.add_mutually_exclusive_group(required=True)
         wanted.add_argument(
-            "alias", metavar="<alias[:number]>", nargs="*", default=[],
-            help="Aliases, each with the number of devices (default 1)",
+            "device", metavar="<alias[:number]>|<address>", nargs="*", default=[],
+            help="Aliases, each with the number of devices (default 1), or addresses of devices in the host of the "
+                 "server, which only administrators may name by default",
         )
         wanted.add_argument("--flavor", metavar="<flavor>", help="A flavor whose extra specs name the aliases")
         parser.add_argument(
@@ -49,7 +63,7 @@ class AttachDevice(command.Lister):
             help="NUMA policy, instead of those of the aliases: required, preferred, legacy, socket",
         )
         parser.add_argument("--mac-address", metavar="<address>", help="MAC address of the VF of a NIC")
-        parser.add_argument("--vlan", metavar="<tag>", type=int, help="VLAN tag of the VF of a NIC, 0 to 4095")
+        parser.add_argument("--vlan", metavar="<tag>", type=int, help="VLAN tag of the VF of a NIC, 1 to 4094")
         parser.add_argument(
             "--physical-network", metavar="<network>", help="Require this physical_network of the VF of a NIC",
         )
@@ -66,12 +80,15 @@ class AttachDevice(command.Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[list[str], list[list[Any]]]:
         """Runs the command."""
         server = self.client.find_server(parsed_args.server)
-        alias = ",".join(parsed_args.alias) or None
+        alias = ",".join(name for name in parsed_args.device if not _ADDRESS.fullmatch(name)) or None
+        addresses = [name.lower() for name in parsed_args.device if _ADDRESS.fullmatch(name)]
         options = command.given(
             flavor=parsed_args.flavor, whole_group=parsed_args.whole_group, numa_policy=parsed_args.numa_policy,
             mac_address=parsed_args.mac_address, physical_network=parsed_args.physical_network,
             trusted=parsed_args.trusted,
         )
+        if addresses:
+            options["addresses"] = addresses
         if parsed_args.vlan is not None:
             options["vlan"] = parsed_args.vlan
         if parsed_args.live_only:
@@ -106,7 +123,11 @@ class DetachDevice(command.Command):
         """Returns the parser of the command line."""
         parser = super().get_parser(prog_name)
         parser.add_argument("server", metavar="<server>", help="Server (name or ID)")
-        parser.add_argument("attachment", metavar="<attachment>", nargs="+", help="Attachments (ID)")
+        parser.add_argument(
+            "attachment", metavar="<attachment>|<alias>|<address>", nargs="+",
+            help="Attachments (ID), or PCI devices of the server by their alias, or by their address in the host or in "
+                 "the guest",
+        )
         parser.add_argument("--wait", action="store_true", help="Wait until the guest has released the devices")
         parser.add_argument(
             "--force", action="store_true",
@@ -123,19 +144,41 @@ class DetachDevice(command.Command):
         """Runs the command."""
         server = self.client.find_server(parsed_args.server)
         failed = []
-        for attachment in parsed_args.attachment:
+        for name in parsed_args.attachment:
             try:
+                attachment = name if _is_uuid(name) else self._named(server, name, parsed_args.server)
                 self.client.detach(
                     server, attachment, wait=parsed_args.wait, timeout=parsed_args.timeout, force=parsed_args.force
                 )
             except sdk_exceptions.HttpException as error:
                 failed.append(command.reason(error))
+            except exceptions.CommandError as error:
+                failed.append(str(error))
         if failed:
             for message in failed:
                 self.log.error(message)
             raise exceptions.CommandError(
                 f"{len(failed)} of {len(parsed_args.attachment)} PCI devices were not detached"
             )
+
+
+    def _named(self, server: str, name: str, shown: str) -> str:
+        own = list(self.client.attachments(server))
+        found = [one for one in own if one.alias == name]
+        if _ADDRESS.fullmatch(name):
+            # Where an address of the host is also one in the guest, that of the host has precedence.
+            found = [one for one in own if one.address == name.lower()]
+            found = found or [one for one in own if one.inner_address == name.lower()]
+        if len(found) == 1:
+            return str(found[0].id)
+        if found:
+            choices = ", ".join(f"{one.id} ({one.inner_address or one.address})" for one in found)
+            raise exceptions.CommandError(
+                f"server {shown} has several PCI devices of alias {name}: {choices}; name the ID"
+            )
+        raise exceptions.CommandError(
+            f"server {shown} has no PCI device {name}; `openstack server pci list {shown}` lists those that it has"
+        )
 
 
 class ListAttachment(command.Lister):

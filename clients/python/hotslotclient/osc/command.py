@@ -12,6 +12,7 @@ from osc_lib.command import command
 
 from hotslotclient.osc import remedy
 from hotslotclient.sdk import Proxy
+from hotslotclient.sdk.hypervisor import Hypervisor
 
 #: The attributes of a resource that a command shows, with their titles.
 Columns = dict[str, str]
@@ -55,6 +56,14 @@ class Lister(Command, command.Lister):
 
 class ShowOne(Command, command.ShowOne):
     """A command that shows one item."""
+
+
+def hosts(client: Proxy, name: str | None) -> list[Hypervisor]:
+    """Returns the host with a name or ID; without a name all hosts."""
+    found = [host for host in client.hypervisors() if name is None or name in (host.name, host.id)]
+    if name is not None and not found:
+        raise exceptions.CommandError(f"hypervisor {name} not found; `openstack hypervisor pci stats` lists all")
+    return found
 
 
 def cell(value: Any) -> Any:

@@ -49,7 +49,10 @@ class ListDevice(command.Lister):
         )
         if parsed_args.numa_node is not None:
             query["numa_node"] = parsed_args.numa_node
-        return command.table(self.client.devices(**query), _LONG if parsed_args.long else _SHORT)
+        found = list(self.client.devices(**query))
+        if parsed_args.host is not None and not found:
+            command.hosts(self.client, parsed_args.host)
+        return command.table(found, _LONG if parsed_args.long else _SHORT)
 
 
 class ShowDevice(command.ShowOne):
@@ -73,7 +76,8 @@ class SetDevice(command.Command):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Returns the parser of the command line."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("device", metavar="<device>", help="Device (ID or UUID)")
+        parser.add_argument("device", metavar="<device>", help="Device (ID, UUID, or address in its host)")
+        parser.add_argument("--host", metavar="<host>", help="The host of the address")
         parser.add_argument(
             "--cleaned", action="store_true", required=True,
             help="A one_time_use device was cleaned after its use, and can be assigned again",
@@ -82,4 +86,5 @@ class SetDevice(command.Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Runs the command."""
-        self.client.mark_device_cleaned(parsed_args.device)
+        device = self.client.find_device(parsed_args.device, parsed_args.host)
+        self.client.mark_device_cleaned(device.id)

@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from osc_lib import exceptions
 from osc_lib.cli import format_columns
 
 from hotslotclient.osc import command
@@ -24,14 +23,7 @@ class ListStats(command.Lister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[list[str], list[list[Any]]]:
         """Runs the command."""
-        hosts = [
-            host for host in self.client.hypervisors()
-            if parsed_args.hypervisor is None or parsed_args.hypervisor in (host.name, host.id)
-        ]
-        if parsed_args.hypervisor is not None and not hosts:
-            raise exceptions.CommandError(
-                f"hypervisor {parsed_args.hypervisor} not found; `openstack hypervisor pci stats` lists all"
-            )
+        hosts = command.hosts(self.client, parsed_args.hypervisor)
         wanted = command.given(vendor_id=parsed_args.vendor_id, product_id=parsed_args.product_id)
         for host in hosts:
             if host.state != "up":

@@ -133,7 +133,8 @@ class Proxy(proxy.Proxy):
         """Attaches devices to a server, all of them or none, and returns the attachments.
 
         :param alias: The aliases, each with the number of devices if it is not 1, as ``"vf:2,gpu"``.
-        :param options: ``flavor`` in place of the alias; ``persistent`` (true), ``whole_group``, ``numa_policy``; for
+        :param options: ``flavor`` in place of the alias; ``addresses``, a list of devices in the host of the server;
+            ``persistent`` (true), ``whole_group``, ``numa_policy``; for
             VFs of NICs ``mac_address``, ``vlan``, ``physical_network`` and ``trusted``.
         """
         return [self._attachment(row) for row in self._attach(server, alias, options)["pci_devices"]]

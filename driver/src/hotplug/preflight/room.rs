@@ -62,6 +62,11 @@ pub(super) fn bar_window(live: Option<&DomainXml>, facts: &Facts, port: Option<P
     }
 }
 
+/// Whether a conventional PCI device can be plugged into a controller of a PCI Express guest.
+fn is_conventional(model: ControllerModel) -> bool {
+    matches!(model, ControllerModel::PciBridge | ControllerModel::PcieToPciBridge)
+}
+
 /// Formats bytes for people, in the largest binary unit that gives a whole number.
 pub(super) fn in_units(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
@@ -89,16 +94,24 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     if !live {
         return Finding::unknown(format!("{room}: libvirt adds ports to the definition if it can"));
     }
+    let by_hand =
+        |controller| format!("add {controller} to the domain's definition and power-cycle the guest");
     let (kind, cure) = match (device.express, pcie) {
-        (true, true) => ("PCI Express", "pcie-root-port controllers"),
-        (false, true) => ("conventional PCI", "a pcie-to-pci-bridge controller"),
-        (_, false) => ("PCI", "a pci-bridge controller"),
+        (true, true) => {
+            let prepare = format!("`hotslot server prepare {} --ports N`", document.uuid);
+            ("PCI Express", format!("run {prepare}, which adds ports, and power-cycle the guest"))
+        }
+        (false, true) => ("conventional PCI", by_hand("a pcie-to-pci-bridge controller")),
+        (_, false) => ("PCI", by_hand("a pci-bridge controller")),
     };
+    // A detach leaves room only where devices of this kind can be: a q35 guest may have no conventional bus.
+    let conventional_bus =
+        document.controllers.iter().any(|controller| is_conventional(controller.model)) || !pcie;
+    let detach = if device.express || conventional_bus { "detach a device, or " } else { "" };
     let wanted = devices.iter().filter(|other| !pcie || other.device.express == device.express).count();
     let room = free.count_for(device.express);
     let message = format!("no free hot-plug port: {wanted} {kind} device(s) requested, room for {room}");
-    Finding::fail(ErrorKind::NoFreePort, message)
-        .cure(format!("detach a device, or add {cure} to the domain's definition and power-cycle the guest"))
+    Finding::fail(ErrorKind::NoFreePort, message).cure(format!("{detach}{cure}"))
 }
 
 /// Checks the limit of locked memory: VFIO locks all of the guest's memory. libvirt raises QEMU's limit automatically,

@@ -18,7 +18,7 @@ fn refused(live: &DomainXml, devices: &[Facts]) -> Option<String> {
 fn free_ports_are_counted_for_all_devices_of_a_request_together() {
     let vf = facts(include_str!("../../../tests/data/libvirt-11.3/nodedev/vf-igb.xml"));
     let edu = facts(include_str!("../../../tests/data/libvirt-11.3/nodedev/edu-own-group.xml"));
-    let guest = |xml| crate::xml::domain::parse(xml).unwrap();
+    let guest = |xml: &str| crate::xml::domain::parse(xml).unwrap();
 
     let q35 = guest(include_str!("../../../tests/data/libvirt-11.3/domain/q35-before.xml"));
     assert_eq!(refused(&q35, &vec![vf.clone(); 7]), None);
@@ -26,7 +26,13 @@ fn free_ports_are_counted_for_all_devices_of_a_request_together() {
     assert!(reason.contains("8 PCI Express device(s) requested, room for 7; detach"), "{reason}");
     let reason = refused(&q35, &[vf.clone(), edu.clone()]).unwrap();
     assert!(reason.contains("1 conventional PCI device(s) requested, room for 0"), "{reason}");
-    assert!(reason.contains("pcie-to-pci-bridge"), "{reason}");
+    assert!(reason.contains("; add a pcie-to-pci-bridge"), "no detach makes a bus for it: {reason}");
+    let bridge = "<controller type='pci' index='20' model='pcie-to-pci-bridge'><address type='pci' domain='0' \
+                  bus='0' slot='0x1c' function='0'/></controller></devices>";
+    let document = include_str!("../../../tests/data/libvirt-11.3/domain/q35-before.xml");
+    let bridged = guest(&document.replace("</devices>", bridge));
+    let reason = refused(&bridged, &vec![edu.clone(); 40]).unwrap();
+    assert!(reason.contains("; detach a device, or add a pcie-to-pci-bridge"), "{reason}");
 
     // On i440fx both kinds use the same slots.
     let mut i440fx = guest(include_str!("../../../tests/data/libvirt-11.3/domain/i440fx.xml"));

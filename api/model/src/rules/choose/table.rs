@@ -181,7 +181,7 @@ impl<'s, 'a> Table<'s, 'a> {
                 Ok(_) => {
                     busy.extend(self.needs(device));
                     siblings.get_or_insert_with(|| self.siblings(wanted, device, alone));
-                    let example = || format!("{}: {}", device.facts.address, self.not_viable(device));
+                    let example = || about(device, self.not_viable(device));
                     let left_out = left_out.entry(Category::Busy);
                     left_out.or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
                     continue;
@@ -195,12 +195,11 @@ impl<'s, 'a> Table<'s, 'a> {
                 }
                 continue;
             };
-            let example = || format!("{}: {}", device.facts.address, reason.of(device, wanted));
+            let example = || about(device, reason.of(device, wanted));
             left_out.entry(category).or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
         }
         let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
-        let nearest =
-            nearest.map(|(device, _, keys)| format!("{}: {}", device.facts.address, keys.join("; ")));
+        let nearest = nearest.map(|(device, _, keys)| about(device, keys.join("; ")));
         Shortage {
             requester: alias.requester(),
             wanted: count,
@@ -307,6 +306,12 @@ impl Wanted<'_> {
     ) -> Result<u8, String> {
         self.numa_policy.unwrap_or(self.alias.numa_policy).rank(facts.numa_node, guest_nodes, sockets)
     }
+}
+
+/// Returns a reason with the address of its device, unless the reason names it itself.
+fn about(device: &Device, reason: String) -> String {
+    let address = device.facts.address.to_string();
+    if reason.contains(&address) { reason } else { format!("{address}: {reason}") }
 }
 
 fn number_of_tags(facts: &DeviceFacts) -> usize {

@@ -1,0 +1,93 @@
+//! Root ports that a server gets with its next start, so that devices can be attached to it later.
+
+use hotslot_driver::domain::DomainXml;
+use hotslot_driver::hotplug::{ROOT_PORT, add_root_ports, has_express_root};
+use hotslot_driver::topology::Topology;
+use hotslot_model::event::{self, EventKind, What};
+use hotslot_model::host_mode::HostChange;
+use hotslot_model::id::ServerId;
+use hotslot_store::actor;
+use serde_json::json;
+
+use super::assignments::Assignments;
+use crate::error::Error;
+
+/// The maximum number of ports of one request: the slots of a root bus.
+const MOST_PORTS: u8 = 30;
+
+/// What a request for root ports does, or would do.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The lines that are added to the domain's definition.
+    pub lines: Vec<String>,
+    /// The number of free hot-plug ports in the definition before the request.
+    pub free_before: usize,
+    /// The number of free hot-plug ports in the definition now.
+    pub free: usize,
+    /// Whether the server runs, so that it has the ports only after it was shut off and started.
+    pub is_running: bool,
+}
+
+impl Assignments {
+    /// Adds root ports to the definition of a server. With `dry_run` it only says what it would add.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a number that is out of range; [`Error::NoServer`]; [`Error::Conflict`] when the server has
+    /// no definition or no PCI Express root; [`Error::Restricted`]; errors of the hypervisor.
+    pub async fn add_ports(&self, server: ServerId, count: u8, dry_run: bool) -> Result<Prepared, Error> {
+        if !(1..=MOST_PORTS).contains(&count) {
+            return Err(Error::Invalid(format!("invalid count {count}: expected 1 to {MOST_PORTS} ports")));
+        }
+        let (host, _) = self.hosts.find(server).await?;
+        self.hosts.expect_open(&host, HostChange::Other).await?;
+        let _turn = self.turns.of(format!("server {server}")).await?;
+        if let Some(call) = host.overdue_call(server) {
+            return Err(Error::Conflict(format!(
+                "no port was added to server {server}: {call}; try again when that call has returned"
+            )));
+        }
+        let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
+        let definition = view.persistent.as_ref().ok_or_else(|| {
+            Error::Conflict(format!(
+                "server {server} has no definition (it is transient), so it can have no ports at its next start; define \
+                 it first (virsh define)"
+            ))
+        })?;
+        if !has_express_root(definition) {
+            return Err(Error::Conflict(format!(
+                "server {server} has a conventional PCI root bus, on which root ports cannot be; its {} free slots are \
+                 hot-pluggable themselves",
+                free_ports(definition)
+            )));
+        }
+        let (free_before, is_running) = (free_ports(definition), view.live.is_some());
+        let lines = vec![ROOT_PORT.to_owned(); usize::from(count)];
+        if dry_run {
+            let free = free_before + lines.len();
+            return Ok(Prepared { lines, free_before, free, is_running });
+        }
+        let added = add_root_ports(host.hypervisor.as_ref(), server.0, count).await;
+        let number = added.as_ref().map_or_else(|(added, _)| *added, |()| count);
+        if number > 0 {
+            tracing::info!(host = %host.name, server.id = %server, "added {number} root ports to server {server}");
+            let changed = event::of_kind(EventKind::ServerPorts, None, Some(json!({ "added": number })));
+            let what = What { server: Some(server), hypervisor: Some(host.row.id), ..changed };
+            self.store.record(vec![(actor::current(), what)]).await?;
+        }
+        if let Err((added, error)) = added {
+            let context = format!(
+                "{added} of {count} ports were added to the definition of server {server}; look at its definition before \
+                 you try again"
+            );
+            return Err(host.error(context)(error));
+        }
+        let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
+        let free = view.persistent.as_ref().map_or(free_before, free_ports);
+        Ok(Prepared { lines, free_before, free, is_running })
+    }
+}
+
+/// Returns the number of free hot-plug ports for PCI Express devices.
+fn free_ports(document: &DomainXml) -> usize {
+    Topology::of(document).free_ports().count_for(true)
+}

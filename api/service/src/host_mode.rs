@@ -1,0 +1,67 @@
+//! What may be changed on a host: the configuration can make it read-only, and an administrator can freeze or drain it.
+//!
+//! Only requests are refused. Whatever has begun is completed or undone, and what guests and other programs do is
+//! followed as always.
+
+use std::collections::BTreeMap;
+
+use hotslot_model::host_mode::{HostChange, HostMode, Restriction};
+use hotslot_model::id::HypervisorId;
+
+use crate::config::HypervisorMode;
+use crate::error::Error;
+use crate::host::Host;
+use crate::hosts::Hosts;
+
+impl Hosts {
+    /// Returns why not everything may be changed on a host; `None` when it may.
+    ///
+    /// # Errors
+    /// Errors of the database.
+    pub async fn restriction(&self, host: &Host) -> Result<Option<Restriction>, Error> {
+        match host.mode {
+            HypervisorMode::ReadOnly => Ok(Some(Restriction::by_configuration())),
+            HypervisorMode::Normal => Ok(self.store.restriction(host.row.id).await?),
+        }
+    }
+
+    /// Returns the hosts on which not everything may be changed.
+    ///
+    /// # Errors
+    /// Errors of the database.
+    pub async fn restrictions(&self) -> Result<BTreeMap<HypervisorId, Restriction>, Error> {
+        let mut all = self.store.restrictions().await?;
+        let read_only = self.iter().filter(|host| host.mode == HypervisorMode::ReadOnly);
+        all.extend(read_only.map(|host| (host.row.id, Restriction::by_configuration())));
+        Ok(all)
+    }
+
+    /// Checks that a change of a host may be made for a request.
+    ///
+    /// # Errors
+    /// [`Error::Restricted`] with who decided that it may not, and what to do; errors of the database.
+    pub(crate) async fn expect_open(&self, host: &Host, change: HostChange) -> Result<(), Error> {
+        let restriction = self.restriction(host).await?;
+        let refusal = restriction.and_then(|restriction| restriction.refusal(&host.name, change));
+        refusal.map_or(Ok(()), |reason| Err(Error::Restricted(reason)))
+    }
+
+    /// Sets what may be changed on a host, from now on and also after a restart.
+    ///
+    /// # Errors
+    /// [`Error::Restricted`] when the configuration decides it; errors of the database.
+    pub async fn set_mode(
+        &self,
+        host: &Host,
+        mode: HostMode,
+        reason: Option<&str>,
+    ) -> Result<Option<Restriction>, Error> {
+        if host.mode == HypervisorMode::ReadOnly {
+            let refusal = Restriction::by_configuration().refusal(&host.name, HostChange::Other);
+            return Err(Error::Restricted(refusal.unwrap_or_default()));
+        }
+        let now = self.store.set_host_mode(host.row.id, mode, reason).await?;
+        tracing::warn!(host = %host.name, "host {} is {mode} now", host.name);
+        Ok(now)
+    }
+}

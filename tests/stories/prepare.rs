@@ -1,0 +1,84 @@
+//! Ports that a guest gets with its next start.
+
+use std::process::{Command, Output};
+
+use hotslot_tests::{FULL, Hotslot, I440FX, Q35, binary, path};
+use serde_json::json;
+
+fn run(service: &Hotslot, arguments: &str) -> Output {
+    let arguments = arguments.split_whitespace();
+    Command::new(binary()).args(arguments).env("HOTSLOT_URL", service.url()).output().unwrap()
+}
+
+#[track_caller]
+fn printed(output: &Output, code: i32) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let all = text(&output.stdout) + &text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{all}");
+    all
+}
+
+#[tokio::test]
+async fn a_guest_without_a_free_port_is_prepared_and_has_room_after_its_next_start() {
+    let service = Hotslot::on("small").await;
+    // The refusal names the command, with the guest.
+    let refused = service.attach(FULL, "vf:1").await.expect(409).message().to_owned();
+    let command = format!("hotslot server prepare {FULL} --ports N");
+    assert!(refused.contains(&command), "{refused}");
+
+    let before = service.documents();
+    let dry = printed(&run(&service, &format!("server prepare {FULL} --ports 2 --dry-run")), 0);
+    let line = "+    <controller type='pci' model='pcie-root-port'/>\n";
+    assert!(dry.starts_with(&line.repeat(2)), "{dry}");
+    assert_eq!(service.documents(), before, "a dry run changes nothing");
+
+    let done = printed(&run(&service, &format!("server prepare {FULL} --ports 2")), 0);
+    assert!(done.starts_with(&line.repeat(2)) && done.contains("shut off and started again"), "{done}");
+    // The running guest does not have them yet, so a device is still refused.
+    service.attach(FULL, "vf:1").await.expect(409);
+    service.sim("shutdown full");
+    service.sim("start full");
+    let one = service.attach(FULL, "vf:2").await.expect(200).body["pci_devices"][0].clone();
+    service.delete(&path(&one)).await.expect(200);
+    let events = service.get("/events?kind=server.ports").await.expect(200).body;
+    assert_eq!(events["events"][0]["to"], json!({ "added": 2 }), "{events}");
+}
+
+#[tokio::test]
+async fn what_libvirt_cannot_say_is_refused() {
+    let service = Hotslot::on("small").await;
+    let before = service.documents();
+    let refused = printed(&run(&service, "server prepare q35 --ports 1 --bar 64G"), 4);
+    for says in ["libvirt has no setting", "pref64-reserve=68719476736", "virsh edit q35"] {
+        assert!(refused.contains(says), "{says}: {refused}");
+    }
+    let wrong = printed(&run(&service, "server prepare q35 --ports 1 --bar 64"), 2);
+    assert!(wrong.contains("such as 64G"), "{wrong}");
+    printed(&run(&service, "server prepare q35 --ports 31"), 2);
+    let conventional = printed(&run(&service, "server prepare i440fx --ports 1"), 4);
+    assert!(conventional.contains("conventional PCI root bus"), "{conventional}");
+    assert_eq!(service.documents(), before);
+    for (body, says) in [
+        (json!({}), "pci_ports"),
+        (json!({ "pci_ports": { "count": 0 } }), "1 to 30"),
+        (json!({ "pci_ports": { "count": 31 } }), "1 to 30"),
+        (json!({ "pci_ports": { "count": 300 } }), "300"),
+        (json!({ "pci_ports": { "count": 1, "bar": 1 } }), "bar"),
+    ] {
+        let refused = service.post(&format!("/v2.1/servers/{Q35}/pci_ports"), body).await.expect(400);
+        assert!(refused.message().contains(says), "{says}: {}", refused.message());
+    }
+    let body = json!({ "pci_ports": { "count": 1 } });
+    service.post(&format!("/v2.1/servers/{I440FX}/pci_ports"), body).await.expect(409);
+}
+
+#[tokio::test]
+async fn ports_that_were_added_before_a_failure_are_told() {
+    let service = Hotslot::on("small").await;
+    service.sim("fault attach fail nth=2 text=internal error: no room");
+    let body = json!({ "pci_ports": { "count": 3 } });
+    let failed = service.post(&format!("/v2.1/servers/{Q35}/pci_ports"), body).await.expect(502);
+    assert!(failed.message().contains("1 of 3 ports were added"), "{}", failed.message());
+    let events = service.get("/events?kind=server.ports").await.expect(200).body;
+    assert_eq!(events["events"][0]["to"], json!({ "added": 1 }), "{events}");
+}
