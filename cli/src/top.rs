@@ -33,6 +33,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How many events are fetched.
 const EVENTS: &str = "last=50";
 
+/// How many events are printed where there is no screen to fill.
+const PLAIN: usize = 10;
+
 #[derive(Debug, Args)]
 pub(crate) struct Top {
     /// Print the screen once, and end.
@@ -238,7 +241,8 @@ impl Screen {
 
     /// The screen as plain text.
     fn text(&self) -> String {
-        self.parts().map(Part::text).join("\n")
+        let all = usize::MAX;
+        [self.hosts.text(all), self.under_way.text(all), self.events.text(PLAIN)].join("\n")
     }
 
     /// The cells of the screen, for programs.
@@ -277,12 +281,14 @@ fn alarm() -> Style {
 }
 
 impl Part {
-    fn text(&self) -> String {
+    /// The table as plain text, with at most this many rows.
+    fn text(&self, most: usize) -> String {
         if self.rows.is_empty() {
             return format!("{}: {}\n", self.title, self.none);
         }
         let titles = self.columns.iter().map(|(title, _)| (*title).to_owned()).collect();
-        let rows: Vec<Vec<String>> = std::iter::once(titles).chain(self.rows.iter().cloned()).collect();
+        let rows = self.rows.iter().take(most).cloned();
+        let rows: Vec<Vec<String>> = std::iter::once(titles).chain(rows).collect();
         format!("{}:\n{}", self.title, aligned(&rows))
     }
 

@@ -141,7 +141,7 @@ async fn the_beginning_of_an_id_is_enough_wherever_an_id_is_shown() {
     let (code, _, err) = user.run(&[], "pci show ffffffffff");
     assert!(code == Some(3) && err.contains("no device record"), "{err}");
 
-    let entry = r#"{"name":"short","vendor_id":"8086"}"#;
+    let entry = r#"{"name":"short","vendor_id":"8086","product_id":"10ca"}"#;
     let added: Value =
         serde_json::from_str(&user.good(&format!("config alias add {entry} -o json"))).expect("JSON");
     let id = added["id"].as_str().expect("an id");

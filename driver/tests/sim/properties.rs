@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hotslot_driver::hypervisor::DetachScope;
+use hotslot_driver::hypervisor::{DetachScope, DomainView};
 use hotslot_driver::topology::Topology;
 use proptest::prelude::*;
 
