@@ -203,7 +203,14 @@ impl DomainXml {
                 version if version >= (6, 1) => Some(UnplugBy::Acpi),
                 _ => behind.is_port().then_some(UnplugBy::Native),
             },
-            _ => None,
+            ControllerModel::PciBridge
+            | ControllerModel::DmiToPciBridge
+            | ControllerModel::PcieToPciBridge
+            | ControllerModel::RootPort
+            | ControllerModel::SwitchUpstream
+            | ControllerModel::SwitchDownstream
+            | ControllerModel::PciExpander
+            | ControllerModel::PcieExpander => None,
         }
     }
 

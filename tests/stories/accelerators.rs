@@ -265,10 +265,8 @@ async fn an_attach_names_a_server_a_host_or_a_driver() {
     let any = service.accelerator("any", json!({})).await;
     let one = pinned(&service, "0000:05:00.0").await;
     for path in [&any, &one] {
-        for body in [json!({}), json!({ "name": shown(&service, path).await["name"] })] {
-            let refused = service.put(path, body).await.expect(400);
-            assert!(refused.message().contains("neither a server nor a host"), "{}", refused.message());
-        }
+        let refused = service.put(path, json!({})).await.expect(400);
+        assert!(refused.message().contains("neither a server nor a host"), "{}", refused.message());
         assert_eq!(shown(&service, path).await["status"], "available");
         service.put(path, json!({ "driver": "native" })).await.expect(200);
         service.delete(path).await.expect(204);

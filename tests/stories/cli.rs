@@ -360,6 +360,8 @@ async fn remedies_are_commands_and_options_of_the_command_line() {
     let both = hotslot("attach q35 0000:06:00.0 --whole-group -o json").expect(0).json();
     assert_eq!(both.as_array().expect("a list").len(), 2, "{both}");
     hotslot("detach q35 --all --force").expect(0);
+    let driver = async || service.functions().await["0000:06:00.0"]["driver"].clone();
+    service.until("the host drivers are back", async || driver().await != "vfio-pci").await;
     service.expect_clean().await;
 }
 

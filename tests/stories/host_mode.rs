@@ -128,7 +128,7 @@ async fn a_draining_host_gets_nothing_new_and_releases_what_it_has() {
 
 #[tokio::test]
 async fn mediated_devices_are_not_made_on_a_draining_host() {
-    let config = "[pci]\ndevice_spec = ['{}']\n";
+    let config = "[pci]\ndevice_spec = ['{\"address\": \"*\"}']\n";
     let service = Hotslot::bare(&host("accelerators"), config, |_| ()).await;
     let quarter =
         service.accelerator("quarter", json!({ "mdev_type": "nvidia-232", "device_type": "GPU" })).await;

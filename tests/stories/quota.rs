@@ -247,7 +247,7 @@ async fn a_project_reads_its_own_quota_and_only_an_administrator_sets_it() {
         let refused = put(own, ADMIN, body).await.expect(400);
         assert!(refused.message().contains(says), "{}", refused.message());
     }
-    for id in ["%00", "%0a", &"p".repeat(65), "%20%e2%80%ae"] {
+    for id in ["%00", "%0a", &"p".repeat(256), "%20%e2%80%ae"] {
         let path = format!("/v2.1/os-quota-sets/{id}");
         put(&path, ADMIN, json!({ "quota_set": { "accelerators": 1 } })).await.expect(400);
     }
@@ -323,7 +323,10 @@ async fn the_command_line_shows_and_sets_quotas() {
     let shown = run(&["quota", "set", "p", "pci_attachments=1", "pci_attachments:vf=-1"], 0);
     assert!(shown.contains("pci_attachments 1 0 0"), "{shown}");
     let shown = run(&["attach", "g0", "vf:2"], 8);
-    assert!(shown.contains("Quota exceeded") && shown.contains("`hotslot quota set p`"), "{shown}");
+    assert!(
+        shown.contains("Quota exceeded") && shown.contains("`hotslot quota set p RESOURCE=NUMBER`"),
+        "{shown}"
+    );
     run(&["attach", "g0", "vf:1"], 0);
     let shown = run(&["quota", "show", "p", "-o", "json"], 0);
     assert_eq!(serde_json::from_str::<Value>(&shown).unwrap()["pci_attachments"]["in_use"], 1);

@@ -49,7 +49,10 @@ async fn a_dry_run_lists_every_check_and_changes_nothing() {
 async fn devices_and_aliases_are_explained() {
     let service = Hotslot::bare(
         &host("small"),
-        &EVERYTHING.replace("'{}'", "'{\"vendor_id\": \"10de\"}', '{}', '{\"vendor_id\": \"8086\"}'"),
+        &EVERYTHING.replace(
+            r#"'{"address": "*"}'"#,
+            r#"'{"vendor_id": "10de"}', '{"address": "*"}', '{"vendor_id": "8086"}'"#,
+        ),
         live_on,
     )
     .await;

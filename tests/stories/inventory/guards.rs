@@ -111,7 +111,10 @@ async fn storage_and_nics_of_a_remote_host_are_offered_only_by_address() {
     assert!(explained["withheld"].as_str().unwrap().contains("0000:07:00.0"), "{explained}");
 
     let named = EVERYTHING
-        .replace("['{}']", r#"['{"address": "0000:07:00.0"}', '{"address": "*:05:00.*"}', '{}']"#)
+        .replace(
+            r#"['{"address": "*"}']"#,
+            r#"['{"address": "0000:07:00.0"}', '{"address": "*:05:00.*"}', '{"address": "*"}']"#,
+        )
         .replace("alias =", "unguarded = ['node1/0000:08:00.0']\nalias =");
     let service = Hotslot::bare(&host("small"), &named, far_away).await;
     service.attach(Q35, "nvme:1").await.expect(200);

@@ -86,7 +86,7 @@ fn with_unused_vdpas(host: &Path) {
 async fn a_vdpa_device_keeps_its_function_and_the_pf_from_everybody() {
     let config = r#"
 [pci]
-device_spec = ['{}']
+device_spec = ['{"address": "*"}']
 alias = [
   '{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}',
   '{"name": "pf", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',
