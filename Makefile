@@ -112,7 +112,7 @@ install-docs:
 	install -Dm644 -t $(SHARE)/doc/hotslot CHANGELOG.md SECURITY.md hotslot.example.toml
 	install -Dm644 -t $(SHARE)/doc/hotslot/docs docs/*.md docs/openapi.json
 	install -Dm644 -t $(SHARE)/doc/hotslot/docs/reference docs/reference/*.md
-	install -Dm644 -t $(SHARE)/doc/hotslot/docs/pictures docs/pictures/*.png
+	$(if $(wildcard docs/pictures/*.png),install -Dm644 -t $(SHARE)/doc/hotslot/docs/pictures docs/pictures/*.png)
 
 uninstall: ## remove what `make install` installed; the configuration and the records stay
 	rm -rf $(DESTDIR)$(PREFIX)/bin/hotslot $(DESTDIR)$(UNITDIR)/hotslot.service \
