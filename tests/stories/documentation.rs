@@ -59,7 +59,7 @@ impl Simulated {
             .expect("start the service");
         let printed =
             Regex::new(r"hotslot sim ([^ ]+) |HOTSLOT_TOKEN=([^ ]+) hotslot --url ([^ ]+)").unwrap();
-        let (mut host, lines) = (None, BufReader::new(child.stdout.take()?).lines());
+        let (mut host, lines) = (None, BufReader::new(child.stdout.take().expect("its output")).lines());
         for line in lines.map_while(Result::ok) {
             let Some(found) = printed.captures(&line) else { continue };
             let text = |group| found.get(group).map(|found| found.as_str().to_owned());

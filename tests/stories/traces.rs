@@ -62,9 +62,8 @@ async fn the_answer_of_an_attach_and_a_detach_has_their_steps() {
     for part in trace["parts"].as_array().unwrap() {
         assert!(part["milliseconds"].is_number() && part["result"].is_string(), "{part}");
     }
-    let dry =
-        format!("{{\"pciAttachment\": {{\"pci_passthrough:alias\": \"e1000e:1\"}}, \"dry_run\": true}}");
-    let dry = ask(Method::POST, &format!("{place}?trace=1"), Some(&dry)).await.expect(200).body;
+    let dry = r#"{"pciAttachment": {"pci_passthrough:alias": "e1000e:1"}, "dry_run": true}"#;
+    let dry = ask(Method::POST, &format!("{place}?trace=1"), Some(dry)).await.expect(200).body;
     assert!(dry["trace"]["parts"].is_array() && dry["dry_run"]["would_attach"] == true, "{dry}");
 
     let attachment = path(&attached["pci_devices"][0]);
@@ -206,9 +205,9 @@ async fn a_callers_trace_goes_on_to_the_collector_to_keystone_and_to_webhooks() 
         assert_eq!(hex(&span(child).trace_id), TRACE, "{child}");
     }
     let ours = format!("00-{TRACE}-{}-01", hex(&span(root).span_id));
-    for asked in ["POST /v3/auth/tokens", "GET /v3/auth/tokens"] {
-        assert!(receiver.parents(asked).contains(&ours), "{asked}: {:?}", receiver.parents(asked));
-    }
+    // The service got its own token at its start.
+    let asked = receiver.parents("GET /v3/auth/tokens");
+    assert!(asked.contains(&ours), "{asked:?}");
     let posted = receiver.parents("POST /hook");
     assert!(!posted.is_empty() && posted.iter().all(|parent| parent.contains(TRACE)), "{posted:?}");
     assert!(!service.log().contains("spans are lost"), "{}", service.log());

@@ -101,7 +101,10 @@ async fn an_attach_shows_its_step_and_its_limit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_detach_shows_its_attempt_and_its_limit() {
-    let service = Hotslot::with(&host("small"), "[detach]\nattempts = 3\ntimeout = 2\n").await;
+    let mut service = Hotslot::on("small").await;
+    service.reconfigure("attempts = 2\ntimeout = 0.4", "attempts = 3\ntimeout = 2");
+    service.kill();
+    service.start_again().await;
     service.attach(Q35, "vf:1").await.expect(200);
     service.sim("guest q35 unplug=ignore");
     let detach = InTerminal::run(&service, "detach q35 vf");
@@ -138,7 +141,7 @@ async fn top_follows_the_service_until_a_key_ends_it() {
 
 #[tokio::test]
 async fn status_is_one_screen_with_an_exit_code() {
-    let service = Hotslot::with(&host("small"), "[detach]\nattempts = 1\ntimeout = 0.5\n").await;
+    let service = Hotslot::on("small").await;
     let (code, screen) = run(&service, "status");
     assert_eq!(code, Some(0), "{screen}");
     assert!(screen.lines().count() <= 24 && screen.contains("host node1"), "{screen}");

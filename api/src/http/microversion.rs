@@ -63,7 +63,7 @@ fn requested(headers: &HeaderMap) -> Option<String> {
         let (service, version) = item.split_once(char::is_whitespace)?;
         service.eq_ignore_ascii_case("compute").then(|| version.trim().to_owned())
     };
-    items(HEADER).filter_map(of_compute).last().or_else(|| items(LEGACY).last().map(str::to_owned))
+    items(HEADER).filter_map(of_compute).next_back().or_else(|| items(LEGACY).next_back().map(str::to_owned))
 }
 
 /// Whether a text is a microversion: two numbers without leading zeros, of which the first is above 0.

@@ -149,7 +149,8 @@ fn changed(usage: &BTreeMap<String, Value>, fields: &Fields) -> Map<String, Valu
     let mut limits = Map::new();
     for (resource, of) in usage {
         let wanted = fields.get(&format!("{LIMIT}{resource}"));
-        if !wanted.is_empty() && wanted != of["limit"].to_string() {
+        let limit = of["limit"].to_string();
+        if !wanted.is_empty() && wanted != limit {
             limits.insert(resource.clone(), wanted.into());
         }
     }

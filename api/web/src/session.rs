@@ -226,7 +226,10 @@ mod tests {
         let made = Cookie::random(&headers("127.0.0.1:9774", "a=b"));
         let value = &made.value;
         let all = |host, cookies: &str| Cookie::all(&headers(host, cookies));
-        assert_eq!(all("[::1]:9774", &format!("a=b; hotslot_page_9774={value}")), [made.clone()]);
+        assert_eq!(
+            all("[::1]:9774", &format!("a=b; hotslot_page_9774={value}")),
+            std::slice::from_ref(&made)
+        );
         let planted = "0".repeat(DIGITS);
         let both = all("localhost:9774", &format!("hotslot_page_9774={planted}; hotslot_page_9774={value}"));
         assert_eq!(both.len(), 2);

@@ -128,7 +128,8 @@ impl Client {
     /// Obtains a token for the body of a login. Returns `None` when Keystone does not accept it.
     pub(super) async fn token_for(&self, login: &Value) -> Result<Option<HeaderValue>, Unavailable> {
         let _permit = self.sign_ins.acquire().await;
-        let response = self.http.post(self.url("nocatalog")).json(login).send().await;
+        let request = self.http.post(self.url("nocatalog")).headers(trace::headers()).json(login);
+        let response = request.send().await;
         let response = response.map_err(|error| unreachable(&error))?;
         match response.status() {
             StatusCode::CREATED => {
