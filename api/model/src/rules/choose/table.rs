@@ -308,10 +308,10 @@ impl Wanted<'_> {
     }
 }
 
-/// Returns a reason with the address of its device, unless the reason begins with it.
+/// Returns a reason with the address of its device, unless the reason names it itself.
 fn about(device: &Device, reason: String) -> String {
     let address = device.facts.address.to_string();
-    if reason.starts_with(&address) { reason } else { format!("{address}: {reason}") }
+    if reason.contains(&address) { reason } else { format!("{address}: {reason}") }
 }
 
 fn number_of_tags(facts: &DeviceFacts) -> usize {
