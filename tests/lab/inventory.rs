@@ -73,7 +73,7 @@ async fn guarded_devices_are_refused_and_a_whole_group_is_attached() {
     let config = format!(
         r#"
 [pci]
-device_spec = ['{{"address": "{pair}", "card": "pair"}}', '{{}}']
+device_spec = ['{{"address": "{pair}", "card": "pair"}}', '{{"address": "*"}}']
 alias = [
   '{{"name": "disk", "vendor_id": "1af4", "product_id": "1042"}}',
   '{{"name": "nic", "vendor_id": "1af4", "product_id": "1000"}}',

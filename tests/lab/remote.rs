@@ -137,7 +137,7 @@ uri = "{far}"
 "#
         )
     };
-    let service = Hotslot::of(&release(), &config("'{}'"), PATIENCE);
+    let service = Hotslot::of(&release(), &config(r#"'{"address": "*"}'"#), PATIENCE);
     lab.api = service.clone();
     lab.ready().await;
     for alias in ["disk", "management", "nvme", "card"] {
@@ -157,7 +157,7 @@ uri = "{far}"
     drop(service);
 
     let service =
-        Hotslot::of(&release(), &config(&format!(r#"'{{"address": "{card}"}}', '{{}}'"#)), PATIENCE);
+        Hotslot::of(&release(), &config(&format!(r#"'{{"address": "{card}"}}', '{{"address": "*"}}'"#)), PATIENCE);
     lab.api = service.clone();
     lab.ready().await;
     let attached = lab.attach_one("q35", "card").await;
