@@ -24,5 +24,6 @@ pub mod scan;
 mod string_enum;
 pub mod texts;
 pub mod time;
+pub mod under_way;
 
 pub use device_status::{DeviceEvent, InvalidTransition};

@@ -6,6 +6,7 @@
   const shown = document.getElementById("live");
   const said = document.getElementById("said");
   const QUIET = 250; // milliseconds after an event, so that several events make one update
+  const STEP = 1000; // milliseconds between two reads of the steps: the steps of the service are no events
   const POLL = 3000; // milliseconds between two reads of a page with something pending, for callers without events
   const CALM = 15000; // milliseconds between two reads otherwise: whether a host is away is no event
   let timer = null;
@@ -70,8 +71,9 @@
   function poll() {
     if (!document.querySelector("[data-live][id]")) return;
     const pending = body.dataset.live === undefined && document.querySelector("[data-pending]");
+    const wait = document.querySelector(".steps .now") ? STEP : pending ? POLL : CALM;
     clearTimeout(timer);
-    timer = setTimeout(() => (document.hidden ? poll() : update()), pending ? POLL : CALM);
+    timer = setTimeout(() => (document.hidden ? poll() : update()), wait);
   }
 
   // A link may have a token behind the #, which browsers send to nobody. Only a made-up host signs in with it at once: a
@@ -113,7 +115,10 @@
     form.addEventListener("submit", () => {
       progress = document.getElementById(form.dataset.progress);
       steps = form.dataset.steps || "";
-      if (progress) progress.hidden = false;
+      if (progress) {
+        progress.hidden = false;
+        setInterval(step, STEP);
+      }
       form.classList.add("working");
     });
   }
