@@ -12,6 +12,7 @@ mod drift;
 mod events;
 mod function;
 mod guest_tree;
+mod guests;
 mod hosts;
 mod layout;
 mod parts;
@@ -22,6 +23,7 @@ mod servers;
 mod session;
 mod sign_in;
 mod steps;
+mod table;
 mod tree;
 mod webhooks;
 
