@@ -62,3 +62,4 @@ mod upgrades;
 mod users;
 mod web_pages;
 mod webhooks;
+mod whoami;
