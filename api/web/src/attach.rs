@@ -330,8 +330,10 @@ fn options(asked: &Asked) -> Markup {
 fn verdict(context: &Context, server: &Server, asked: &Asked, run: &Value) -> Markup {
     let possible = run["would_attach"] == true;
     let key = random();
-    let (failed, others): (Vec<_>, Vec<_>) =
+    let (mut failed, others): (Vec<_>, Vec<_>) =
         items(&run["checks"]).iter().partition(|check| check["result"] == "fail");
+    // Those that name their cure come first.
+    failed.sort_by_key(|check| check["cure"].is_null());
     html! {
         section #verdict .verdict.good[possible].bad[!possible] aria-labelledby="verdict-title" {
             h2 #verdict-title { @if possible { "These devices can be attached" } @else { "These devices cannot be attached" } }
