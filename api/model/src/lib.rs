@@ -19,6 +19,7 @@ pub mod json;
 pub mod overdue;
 pub mod quota;
 pub mod rate;
+pub mod remedy;
 pub mod rules;
 pub mod scan;
 mod string_enum;

@@ -12,6 +12,7 @@ use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
 use crate::parts::{badge, function_page, items, server_badge, server_page, text};
 use crate::problem::Problem;
+use crate::remedy::by_pages;
 use crate::session::random;
 use crate::table::table;
 
@@ -143,7 +144,7 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
         Ok(Done::Checked(run)) => html! { (verdict(&context, &server, &asked, &run)) },
         Err(problem) => {
             status = problem.status;
-            html! { div.refusal #verdict role="alert" { h2 { (problem.title()) } p { (problem.message) } p { "Nothing was attached, or it was undone. Change the request, and check again." } } }
+            problem.alert("Nothing was attached, or it was undone. Change the request, and check again.")
         }
     };
     let aliases = aliases(&context).await;
@@ -339,8 +340,8 @@ fn verdict(context: &Context, server: &Server, asked: &Asked, run: &Value) -> Ma
             h2 #verdict-title { @if possible { "These devices can be attached" } @else { "These devices cannot be attached" } }
             @if !failed.is_empty() {
                 ul.failed { @for check in &failed { li {
-                    strong { (check["message"].as_str().unwrap_or("a check failed; ask an administrator why")) }
-                    @if let Some(cure) = check["cure"].as_str() { br; span.cure { (cure) } }
+                    strong { (by_pages(check["message"].as_str().unwrap_or("a check failed; ask an administrator why"))) }
+                    @if let Some(cure) = check["cure"].as_str() { br; span.cure { (by_pages(cure)) } }
                 } } }
             }
             @let devices = items(&run["pci_devices"]);

@@ -39,9 +39,7 @@ async fn page(context: &Context, wanted: &Wanted, refused: Option<&Problem>) -> 
     let content = html! {
         p.crumbs { a href="servers" { "Servers" } " / " a href=(server_page(&wanted.server)) { "server" } " / detach" }
         h1 { "Detach a device" }
-        @if let Some(problem) = refused {
-            div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
-        }
+        @if let Some(problem) = refused { (problem.alert("")) }
         (described(&attachment))
         (consequences(&attachment, &guest))
         (buttons(context, wanted))

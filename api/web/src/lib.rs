@@ -18,6 +18,7 @@ mod layout;
 mod parts;
 mod problem;
 mod quotas;
+mod remedy;
 mod rules;
 mod servers;
 mod session;

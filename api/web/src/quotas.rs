@@ -41,9 +41,7 @@ async fn page(context: &Context, project: &str, refused: Option<&Problem>) -> Re
     let may_set = context.may(UPDATE);
     let content = html! {
         h1 { "Quotas" @if !project.is_empty() { " " small { "of project " code { (project) } } } }
-        @if let Some(problem) = refused {
-            div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
-        }
+        @if let Some(problem) = refused { (problem.alert("")) }
         @if may_set {
             form.filter method="get" action="quotas" role="search" {
                 label { span { "Project" } input name="project" value=(project) placeholder="id of the project" autocomplete="off"; }

@@ -149,7 +149,7 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
         h1 { @if is_new { "Add an entry" } @else { "Change an entry" } }
         p.lead { (kind.purpose) }
         @match &found {
-            Some(Found::Refused(problem)) => div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } },
+            Some(Found::Refused(problem)) => (problem.alert("")),
             Some(Found::Preview(preview)) => (previewed(context, kind, preview)),
             None => {},
         }

@@ -160,6 +160,7 @@ async fn a_refusal_is_a_page_with_its_cure() {
         let answer = person.get(page).await.expect(status);
         assert!(html(&answer).starts_with("<!DOCTYPE html>"), "{page}: {}", answer.body);
         assert!(html(&answer).contains("href=\"hosts\""), "a page of a problem has the navigation: {page}");
+        assert!(!html(&answer).contains("GET "), "a page names no route: {}", html(&answer));
     }
     service.expect_clean().await;
 }
