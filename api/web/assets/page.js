@@ -24,16 +24,20 @@
     return new Set([...part.querySelectorAll("details[open][id]")].map((one) => one.id));
   }
 
+  // What is the same about a link, what opens a part, or a button, before and after an update.
+  function name(one) {
+    return one.getAttribute("href") || one.parentElement.id || one.textContent;
+  }
+
   function replace(old, fresh) {
     if (old.isEqualNode(fresh)) return false;
     const open = opened(old);
     for (const one of fresh.querySelectorAll("details[id]")) one.open = open.has(one.id);
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
-    const href = focused && focused.getAttribute("href");
     old.replaceWith(fresh);
     if (focused) {
-      const same = href ? [...fresh.querySelectorAll("a[href]")].find((one) => one.getAttribute("href") === href) : null;
-      (same || document.getElementById("main")).focus({ preventScroll: true });
+      const alike = [...fresh.querySelectorAll(focused.tagName)].find((one) => name(one) === name(focused));
+      (alike || document.getElementById("main")).focus({ preventScroll: true });
     }
     return true;
   }

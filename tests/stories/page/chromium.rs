@@ -172,6 +172,24 @@ async fn the_keyboard_alone_is_enough() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: apt-get install chromium chromium-driver; make page-test"]
+async fn what_is_open_and_has_the_focus_stays_so_when_the_page_changes() {
+    let service = Hotslot::on("small").await;
+    let person = Browser::open(service.url(), Look::WIDE).await;
+    person.go("/ui/host?host=node1").await;
+    person.find("#live.on").await;
+    person.until("2 VFs, 2 free").await;
+    person.click("details.vfs summary").await;
+    person.until("0000:04:10.0").await;
+    person.script("document.querySelector('details.vfs summary').focus()").await;
+    service.attach(Q35, "vf:1").await.expect(200);
+    person.until("2 VFs, 1 free").await;
+    person.until("0000:04:10.0").await;
+    assert_eq!(person.focused().await, "2 VFs, 1 free");
+    person.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: apt-get install chromium chromium-driver; make page-test"]
 async fn a_refusal_is_shown_before_the_attach_with_its_cure() {
     let (_running, api, token) = made_up_host();
     let person = Browser::open(api.url(), Look::WIDE).await;
