@@ -1,6 +1,6 @@
-//! How each page looks, in light, in dark and on a phone: without barriers (axe-core), and not wider than the window.
-//! `make screenshots` writes a picture of each page for people to look at. The pages are those of the made-up host of
-//! `hotslot serve --simulate`.
+//! How each page looks, in light, in dark, in a narrow window and on a phone: without barriers (axe-core), and not wider
+//! than the window. `make screenshots` writes a picture of each page for people to look at. The pages are those of the
+//! made-up host of `hotslot serve --simulate`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -124,7 +124,10 @@ async fn no_page_has_a_barrier() {
         std::fs::create_dir_all(folder).unwrap();
     }
     let (axe, mut wrong) = (axe(), Vec::new());
-    for (look, name) in [(Look::WIDE, "light"), (Look::DARK, "dark"), (Look::PHONE, "phone")] {
+    let narrow = Look { size: (920, 800), ..Look::WIDE };
+    for (look, name) in
+        [(Look::WIDE, "light"), (Look::DARK, "dark"), (narrow, "narrow"), (Look::PHONE, "phone")]
+    {
         let person = Browser::open(scene.api.url(), look).await;
         person.go(&format!("/ui/sign-in#token={}", scene.token)).await;
         person.until("demo").await;
