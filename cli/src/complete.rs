@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap_complete::env::Shells;
 use clap_complete::{CompletionCandidate, Shell};
 use hotslot_driver::text;
+use hotslot_model::event::EventKind;
 use serde_json::Value;
 
 use crate::address::Address;
@@ -107,6 +108,17 @@ pub(crate) fn accelerators(current: &OsStr) -> Vec<CompletionCandidate> {
     })
 }
 
+/// The contexts of the user.
+pub(crate) fn contexts(current: &OsStr) -> Vec<CompletionCandidate> {
+    let names = Contexts::read().map(|contexts| contexts.names()).unwrap_or_default();
+    beginning(names.into_iter().map(CompletionCandidate::new), current)
+}
+
+/// The kinds of events.
+pub(crate) fn event_kinds(current: &OsStr) -> Vec<CompletionCandidate> {
+    beginning(EventKind::ALL.iter().map(|kind| CompletionCandidate::new(kind.as_str())), current)
+}
+
 async fn all_servers(client: Client) -> Result<Vec<CompletionCandidate>, Failure> {
     Ok(named(&client.items(&["servers", "detail"], "servers").await?, "/name", "/status"))
 }
@@ -134,10 +146,18 @@ fn complete(
     };
     let found = runtime.block_on(async { tokio::time::timeout(LIMIT, ask(client()?)).await.ok()?.ok() });
     runtime.shutdown_background();
+    beginning(found.unwrap_or_default(), current)
+}
+
+/// Keeps the candidates that begin with `current`.
+fn beginning(
+    candidates: impl IntoIterator<Item = CompletionCandidate>,
+    current: &OsStr,
+) -> Vec<CompletionCandidate> {
     let begins = |candidate: &CompletionCandidate| {
         candidate.get_value().as_encoded_bytes().starts_with(current.as_encoded_bytes())
     };
-    found.unwrap_or_default().into_iter().filter(begins).collect()
+    candidates.into_iter().filter(begins).collect()
 }
 
 /// Returns a client by the variables of the environment.

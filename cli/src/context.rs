@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use clap_complete::ArgValueCompleter;
 use hotslot_service::config::is_plain_name;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::address::Address;
+use crate::complete;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
 use crate::table::{Column, column};
@@ -40,6 +42,7 @@ pub(crate) enum ContextCommand {
     /// Have the commands use a context from now on.
     Use {
         /// The name of the context.
+        #[arg(add = ArgValueCompleter::new(complete::contexts))]
         name: String,
     },
     /// Save the --url, --token-file, --ca-file and --os-cloud of this command line as a context.
@@ -50,6 +53,7 @@ pub(crate) enum ContextCommand {
     /// Remove a context. The files that it names stay.
     Remove {
         /// The name of the context.
+        #[arg(add = ArgValueCompleter::new(complete::contexts))]
         name: String,
     },
 }
@@ -101,6 +105,11 @@ impl Contexts {
             Some((name, context)) => Ok(Some((name, context))),
             None => Err(unknown(name)),
         }
+    }
+
+    /// Returns the names of all contexts, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.context.keys().cloned().collect()
     }
 
     /// Writes the file, for its user only.

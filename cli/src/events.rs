@@ -48,7 +48,8 @@ pub(crate) struct Events {
     #[arg(long, value_name = "COUNT")]
     last: Option<u16>,
     /// Only events of this kind, such as attachment.state, or of all kinds of a noun, such as device.
-    #[arg(long, value_parser = |text: &str| EventKind::known(text).map(str::to_owned))]
+    #[arg(long, value_parser = |text: &str| EventKind::known(text).map(str::to_owned),
+        add = ArgValueCompleter::new(complete::event_kinds))]
     kind: Option<String>,
     /// Only events of this host.
     #[arg(long, add = ArgValueCompleter::new(complete::hosts))]

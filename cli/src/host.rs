@@ -113,7 +113,11 @@ impl HostCommand {
 /// The number of free devices of each pool, by their ids.
 fn free(host: &Value) -> String {
     let pools = host["pci_stats"].as_array().into_iter().flatten();
-    let pools: Vec<_> = pools.map(|pool| format!("{} {}", at(pool, "/count"), columns::ids(pool))).collect();
+    let pool = |pool: &Value| {
+        let node = pool["numa_node"].as_u64().map(|node| format!(" (NUMA node {node})")).unwrap_or_default();
+        format!("{} {}{node}", at(pool, "/count"), columns::ids(pool))
+    };
+    let pools: Vec<_> = pools.map(pool).collect();
     if pools.is_empty() { "-".into() } else { pools.join(", ") }
 }
 

@@ -64,7 +64,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::parser::ValueSource;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use clap_complete::CompleteEnv;
+use clap_complete::{ArgValueCompleter, CompleteEnv};
 
 use crate::address::Address;
 use crate::client::Client;
@@ -91,7 +91,8 @@ struct Arguments {
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,
     /// The context with the address of the service and the way to identify there; see `hotslot context --help`.
-    #[arg(long, global = true, env = "HOTSLOT_CONTEXT", value_name = "NAME")]
+    #[arg(long, global = true, env = "HOTSLOT_CONTEXT", value_name = "NAME",
+        add = ArgValueCompleter::new(complete::contexts))]
     context: Option<String>,
     #[command(flatten)]
     tls: Tls,

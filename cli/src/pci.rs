@@ -181,10 +181,10 @@ async fn cleaned(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Re
 
 fn lines() -> Vec<Column<'static>> {
     vec![
-        column("ID", "/id").name(),
+        column("ID", "/id"),
         column("UUID", "/uuid"),
         column("Host", "/host"),
-        column("Address", "/address"),
+        column("Address", "/address").name(),
         column("Node device", "/dev_id"),
         Column::new("Vendor:product", columns::ids),
         column("Type", "/dev_type"),

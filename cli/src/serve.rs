@@ -29,7 +29,12 @@ const OWN_DESCRIPTORS: u64 = 256;
 /// Runs the service with the configuration `file` until SIGTERM or SIGINT.
 pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let mut config = match file {
-        Some(file) => Config::load(file)?,
+        Some(file) => Config::load(file).with_context(|| {
+            let file = file.display();
+            format!(
+                "the configuration has mistakes; `hotslot config check {file}` shows all of them. The first"
+            )
+        })?,
         None => Config::default(),
     };
     logging::start(&config.log);

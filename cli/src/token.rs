@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use hotslot_service::config::{Age, Config};
 use hotslot_service::identity::tokens::{Token, TokenFile, TokensError};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::exit::{Exit, Failure};
@@ -129,10 +130,15 @@ fn shown(token: &Token) -> Value {
         "name": token.name,
         "roles": token.roles,
         "project": token.project,
-        "expires": token.expires.map(|time| time.to_string()),
+        "expires": token.expires.map(seconds),
         "expired": token.has_expired(),
-        "created": token.created.to_string(),
+        "created": seconds(token.created),
     })
+}
+
+/// A time in whole seconds.
+fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// Returns the token with which the command line identifies itself: that of `--token-file`, or of `HOTSLOT_TOKEN`.

@@ -2,7 +2,7 @@
 -- PostgreSQL database dump
 --
 
-\restrict DPYCWhIB0rh2LPsC92EjOEOvBOZBKpd4SKov9kojpPNQvfazDnVov3yEnuiMGpM
+\restrict qzZmr7aVclRIgsyIFMhVYY8Dka19q3uw63Kxb1adkPoKY1zFcKqbIOgxsfjsnEY
 
 -- Dumped from database version 15.18 (Debian 15.18-0+deb12u1)
 -- Dumped by pg_dump version 15.18 (Debian 15.18-0+deb12u1)
@@ -254,7 +254,21 @@ CREATE TABLE public.events (
     roles text,
     via text,
     global_request_id text,
-    resource_id text
+    resource_id text,
+    traceparent text
+);
+
+
+--
+-- Name: host_modes; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.host_modes (
+    hypervisor_id bigint NOT NULL,
+    mode text NOT NULL,
+    set_by text NOT NULL,
+    reason text,
+    since bigint NOT NULL
 );
 
 
@@ -425,21 +439,23 @@ CREATE TABLE public.webhooks (
 -- Data for Name: _sqlx_migrations; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public._sqlx_migrations VALUES (1, 'hosts devices attachments', '2026-11-29 03:09:08.088674+00', true, '\xdade04bf26b5092891d3e2adc77498dbe579c98c1c18402801ec47965330feec797dc07d3ad5c9ebe742635b59a6c1f1', 68331736);
-INSERT INTO public._sqlx_migrations VALUES (2, 'inventory', '2026-11-29 03:09:08.157434+00', true, '\x06b210067334ef9ce8fa1d0044038a604b188e935b5f5838b4be64342654042eb8ed8716c723b47335e4505bffa3e5ad', 18152523);
-INSERT INTO public._sqlx_migrations VALUES (3, 'events', '2026-11-29 03:09:08.176632+00', true, '\x2ad3404d0318464a1962dc844533564bed08b3d500de66c8d9368d871872d581e455024dd448d164513fcfdd22ce946a', 28458237);
-INSERT INTO public._sqlx_migrations VALUES (4, 'idempotency', '2026-11-29 03:09:08.204613+00', true, '\x35b7ac6fe0fdc26a5bcf331653ba1673dd465afbf470104527eb87ab6af6ae7747fe506d9b954ebc5c066e05cdd94cda', 18795045);
-INSERT INTO public._sqlx_migrations VALUES (5, 'processes', '2026-11-29 03:09:08.224124+00', true, '\x039b32c57093b9192309c087cf59d19f0b3fa641785070faee683242c97bac81ef6df44694f661eff71bca6744afb465', 21548620);
-INSERT INTO public._sqlx_migrations VALUES (6, 'accelerators', '2026-11-29 03:09:08.248037+00', true, '\x8d0590830f73747d87b6aeb78bc056484a5e16025c78f29b39481d4c4a7e2c7c4ebeba7f53800d786c13d541e72d6074', 30386697);
-INSERT INTO public._sqlx_migrations VALUES (7, 'cyborg', '2026-11-29 03:09:08.278739+00', true, '\x4aa492bc2a0a6e3e80015d32113f7dd476c89b7b1333b66b0c48e793011915f6b7d17db951ce62f76d44c5ce4b6949a1', 42773089);
-INSERT INTO public._sqlx_migrations VALUES (8, 'mdev', '2026-11-29 03:09:08.321697+00', true, '\x243282126e96d550fa2fdc5daaa7aec02823e8d00a30e9633fc09339923eb2627d88424cdfaf71eb1233c556e9de055a', 17821702);
-INSERT INTO public._sqlx_migrations VALUES (9, 'accelerator project', '2026-11-29 03:09:08.339753+00', true, '\x0b94e9318ab66bffa0e0c001dede1052bb6da345c3a328755557562e0a50a7426a9a85b8ebcf416467383426d886e0c4', 452261);
-INSERT INTO public._sqlx_migrations VALUES (10, 'rows of a request', '2026-11-29 03:09:08.341928+00', true, '\xf162f47025dbfb569f2ca86eb021b8141396374dc20fdb4aaf402d34a53aa63401e5a29af9d001d4d4717ad1440c6585', 3089683);
-INSERT INTO public._sqlx_migrations VALUES (11, 'ended and asked', '2026-11-29 03:09:08.34732+00', true, '\x9165ec75ca21fa27ff006f693d6d6844ebebe31a8a53396d425b69b643707906f03d0a63ed7865c4b5389c41f2730e08', 9022962);
-INSERT INTO public._sqlx_migrations VALUES (12, 'overdue calls', '2026-11-29 03:09:08.356481+00', true, '\xb19815194fbacf51152966d07f84f66ae86e3d21ec8c494d3b388e07aed14862e7e5306378dd4f9be219523bd35dea91', 7721842);
-INSERT INTO public._sqlx_migrations VALUES (13, 'assignments alike', '2026-11-29 03:09:08.364332+00', true, '\xdf7b12aeffd1d0cc12dc023770627cdc9f66317ca054522c3545660eba10a202ff23f4958eb85773c49f8cfac1a2b799', 1552482);
-INSERT INTO public._sqlx_migrations VALUES (14, 'audit', '2026-11-29 03:09:08.366017+00', true, '\x6dd33e77fcaf1df8fb4ca04ab356bdb19eb644b13b5d0ffba2d287d7fa1908c56ae76bebb685ca898bed669bff0297db', 3250771);
-INSERT INTO public._sqlx_migrations VALUES (15, 'quotas', '2026-11-29 03:09:08.369379+00', true, '\x2d624a733c479b21db0e58cd1b5aa64a334c2bf3eb6fe52a812a39c35e2092dff163dc957039c27e0f7b19f447a8777b', 18532567);
+INSERT INTO public._sqlx_migrations VALUES (1, 'hosts devices attachments', '2026-11-29 11:38:23.781663+00', true, '\xdade04bf26b5092891d3e2adc77498dbe579c98c1c18402801ec47965330feec797dc07d3ad5c9ebe742635b59a6c1f1', 59237726);
+INSERT INTO public._sqlx_migrations VALUES (2, 'inventory', '2026-11-29 11:38:23.841565+00', true, '\x06b210067334ef9ce8fa1d0044038a604b188e935b5f5838b4be64342654042eb8ed8716c723b47335e4505bffa3e5ad', 19272616);
+INSERT INTO public._sqlx_migrations VALUES (3, 'events', '2026-11-29 11:38:23.864962+00', true, '\x2ad3404d0318464a1962dc844533564bed08b3d500de66c8d9368d871872d581e455024dd448d164513fcfdd22ce946a', 24072425);
+INSERT INTO public._sqlx_migrations VALUES (4, 'idempotency', '2026-11-29 11:38:23.889291+00', true, '\x35b7ac6fe0fdc26a5bcf331653ba1673dd465afbf470104527eb87ab6af6ae7747fe506d9b954ebc5c066e05cdd94cda', 19520514);
+INSERT INTO public._sqlx_migrations VALUES (5, 'processes', '2026-11-29 11:38:23.916564+00', true, '\x039b32c57093b9192309c087cf59d19f0b3fa641785070faee683242c97bac81ef6df44694f661eff71bca6744afb465', 19874280);
+INSERT INTO public._sqlx_migrations VALUES (6, 'accelerators', '2026-11-29 11:38:23.936977+00', true, '\x8d0590830f73747d87b6aeb78bc056484a5e16025c78f29b39481d4c4a7e2c7c4ebeba7f53800d786c13d541e72d6074', 20331308);
+INSERT INTO public._sqlx_migrations VALUES (7, 'cyborg', '2026-11-29 11:38:23.957577+00', true, '\x4aa492bc2a0a6e3e80015d32113f7dd476c89b7b1333b66b0c48e793011915f6b7d17db951ce62f76d44c5ce4b6949a1', 31821765);
+INSERT INTO public._sqlx_migrations VALUES (8, 'mdev', '2026-11-29 11:38:23.989602+00', true, '\x243282126e96d550fa2fdc5daaa7aec02823e8d00a30e9633fc09339923eb2627d88424cdfaf71eb1233c556e9de055a', 9760728);
+INSERT INTO public._sqlx_migrations VALUES (9, 'accelerator project', '2026-11-29 11:38:24.001944+00', true, '\x0b94e9318ab66bffa0e0c001dede1052bb6da345c3a328755557562e0a50a7426a9a85b8ebcf416467383426d886e0c4', 2927057);
+INSERT INTO public._sqlx_migrations VALUES (10, 'rows of a request', '2026-11-29 11:38:24.00257+00', true, '\xf162f47025dbfb569f2ca86eb021b8141396374dc20fdb4aaf402d34a53aa63401e5a29af9d001d4d4717ad1440c6585', 1537794);
+INSERT INTO public._sqlx_migrations VALUES (11, 'ended and asked', '2026-11-29 11:38:24.00425+00', true, '\x9165ec75ca21fa27ff006f693d6d6844ebebe31a8a53396d425b69b643707906f03d0a63ed7865c4b5389c41f2730e08', 5651855);
+INSERT INTO public._sqlx_migrations VALUES (12, 'overdue calls', '2026-11-29 11:38:24.010032+00', true, '\xb19815194fbacf51152966d07f84f66ae86e3d21ec8c494d3b388e07aed14862e7e5306378dd4f9be219523bd35dea91', 2388177);
+INSERT INTO public._sqlx_migrations VALUES (13, 'assignments alike', '2026-11-29 11:38:24.012607+00', true, '\xdf7b12aeffd1d0cc12dc023770627cdc9f66317ca054522c3545660eba10a202ff23f4958eb85773c49f8cfac1a2b799', 3344998);
+INSERT INTO public._sqlx_migrations VALUES (14, 'audit', '2026-11-29 11:38:24.01612+00', true, '\x6dd33e77fcaf1df8fb4ca04ab356bdb19eb644b13b5d0ffba2d287d7fa1908c56ae76bebb685ca898bed669bff0297db', 4136043);
+INSERT INTO public._sqlx_migrations VALUES (15, 'quotas', '2026-11-29 11:38:24.020557+00', true, '\x2d624a733c479b21db0e58cd1b5aa64a334c2bf3eb6fe52a812a39c35e2092dff163dc957039c27e0f7b19f447a8777b', 16603742);
+INSERT INTO public._sqlx_migrations VALUES (16, 'host modes', '2026-11-29 11:38:24.037155+00', true, '\xd7f6f4951a133ea20c061486c82f7c2aba02c2d3bd8a5153fbe82ea8b2686038531f57e7043c1d7193a84912bf8dae12', 5018003);
+INSERT INTO public._sqlx_migrations VALUES (17, 'traceparent', '2026-11-29 11:38:24.042316+00', true, '\x84371c42a0f634116f831397012cc0193bf2ee6e8d4b7eb64209e5ec83421675809558c8f0785b20f46ba192ab40dd92', 385533);
 
 
 --
@@ -452,15 +468,15 @@ INSERT INTO public._sqlx_migrations VALUES (15, 'quotas', '2026-11-29 03:09:08.3
 -- Data for Name: accelerators; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.accelerators VALUES (1, 'b1ce6df5-f15b-4221-b226-5e620a971d8d', 'card', 'UNKNOWN', '', '{}', NULL, NULL, 0, NULL, 0, NULL, 1795921749150, NULL, NULL);
+INSERT INTO public.accelerators VALUES (1, '78f6d052-f666-45f9-ac15-35b23c89e5e2', 'card', 'UNKNOWN', '', '{}', NULL, NULL, 0, NULL, 0, NULL, 1795952304941, NULL, NULL);
 
 
 --
 -- Data for Name: attachments; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.attachments VALUES ('a8d0f2d5-e696-48c0-afab-3fdcad1f414c', '53610755-e7f6-4801-bb10-9a7062142306', 1, '10000000-0000-4000-8000-000000000001', 3, 'vf', 1, 1, 'attached', NULL, '0000:02:00.0', 'computed', 1795921748857, 1795921748896, 1795921748896, NULL, NULL, NULL, NULL, NULL, 0, 1, 0, 'process eb9ba652-2744-4c34-9d66-4e2ca46f9425 f53a76f8-80da-4456-918b-9d0716e399d0 pid:[4026531836]', NULL, 1, 0, NULL, NULL);
-INSERT INTO public.attachments VALUES ('2fa2881b-b656-4507-9e30-bba9ee7a75c6', '7246aa31-4628-414d-8dc3-86224447b2bd', 1, '10000000-0000-4000-8000-000000000001', 5, 'e1000e', 1, 1, 'detached', NULL, NULL, NULL, 1795921748942, 1795921749036, 1795921748985, 1795921749036, NULL, NULL, NULL, NULL, 0, 0, 0, 'process eb9ba652-2744-4c34-9d66-4e2ca46f9425 f53a76f8-80da-4456-918b-9d0716e399d0 pid:[4026531836]', NULL, 1, 0, NULL, NULL);
+INSERT INTO public.attachments VALUES ('a92587b2-58b6-4d30-abb8-497799af2dc0', '20856ace-aeee-4861-a447-c39d0030f2b1', 1, '10000000-0000-4000-8000-000000000001', 3, 'vf', 1, 1, 'attached', NULL, '0000:02:00.0', 'computed', 1795952304577, 1795952304620, 1795952304620, NULL, NULL, NULL, NULL, NULL, 0, 1, 0, 'process d1da40d7-24ce-4b1a-9064-83ced4bb5ab9 f583902e-6a99-4694-a516-3d95b4b94895 pid:[4026531836]', NULL, 1, 0, NULL, NULL);
+INSERT INTO public.attachments VALUES ('e6bf9fe0-98e4-419a-9dc4-d77af158902f', '9db7f3e5-9ba4-417e-9c7c-f63e93edc038', 1, '10000000-0000-4000-8000-000000000001', 5, 'e1000e', 1, 1, 'detached', NULL, NULL, NULL, 1795952304663, 1795952304861, 1795952304726, 1795952304861, NULL, NULL, NULL, NULL, 0, 0, 0, 'process d1da40d7-24ce-4b1a-9064-83ced4bb5ab9 f583902e-6a99-4694-a516-3d95b4b94895 pid:[4026531836]', NULL, 1, 0, NULL, NULL);
 
 
 --
@@ -511,43 +527,49 @@ INSERT INTO public.event_ids VALUES (30, 0);
 -- Data for Name: events; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.events VALUES (1, 1795921748539, 'discovery', 'device.added', 1, NULL, 1, '0000:00:1d.0', NULL, NULL, NULL, '{"address":"0000:00:1d.0","dev_type":"type-PCI","product_id":"11e8","slot_path":"0000:1d.0","status":"available","vendor_id":"1234"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (2, 1795921748539, 'discovery', 'device.added', 1, NULL, 2, '0000:04:00.0', NULL, NULL, NULL, '{"address":"0000:04:00.0","dev_type":"type-PF","mac_address":"52:54:00:aa:00:01","product_id":"10c9","slot_path":"0000:10.0/00.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (3, 1795921748539, 'discovery', 'device.added', 1, NULL, 3, '0000:04:10.0', NULL, NULL, NULL, '{"address":"0000:04:10.0","capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":0}}","dev_type":"type-VF","parent_addr":"0000:04:00.0","parent_ifname":"eth5","phys_function":"0000:04:00.0","product_id":"10ca","slot_path":"0000:10.0/10.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (4, 1795921748539, 'discovery', 'device.added', 1, NULL, 4, '0000:04:10.2', NULL, NULL, NULL, '{"address":"0000:04:10.2","capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":1}}","dev_type":"type-VF","parent_addr":"0000:04:00.0","parent_ifname":"eth5","phys_function":"0000:04:00.0","product_id":"10ca","slot_path":"0000:10.0/10.2","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (5, 1795921748539, 'discovery', 'device.added', 1, NULL, 5, '0000:05:00.0', NULL, NULL, NULL, '{"address":"0000:05:00.0","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:11.0/00.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (6, 1795921748539, 'discovery', 'device.added', 1, NULL, 6, '0000:06:00.0', NULL, NULL, NULL, '{"address":"0000:06:00.0","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:12.0/00.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (7, 1795921748539, 'discovery', 'device.added', 1, NULL, 7, '0000:06:00.1', NULL, NULL, NULL, '{"address":"0000:06:00.1","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:12.0/00.1","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (8, 1795921748539, 'discovery', 'device.added', 1, NULL, 8, '0000:07:00.0', NULL, NULL, NULL, '{"address":"0000:07:00.0","card_serial_number":"QEMU_NVMe_Ctrl_LAB0_1","dev_type":"type-PCI","product_id":"0010","slot_path":"0000:13.0/00.0","status":"available","vendor_id":"1b36"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (9, 1795921748539, 'discovery', 'device.added', 1, NULL, 9, '0000:08:00.0', NULL, NULL, NULL, '{"address":"0000:08:00.0","card_serial_number":"QEMU_NVMe_Ctrl_LAB1_1","dev_type":"type-PF","product_id":"0010","slot_path":"0000:14.0/00.0","status":"available","vendor_id":"1b36"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (10, 1795921748539, 'discovery', 'device.added', 1, NULL, 10, '0000:0a:01.0', NULL, NULL, NULL, '{"address":"0000:0a:01.0","dev_type":"type-PCI","product_id":"11e8","slot_path":"0000:15.0/00.0/01.0","status":"available","vendor_id":"1234"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (11, 1795921748539, 'discovery', 'device.added', 1, NULL, 11, '0000:0a:03.0', NULL, NULL, NULL, '{"address":"0000:0a:03.0","dev_type":"type-PCI","product_id":"100e","slot_path":"0000:15.0/00.0/03.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO public.events VALUES (12, 1795921748857, 'request req-4544ab5f-44f6-40ab-8605-fd893837d702', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', 'a8d0f2d5-e696-48c0-afab-3fdcad1f414c', NULL, NULL, '"attaching"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (13, 1795921748857, 'request req-4544ab5f-44f6-40ab-8605-fd893837d702', 'device.status', 1, NULL, 2, '0000:04:00.0', NULL, NULL, '"available"', '"unclaimable"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (14, 1795921748857, 'request req-4544ab5f-44f6-40ab-8605-fd893837d702', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', NULL, NULL, '"available"', '"claimed"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (15, 1795921748896, 'request req-4544ab5f-44f6-40ab-8605-fd893837d702', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', 'a8d0f2d5-e696-48c0-afab-3fdcad1f414c', NULL, '"attaching"', '"attached"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (16, 1795921748896, 'request req-4544ab5f-44f6-40ab-8605-fd893837d702', 'attachment.inner_address', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', 'a8d0f2d5-e696-48c0-afab-3fdcad1f414c', NULL, NULL, '{"address":"0000:02:00.0","source":"computed"}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (17, 1795921748896, 'request req-4544ab5f-44f6-40ab-8605-fd893837d702', 'device.status', 1, NULL, 2, '0000:04:00.0', NULL, NULL, '"unclaimable"', '"unavailable"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (18, 1795921748896, 'request req-4544ab5f-44f6-40ab-8605-fd893837d702', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', NULL, NULL, '"claimed"', '"allocated"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (19, 1795921748942, 'request req-dc147735-9414-4d30-8219-ca457c87c147', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', '2fa2881b-b656-4507-9e30-bba9ee7a75c6', NULL, NULL, '"attaching"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (20, 1795921748942, 'request req-dc147735-9414-4d30-8219-ca457c87c147', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', NULL, NULL, '"available"', '"claimed"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (21, 1795921748985, 'request req-dc147735-9414-4d30-8219-ca457c87c147', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', '2fa2881b-b656-4507-9e30-bba9ee7a75c6', NULL, '"attaching"', '"attached"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (22, 1795921748985, 'request req-dc147735-9414-4d30-8219-ca457c87c147', 'attachment.inner_address', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', '2fa2881b-b656-4507-9e30-bba9ee7a75c6', NULL, NULL, '{"address":"0000:03:00.0","source":"computed"}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (23, 1795921748985, 'request req-dc147735-9414-4d30-8219-ca457c87c147', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', NULL, NULL, '"claimed"', '"allocated"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (24, 1795921749005, 'request req-4b183997-7651-4c4a-a683-9a2795af848a', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', '2fa2881b-b656-4507-9e30-bba9ee7a75c6', NULL, '"attached"', '"detaching"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (25, 1795921749037, 'request req-4b183997-7651-4c4a-a683-9a2795af848a', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', '2fa2881b-b656-4507-9e30-bba9ee7a75c6', NULL, '"detaching"', '"detached"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (26, 1795921749037, 'request req-4b183997-7651-4c4a-a683-9a2795af848a', 'attachment.inner_address', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', '2fa2881b-b656-4507-9e30-bba9ee7a75c6', NULL, '{"address":"0000:03:00.0","source":"computed"}', NULL, NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (27, 1795921749037, 'request req-4b183997-7651-4c4a-a683-9a2795af848a', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', NULL, NULL, '"allocated"', '"available"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (28, 1795921749091, 'request req-b8f0834b-6118-47af-8fbc-74f642aa8b3a', 'rule.added', NULL, NULL, NULL, NULL, NULL, '2742a57d-4c7a-4f01-9d49-3ed7b50a0e67', NULL, '{"entry":{"name":"late","product_id":"10ca","vendor_id":"8086"},"kind":"alias"}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
-INSERT INTO public.events VALUES (29, 1795921749153, 'request req-5ff513f7-e591-40c1-9dd5-631f17ad787e', 'accelerator.created', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"name":"card","project_id":null}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, 'b1ce6df5-f15b-4221-b226-5e620a971d8d');
-INSERT INTO public.events VALUES (30, 1795921749208, 'request req-6e80a158-ef48-4ba2-a463-003e87a67ca3', 'quota.changed', NULL, NULL, NULL, NULL, NULL, NULL, '{"limits":{},"project":"p1"}', '{"limits":{"pci_attachments":8},"project":"p1"}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL);
+INSERT INTO public.events VALUES (1, 1795952304160, 'discovery', 'device.added', 1, NULL, 1, '0000:00:1d.0', NULL, NULL, NULL, '{"address":"0000:00:1d.0","dev_type":"type-PCI","product_id":"11e8","slot_path":"0000:1d.0","status":"available","vendor_id":"1234"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (2, 1795952304160, 'discovery', 'device.added', 1, NULL, 2, '0000:04:00.0', NULL, NULL, NULL, '{"address":"0000:04:00.0","dev_type":"type-PF","mac_address":"52:54:00:aa:00:01","product_id":"10c9","slot_path":"0000:10.0/00.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (3, 1795952304160, 'discovery', 'device.added', 1, NULL, 3, '0000:04:10.0', NULL, NULL, NULL, '{"address":"0000:04:10.0","capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":0}}","dev_type":"type-VF","parent_addr":"0000:04:00.0","parent_ifname":"eth5","phys_function":"0000:04:00.0","product_id":"10ca","slot_path":"0000:10.0/10.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (4, 1795952304160, 'discovery', 'device.added', 1, NULL, 4, '0000:04:10.2', NULL, NULL, NULL, '{"address":"0000:04:10.2","capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":1}}","dev_type":"type-VF","parent_addr":"0000:04:00.0","parent_ifname":"eth5","phys_function":"0000:04:00.0","product_id":"10ca","slot_path":"0000:10.0/10.2","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (5, 1795952304160, 'discovery', 'device.added', 1, NULL, 5, '0000:05:00.0', NULL, NULL, NULL, '{"address":"0000:05:00.0","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:11.0/00.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (6, 1795952304160, 'discovery', 'device.added', 1, NULL, 6, '0000:06:00.0', NULL, NULL, NULL, '{"address":"0000:06:00.0","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:12.0/00.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (7, 1795952304160, 'discovery', 'device.added', 1, NULL, 7, '0000:06:00.1', NULL, NULL, NULL, '{"address":"0000:06:00.1","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:12.0/00.1","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (8, 1795952304160, 'discovery', 'device.added', 1, NULL, 8, '0000:07:00.0', NULL, NULL, NULL, '{"address":"0000:07:00.0","card_serial_number":"QEMU_NVMe_Ctrl_LAB0_1","dev_type":"type-PCI","product_id":"0010","slot_path":"0000:13.0/00.0","status":"available","vendor_id":"1b36"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (9, 1795952304160, 'discovery', 'device.added', 1, NULL, 9, '0000:08:00.0', NULL, NULL, NULL, '{"address":"0000:08:00.0","card_serial_number":"QEMU_NVMe_Ctrl_LAB1_1","dev_type":"type-PF","product_id":"0010","slot_path":"0000:14.0/00.0","status":"available","vendor_id":"1b36"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (10, 1795952304160, 'discovery', 'device.added', 1, NULL, 10, '0000:0a:01.0', NULL, NULL, NULL, '{"address":"0000:0a:01.0","dev_type":"type-PCI","product_id":"11e8","slot_path":"0000:15.0/00.0/01.0","status":"available","vendor_id":"1234"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (11, 1795952304160, 'discovery', 'device.added', 1, NULL, 11, '0000:0a:03.0', NULL, NULL, NULL, '{"address":"0000:0a:03.0","dev_type":"type-PCI","product_id":"100e","slot_path":"0000:15.0/00.0/03.0","status":"available","vendor_id":"8086"}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO public.events VALUES (12, 1795952304578, 'request req-13e34879-784f-44c8-9b9d-99601797d0a2', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', 'a92587b2-58b6-4d30-abb8-497799af2dc0', NULL, NULL, '"attaching"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (13, 1795952304578, 'request req-13e34879-784f-44c8-9b9d-99601797d0a2', 'device.status', 1, NULL, 2, '0000:04:00.0', NULL, NULL, '"available"', '"unclaimable"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (14, 1795952304578, 'request req-13e34879-784f-44c8-9b9d-99601797d0a2', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', NULL, NULL, '"available"', '"claimed"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (15, 1795952304620, 'request req-13e34879-784f-44c8-9b9d-99601797d0a2', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', 'a92587b2-58b6-4d30-abb8-497799af2dc0', NULL, '"attaching"', '"attached"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (16, 1795952304620, 'request req-13e34879-784f-44c8-9b9d-99601797d0a2', 'attachment.inner_address', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', 'a92587b2-58b6-4d30-abb8-497799af2dc0', NULL, NULL, '{"address":"0000:02:00.0","source":"computed"}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (17, 1795952304620, 'request req-13e34879-784f-44c8-9b9d-99601797d0a2', 'device.status', 1, NULL, 2, '0000:04:00.0', NULL, NULL, '"unclaimable"', '"unavailable"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (18, 1795952304620, 'request req-13e34879-784f-44c8-9b9d-99601797d0a2', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 3, '0000:04:10.0', NULL, NULL, '"claimed"', '"allocated"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (19, 1795952304663, 'request req-5126d63a-7875-4a69-b669-346af8e9ae90', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', 'e6bf9fe0-98e4-419a-9dc4-d77af158902f', NULL, NULL, '"attaching"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (20, 1795952304663, 'request req-5126d63a-7875-4a69-b669-346af8e9ae90', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', NULL, NULL, '"available"', '"claimed"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (21, 1795952304726, 'request req-5126d63a-7875-4a69-b669-346af8e9ae90', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', 'e6bf9fe0-98e4-419a-9dc4-d77af158902f', NULL, '"attaching"', '"attached"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (22, 1795952304726, 'request req-5126d63a-7875-4a69-b669-346af8e9ae90', 'attachment.inner_address', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', 'e6bf9fe0-98e4-419a-9dc4-d77af158902f', NULL, NULL, '{"address":"0000:03:00.0","source":"computed"}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (23, 1795952304726, 'request req-5126d63a-7875-4a69-b669-346af8e9ae90', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', NULL, NULL, '"claimed"', '"allocated"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (24, 1795952304777, 'request req-1d99e733-6268-43f9-bb6a-d3bba9ed2cf8', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', 'e6bf9fe0-98e4-419a-9dc4-d77af158902f', NULL, '"attached"', '"detaching"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (25, 1795952304861, 'request req-1d99e733-6268-43f9-bb6a-d3bba9ed2cf8', 'attachment.state', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', 'e6bf9fe0-98e4-419a-9dc4-d77af158902f', NULL, '"detaching"', '"detached"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (26, 1795952304861, 'request req-1d99e733-6268-43f9-bb6a-d3bba9ed2cf8', 'attachment.inner_address', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', 'e6bf9fe0-98e4-419a-9dc4-d77af158902f', NULL, '{"address":"0000:03:00.0","source":"computed"}', NULL, NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (27, 1795952304861, 'request req-1d99e733-6268-43f9-bb6a-d3bba9ed2cf8', 'device.status', 1, '10000000-0000-4000-8000-000000000001', 5, '0000:05:00.0', NULL, NULL, '"allocated"', '"available"', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (28, 1795952304910, 'request req-8140fdde-9873-44ae-9362-af8c0edbb4cf', 'rule.added', NULL, NULL, NULL, NULL, NULL, '0986b177-c6c1-4aaa-bbbe-7f11d594e887', NULL, '{"entry":{"name":"late","product_id":"10ca","vendor_id":"8086"},"kind":"alias"}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+INSERT INTO public.events VALUES (29, 1795952304942, 'request req-cfbc17e8-ba1d-4e9e-acd7-a8e7af522911', 'accelerator.created', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{"name":"card","project_id":null}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, '78f6d052-f666-45f9-ac15-35b23c89e5e2', NULL);
+INSERT INTO public.events VALUES (30, 1795952304992, 'request req-ccef7101-3428-4cbc-8b01-69f599437ae2', 'quota.changed', NULL, NULL, NULL, NULL, NULL, NULL, '{"limits":{},"project":"p1"}', '{"limits":{"pci_attachments":8},"project":"p1"}', NULL, NULL, NULL, NULL, '["admin"]', 'insecure_tcp, TCP 127.0.0.1', NULL, NULL, NULL);
+
+
+--
+-- Data for Name: host_modes; Type: TABLE DATA; Schema: public; Owner: -
+--
+
 
 
 --
 -- Data for Name: hypervisors; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.hypervisors VALUES (1, '6d45184d-c956-4d05-b8d4-dfd72cf68871', 'node1', 'sim:///tmp/.tmpPUTXeu/host', 1795921748486, NULL);
+INSERT INTO public.hypervisors VALUES (1, '3a8b7238-b70c-44f1-aa6e-e8a3a554c0c7', 'node1', 'sim:///tmp/.tmp3KvBqD/host', 1795952304118, NULL);
 
 
 --
@@ -572,38 +594,38 @@ INSERT INTO public.hypervisors VALUES (1, '6d45184d-c956-4d05-b8d4-dfd72cf68871'
 -- Data for Name: pci_config; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.pci_config VALUES ('2742a57d-4c7a-4f01-9d49-3ed7b50a0e67', 'alias', 1, '{"name":"late","product_id":"10ca","vendor_id":"8086"}', 1795921749064, NULL);
+INSERT INTO public.pci_config VALUES ('0986b177-c6c1-4aaa-bbbe-7f11d594e887', 'alias', 1, '{"name":"late","product_id":"10ca","vendor_id":"8086"}', 1795952304905, NULL);
 
 
 --
 -- Data for Name: pci_devices; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.pci_devices VALUES (1, '70e21ecd-7fcd-4337-9976-86f955c1df2b', 1, '0000:00:1d.0', '1234', '11e8', 'type-PCI', 'pci_0000_00_1d_0', 'label_1234_11e8', 'available', NULL, '{"slot_path":"0000:1d.0"}', NULL, NULL, NULL, 1795921748539, NULL, NULL, 0, NULL, NULL, 1);
-INSERT INTO public.pci_devices VALUES (4, 'b5cc98cf-7c83-47ec-aab8-8ba59966f919', 1, '0000:04:10.2', '8086', '10ca', 'type-VF', 'pci_0000_04_10_2', 'label_8086_10ca', 'available', NULL, '{"capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":1}}","parent_ifname":"eth5","phys_function":"0000:04:00.0","slot_path":"0000:10.0/10.2"}', NULL, NULL, '0000:04:00.0', 1795921748539, NULL, NULL, 0, NULL, NULL, 1);
-INSERT INTO public.pci_devices VALUES (6, 'fe55ed13-f8c2-4f48-99fc-886f9d5033a5', 1, '0000:06:00.0', '8086', '10d3', 'type-PCI', 'pci_0000_06_00_0', 'label_8086_10d3', 'available', NULL, '{"slot_path":"0000:12.0/00.0"}', NULL, NULL, NULL, 1795921748539, NULL, NULL, 0, NULL, NULL, 1);
-INSERT INTO public.pci_devices VALUES (7, 'b935f5f3-637f-41da-a47d-78b60a0cb45d', 1, '0000:06:00.1', '8086', '10d3', 'type-PCI', 'pci_0000_06_00_1', 'label_8086_10d3', 'available', NULL, '{"slot_path":"0000:12.0/00.1"}', NULL, NULL, NULL, 1795921748539, NULL, NULL, 0, NULL, NULL, 1);
-INSERT INTO public.pci_devices VALUES (8, 'f581522d-c7f1-4685-82e5-d586a1f98eb8', 1, '0000:07:00.0', '1b36', '0010', 'type-PCI', 'pci_0000_07_00_0', 'label_1b36_0010', 'available', NULL, '{"card_serial_number":"QEMU_NVMe_Ctrl_LAB0_1","slot_path":"0000:13.0/00.0"}', NULL, NULL, NULL, 1795921748539, NULL, NULL, 0, NULL, NULL, 1);
-INSERT INTO public.pci_devices VALUES (9, '6e8307f3-d4d3-4432-9546-778e4e2c8d76', 1, '0000:08:00.0', '1b36', '0010', 'type-PF', 'pci_0000_08_00_0', 'label_1b36_0010', 'available', NULL, '{"card_serial_number":"QEMU_NVMe_Ctrl_LAB1_1","slot_path":"0000:14.0/00.0"}', NULL, NULL, NULL, 1795921748539, NULL, NULL, 0, NULL, NULL, 1);
-INSERT INTO public.pci_devices VALUES (10, '5e39d7be-583d-4648-b260-c7cb9890a76d', 1, '0000:0a:01.0', '1234', '11e8', 'type-PCI', 'pci_0000_0a_01_0', 'label_1234_11e8', 'available', NULL, '{"slot_path":"0000:15.0/00.0/01.0"}', NULL, NULL, NULL, 1795921748539, NULL, NULL, 0, NULL, NULL, 1);
-INSERT INTO public.pci_devices VALUES (11, 'b8da662c-1902-4560-9995-0fb20d96aa8c', 1, '0000:0a:03.0', '8086', '100e', 'type-PCI', 'pci_0000_0a_03_0', 'label_8086_100e', 'available', NULL, '{"slot_path":"0000:15.0/00.0/03.0"}', NULL, NULL, NULL, 1795921748539, NULL, NULL, 0, NULL, NULL, 1);
-INSERT INTO public.pci_devices VALUES (2, 'bc7c2ced-380e-4da9-88ad-7a54848cf128', 1, '0000:04:00.0', '8086', '10c9', 'type-PF', 'pci_0000_04_00_0', 'label_8086_10c9', 'unavailable', NULL, '{"mac_address":"52:54:00:aa:00:01","slot_path":"0000:10.0/00.0"}', NULL, NULL, NULL, 1795921748539, 1795921748896, NULL, 0, NULL, NULL, 3);
-INSERT INTO public.pci_devices VALUES (3, 'c10e5613-6e26-47f1-b8cc-b60a0586f68b', 1, '0000:04:10.0', '8086', '10ca', 'type-VF', 'pci_0000_04_10_0', 'label_8086_10ca', 'allocated', '53610755-e7f6-4801-bb10-9a7062142306', '{"capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":0}}","parent_ifname":"eth5","phys_function":"0000:04:00.0","slot_path":"0000:10.0/10.0"}', '10000000-0000-4000-8000-000000000001', NULL, '0000:04:00.0', 1795921748539, 1795921748896, NULL, 0, NULL, NULL, 3);
-INSERT INTO public.pci_devices VALUES (5, '4b6f4f7a-6923-4b13-8ae3-1020b0e849ab', 1, '0000:05:00.0', '8086', '10d3', 'type-PCI', 'pci_0000_05_00_0', 'label_8086_10d3', 'available', NULL, '{"slot_path":"0000:11.0/00.0"}', NULL, NULL, NULL, 1795921748539, 1795921749037, NULL, 0, NULL, NULL, 6);
+INSERT INTO public.pci_devices VALUES (1, '7dce0449-5760-44c4-bdc5-bd5befe52bf5', 1, '0000:00:1d.0', '1234', '11e8', 'type-PCI', 'pci_0000_00_1d_0', 'label_1234_11e8', 'available', NULL, '{"slot_path":"0000:1d.0"}', NULL, NULL, NULL, 1795952304160, NULL, NULL, 0, NULL, NULL, 1);
+INSERT INTO public.pci_devices VALUES (4, '389872b8-be09-4e26-988e-03c4f2f99595', 1, '0000:04:10.2', '8086', '10ca', 'type-VF', 'pci_0000_04_10_2', 'label_8086_10ca', 'available', NULL, '{"capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":1}}","parent_ifname":"eth5","phys_function":"0000:04:00.0","slot_path":"0000:10.0/10.2"}', NULL, NULL, '0000:04:00.0', 1795952304160, NULL, NULL, 0, NULL, NULL, 1);
+INSERT INTO public.pci_devices VALUES (6, '10a812c5-3c90-4348-b9f9-efadb1a2f973', 1, '0000:06:00.0', '8086', '10d3', 'type-PCI', 'pci_0000_06_00_0', 'label_8086_10d3', 'available', NULL, '{"slot_path":"0000:12.0/00.0"}', NULL, NULL, NULL, 1795952304160, NULL, NULL, 0, NULL, NULL, 1);
+INSERT INTO public.pci_devices VALUES (7, '15f64d34-6270-479c-bc84-9a6ee4532d42', 1, '0000:06:00.1', '8086', '10d3', 'type-PCI', 'pci_0000_06_00_1', 'label_8086_10d3', 'available', NULL, '{"slot_path":"0000:12.0/00.1"}', NULL, NULL, NULL, 1795952304160, NULL, NULL, 0, NULL, NULL, 1);
+INSERT INTO public.pci_devices VALUES (8, '9c38f23d-1287-4e08-ae86-d59bbd445a87', 1, '0000:07:00.0', '1b36', '0010', 'type-PCI', 'pci_0000_07_00_0', 'label_1b36_0010', 'available', NULL, '{"card_serial_number":"QEMU_NVMe_Ctrl_LAB0_1","slot_path":"0000:13.0/00.0"}', NULL, NULL, NULL, 1795952304160, NULL, NULL, 0, NULL, NULL, 1);
+INSERT INTO public.pci_devices VALUES (9, 'f36f741a-f3c4-4009-8e22-6857e11e0cea', 1, '0000:08:00.0', '1b36', '0010', 'type-PF', 'pci_0000_08_00_0', 'label_1b36_0010', 'available', NULL, '{"card_serial_number":"QEMU_NVMe_Ctrl_LAB1_1","slot_path":"0000:14.0/00.0"}', NULL, NULL, NULL, 1795952304160, NULL, NULL, 0, NULL, NULL, 1);
+INSERT INTO public.pci_devices VALUES (10, '17e721f7-d53b-4439-9faf-e24bfa94ab38', 1, '0000:0a:01.0', '1234', '11e8', 'type-PCI', 'pci_0000_0a_01_0', 'label_1234_11e8', 'available', NULL, '{"slot_path":"0000:15.0/00.0/01.0"}', NULL, NULL, NULL, 1795952304160, NULL, NULL, 0, NULL, NULL, 1);
+INSERT INTO public.pci_devices VALUES (11, '06512a87-e1a2-4b37-83b2-bc6a92c14f4c', 1, '0000:0a:03.0', '8086', '100e', 'type-PCI', 'pci_0000_0a_03_0', 'label_8086_100e', 'available', NULL, '{"slot_path":"0000:15.0/00.0/03.0"}', NULL, NULL, NULL, 1795952304160, NULL, NULL, 0, NULL, NULL, 1);
+INSERT INTO public.pci_devices VALUES (2, 'e8042210-a606-485a-8f46-0206943cd31b', 1, '0000:04:00.0', '8086', '10c9', 'type-PF', 'pci_0000_04_00_0', 'label_8086_10c9', 'unavailable', NULL, '{"mac_address":"52:54:00:aa:00:01","slot_path":"0000:10.0/00.0"}', NULL, NULL, NULL, 1795952304160, 1795952304620, NULL, 0, NULL, NULL, 3);
+INSERT INTO public.pci_devices VALUES (3, '1f6d7a27-84be-405d-9c24-1c1cfeed425b', 1, '0000:04:10.0', '8086', '10ca', 'type-VF', 'pci_0000_04_10_0', 'label_8086_10ca', 'allocated', '20856ace-aeee-4861-a447-c39d0030f2b1', '{"capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":0}}","parent_ifname":"eth5","phys_function":"0000:04:00.0","slot_path":"0000:10.0/10.0"}', '10000000-0000-4000-8000-000000000001', NULL, '0000:04:00.0', 1795952304160, 1795952304620, NULL, 0, NULL, NULL, 3);
+INSERT INTO public.pci_devices VALUES (5, '180422be-7611-498a-ae17-4865ea8fa1c9', 1, '0000:05:00.0', '8086', '10d3', 'type-PCI', 'pci_0000_05_00_0', 'label_8086_10d3', 'available', NULL, '{"slot_path":"0000:11.0/00.0"}', NULL, NULL, NULL, 1795952304160, 1795952304861, NULL, 0, NULL, NULL, 6);
 
 
 --
 -- Data for Name: processes; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.processes VALUES ('process eb9ba652-2744-4c34-9d66-4e2ca46f9425 f53a76f8-80da-4456-918b-9d0716e399d0 pid:[4026531836]', 'vm', 13609, 1795921748396);
+INSERT INTO public.processes VALUES ('process d1da40d7-24ce-4b1a-9064-83ced4bb5ab9 f583902e-6a99-4694-a516-3d95b4b94895 pid:[4026531836]', 'vm', 29997, 1795952304056);
 
 
 --
 -- Data for Name: quotas; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.quotas VALUES ('p1', 'pci_attachments', 8, 1795921749203);
+INSERT INTO public.quotas VALUES ('p1', 'pci_attachments', 8, 1795952304990);
 
 
 --
@@ -738,6 +760,14 @@ ALTER TABLE ONLY public.disabled_cards
 
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_pkey PRIMARY KEY (id);
+
+
+--
+-- Name: host_modes host_modes_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.host_modes
+    ADD CONSTRAINT host_modes_pkey PRIMARY KEY (hypervisor_id);
 
 
 --
@@ -1182,5 +1212,5 @@ ALTER TABLE ONLY public.pci_devices
 -- PostgreSQL database dump complete
 --
 
-\unrestrict DPYCWhIB0rh2LPsC92EjOEOvBOZBKpd4SKov9kojpPNQvfazDnVov3yEnuiMGpM
+\unrestrict qzZmr7aVclRIgsyIFMhVYY8Dka19q3uw63Kxb1adkPoKY1zFcKqbIOgxsfjsnEY
 

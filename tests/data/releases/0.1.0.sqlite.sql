@@ -8,21 +8,23 @@ CREATE TABLE _sqlx_migrations (
     checksum BLOB NOT NULL,
     execution_time BIGINT NOT NULL
 );
-INSERT INTO _sqlx_migrations VALUES(1,'hosts devices attachments','2026-11-29 03:09:01',1,X'dade04bf26b5092891d3e2adc77498dbe579c98c1c18402801ec47965330feec797dc07d3ad5c9ebe742635b59a6c1f1',12123551);
-INSERT INTO _sqlx_migrations VALUES(2,'inventory','2026-11-29 03:09:01',1,X'06b210067334ef9ce8fa1d0044038a604b188e935b5f5838b4be64342654042eb8ed8716c723b47335e4505bffa3e5ad',13407355);
-INSERT INTO _sqlx_migrations VALUES(3,'events','2026-11-29 03:09:01',1,X'2ad3404d0318464a1962dc844533564bed08b3d500de66c8d9368d871872d581e455024dd448d164513fcfdd22ce946a',11178219);
-INSERT INTO _sqlx_migrations VALUES(4,'idempotency','2026-11-29 03:09:01',1,X'35b7ac6fe0fdc26a5bcf331653ba1673dd465afbf470104527eb87ab6af6ae7747fe506d9b954ebc5c066e05cdd94cda',8005894);
-INSERT INTO _sqlx_migrations VALUES(5,'processes','2026-11-29 03:09:01',1,X'039b32c57093b9192309c087cf59d19f0b3fa641785070faee683242c97bac81ef6df44694f661eff71bca6744afb465',15051243);
-INSERT INTO _sqlx_migrations VALUES(6,'accelerators','2026-11-29 03:09:01',1,X'8d0590830f73747d87b6aeb78bc056484a5e16025c78f29b39481d4c4a7e2c7c4ebeba7f53800d786c13d541e72d6074',8704701);
-INSERT INTO _sqlx_migrations VALUES(7,'cyborg','2026-11-29 03:09:01',1,X'4aa492bc2a0a6e3e80015d32113f7dd476c89b7b1333b66b0c48e793011915f6b7d17db951ce62f76d44c5ce4b6949a1',9186445);
-INSERT INTO _sqlx_migrations VALUES(8,'mdev','2026-11-29 03:09:01',1,X'243282126e96d550fa2fdc5daaa7aec02823e8d00a30e9633fc09339923eb2627d88424cdfaf71eb1233c556e9de055a',3615612);
-INSERT INTO _sqlx_migrations VALUES(9,'accelerator project','2026-11-29 03:09:01',1,X'0b94e9318ab66bffa0e0c001dede1052bb6da345c3a328755557562e0a50a7426a9a85b8ebcf416467383426d886e0c4',7737115);
-INSERT INTO _sqlx_migrations VALUES(10,'rows of a request','2026-11-29 03:09:01',1,X'f162f47025dbfb569f2ca86eb021b8141396374dc20fdb4aaf402d34a53aa63401e5a29af9d001d4d4717ad1440c6585',1192158);
-INSERT INTO _sqlx_migrations VALUES(11,'ended and asked','2026-11-29 03:09:01',1,X'9165ec75ca21fa27ff006f693d6d6844ebebe31a8a53396d425b69b643707906f03d0a63ed7865c4b5389c41f2730e08',12154507);
-INSERT INTO _sqlx_migrations VALUES(12,'overdue calls','2026-11-29 03:09:01',1,X'b19815194fbacf51152966d07f84f66ae86e3d21ec8c494d3b388e07aed14862e7e5306378dd4f9be219523bd35dea91',5281544);
-INSERT INTO _sqlx_migrations VALUES(13,'assignments alike','2026-11-29 03:09:01',1,X'df7b12aeffd1d0cc12dc023770627cdc9f66317ca054522c3545660eba10a202ff23f4958eb85773c49f8cfac1a2b799',16000231);
-INSERT INTO _sqlx_migrations VALUES(14,'audit','2026-11-29 03:09:01',1,X'6dd33e77fcaf1df8fb4ca04ab356bdb19eb644b13b5d0ffba2d287d7fa1908c56ae76bebb685ca898bed669bff0297db',19396949);
-INSERT INTO _sqlx_migrations VALUES(15,'quotas','2026-11-29 03:09:01',1,X'2d624a733c479b21db0e58cd1b5aa64a334c2bf3eb6fe52a812a39c35e2092dff163dc957039c27e0f7b19f447a8777b',16719868);
+INSERT INTO _sqlx_migrations VALUES(1,'hosts devices attachments','2026-11-29 11:38:27',1,X'dade04bf26b5092891d3e2adc77498dbe579c98c1c18402801ec47965330feec797dc07d3ad5c9ebe742635b59a6c1f1',15560683);
+INSERT INTO _sqlx_migrations VALUES(2,'inventory','2026-11-29 11:38:27',1,X'06b210067334ef9ce8fa1d0044038a604b188e935b5f5838b4be64342654042eb8ed8716c723b47335e4505bffa3e5ad',7884141);
+INSERT INTO _sqlx_migrations VALUES(3,'events','2026-11-29 11:38:27',1,X'2ad3404d0318464a1962dc844533564bed08b3d500de66c8d9368d871872d581e455024dd448d164513fcfdd22ce946a',3860524);
+INSERT INTO _sqlx_migrations VALUES(4,'idempotency','2026-11-29 11:38:27',1,X'35b7ac6fe0fdc26a5bcf331653ba1673dd465afbf470104527eb87ab6af6ae7747fe506d9b954ebc5c066e05cdd94cda',2106168);
+INSERT INTO _sqlx_migrations VALUES(5,'processes','2026-11-29 11:38:27',1,X'039b32c57093b9192309c087cf59d19f0b3fa641785070faee683242c97bac81ef6df44694f661eff71bca6744afb465',16950316);
+INSERT INTO _sqlx_migrations VALUES(6,'accelerators','2026-11-29 11:38:27',1,X'8d0590830f73747d87b6aeb78bc056484a5e16025c78f29b39481d4c4a7e2c7c4ebeba7f53800d786c13d541e72d6074',12003639);
+INSERT INTO _sqlx_migrations VALUES(7,'cyborg','2026-11-29 11:38:27',1,X'4aa492bc2a0a6e3e80015d32113f7dd476c89b7b1333b66b0c48e793011915f6b7d17db951ce62f76d44c5ce4b6949a1',11223370);
+INSERT INTO _sqlx_migrations VALUES(8,'mdev','2026-11-29 11:38:27',1,X'243282126e96d550fa2fdc5daaa7aec02823e8d00a30e9633fc09339923eb2627d88424cdfaf71eb1233c556e9de055a',3244419);
+INSERT INTO _sqlx_migrations VALUES(9,'accelerator project','2026-11-29 11:38:27',1,X'0b94e9318ab66bffa0e0c001dede1052bb6da345c3a328755557562e0a50a7426a9a85b8ebcf416467383426d886e0c4',10798799);
+INSERT INTO _sqlx_migrations VALUES(10,'rows of a request','2026-11-29 11:38:27',1,X'f162f47025dbfb569f2ca86eb021b8141396374dc20fdb4aaf402d34a53aa63401e5a29af9d001d4d4717ad1440c6585',8438153);
+INSERT INTO _sqlx_migrations VALUES(11,'ended and asked','2026-11-29 11:38:27',1,X'9165ec75ca21fa27ff006f693d6d6844ebebe31a8a53396d425b69b643707906f03d0a63ed7865c4b5389c41f2730e08',15256491);
+INSERT INTO _sqlx_migrations VALUES(12,'overdue calls','2026-11-29 11:38:27',1,X'b19815194fbacf51152966d07f84f66ae86e3d21ec8c494d3b388e07aed14862e7e5306378dd4f9be219523bd35dea91',8901041);
+INSERT INTO _sqlx_migrations VALUES(13,'assignments alike','2026-11-29 11:38:27',1,X'df7b12aeffd1d0cc12dc023770627cdc9f66317ca054522c3545660eba10a202ff23f4958eb85773c49f8cfac1a2b799',15123592);
+INSERT INTO _sqlx_migrations VALUES(14,'audit','2026-11-29 11:38:27',1,X'6dd33e77fcaf1df8fb4ca04ab356bdb19eb644b13b5d0ffba2d287d7fa1908c56ae76bebb685ca898bed669bff0297db',6845157);
+INSERT INTO _sqlx_migrations VALUES(15,'quotas','2026-11-29 11:38:27',1,X'2d624a733c479b21db0e58cd1b5aa64a334c2bf3eb6fe52a812a39c35e2092dff163dc957039c27e0f7b19f447a8777b',3548130);
+INSERT INTO _sqlx_migrations VALUES(16,'host modes','2026-11-29 11:38:27',1,X'd7f6f4951a133ea20c061486c82f7c2aba02c2d3bd8a5153fbe82ea8b2686038531f57e7043c1d7193a84912bf8dae12',1477404);
+INSERT INTO _sqlx_migrations VALUES(17,'traceparent','2026-11-29 11:38:27',1,X'84371c42a0f634116f831397012cc0193bf2ee6e8d4b7eb64209e5ec83421675809558c8f0785b20f46ba192ab40dd92',2358693);
 CREATE TABLE hypervisors (
     id         BIGINT NOT NULL PRIMARY KEY,
     uuid       TEXT   NOT NULL UNIQUE,
@@ -31,7 +33,7 @@ CREATE TABLE hypervisors (
     created_at BIGINT NOT NULL,
     updated_at BIGINT
 );
-INSERT INTO hypervisors VALUES(1,'4f47bcea-5c71-42fa-84d9-a67dbbf5fc0e','node1','sim:///tmp/.tmpMvNyjN/host',1795921741752,NULL);
+INSERT INTO hypervisors VALUES(1,'8ba2cbef-e7c4-40bb-815e-c4a35bd69cb7','node1','sim:///tmp/.tmp7FNIEY/host',1795952307759,NULL);
 CREATE TABLE pci_devices (
     id              BIGINT NOT NULL PRIMARY KEY,
     uuid            TEXT   NOT NULL UNIQUE,
@@ -57,17 +59,17 @@ CREATE TABLE pci_devices (
     -- A device that is promised has an owner, one that is free has none.
     CHECK ((status IN ('claimed', 'allocated')) = (instance_uuid IS NOT NULL))
 );
-INSERT INTO pci_devices VALUES(1,'a90cced5-6d8c-4f88-9d60-a30364adcff4',1,'0000:00:1d.0','1234','11e8','type-PCI','pci_0000_00_1d_0','label_1234_11e8','available',NULL,'{"slot_path":"0000:1d.0"}',NULL,NULL,NULL,1795921741792,NULL,NULL,0,NULL,NULL,1);
-INSERT INTO pci_devices VALUES(2,'16bd3371-ddce-4de2-92c2-c7fb704cf74b',1,'0000:04:00.0','8086','10c9','type-PF','pci_0000_04_00_0','label_8086_10c9','unavailable',NULL,'{"mac_address":"52:54:00:aa:00:01","slot_path":"0000:10.0/00.0"}',NULL,NULL,NULL,1795921741792,1795921742437,NULL,0,NULL,NULL,3);
-INSERT INTO pci_devices VALUES(3,'ae69e8f8-b375-41d0-b6b6-fa0a05d74bc4',1,'0000:04:10.0','8086','10ca','type-VF','pci_0000_04_10_0','label_8086_10ca','allocated','2479d89f-4d79-4477-9bdb-2ea8dfe0c2e6','{"capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":0}}","parent_ifname":"eth5","phys_function":"0000:04:00.0","slot_path":"0000:10.0/10.0"}','10000000-0000-4000-8000-000000000001',NULL,'0000:04:00.0',1795921741792,1795921742437,NULL,0,NULL,NULL,3);
-INSERT INTO pci_devices VALUES(4,'acdb59b1-3a09-47ee-89fe-8a9854a3ff7a',1,'0000:04:10.2','8086','10ca','type-VF','pci_0000_04_10_2','label_8086_10ca','available',NULL,'{"capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":1}}","parent_ifname":"eth5","phys_function":"0000:04:00.0","slot_path":"0000:10.0/10.2"}',NULL,NULL,'0000:04:00.0',1795921741792,NULL,NULL,0,NULL,NULL,1);
-INSERT INTO pci_devices VALUES(5,'dc6375d7-0557-4c32-98af-03b97586b383',1,'0000:05:00.0','8086','10d3','type-PCI','pci_0000_05_00_0','label_8086_10d3','available',NULL,'{"slot_path":"0000:11.0/00.0"}',NULL,NULL,NULL,1795921741792,1795921742584,NULL,0,NULL,NULL,6);
-INSERT INTO pci_devices VALUES(6,'6148350f-07c9-4c60-901b-d50a8ca6517b',1,'0000:06:00.0','8086','10d3','type-PCI','pci_0000_06_00_0','label_8086_10d3','available',NULL,'{"slot_path":"0000:12.0/00.0"}',NULL,NULL,NULL,1795921741792,NULL,NULL,0,NULL,NULL,1);
-INSERT INTO pci_devices VALUES(7,'43ea239c-3429-4422-8a37-a7903a931aaf',1,'0000:06:00.1','8086','10d3','type-PCI','pci_0000_06_00_1','label_8086_10d3','available',NULL,'{"slot_path":"0000:12.0/00.1"}',NULL,NULL,NULL,1795921741792,NULL,NULL,0,NULL,NULL,1);
-INSERT INTO pci_devices VALUES(8,'458e3e1a-07fc-461d-a93c-a5278e3bf725',1,'0000:07:00.0','1b36','0010','type-PCI','pci_0000_07_00_0','label_1b36_0010','available',NULL,'{"card_serial_number":"QEMU_NVMe_Ctrl_LAB0_1","slot_path":"0000:13.0/00.0"}',NULL,NULL,NULL,1795921741792,NULL,NULL,0,NULL,NULL,1);
-INSERT INTO pci_devices VALUES(9,'e063a127-7961-41ad-b5fe-05455bb6722e',1,'0000:08:00.0','1b36','0010','type-PF','pci_0000_08_00_0','label_1b36_0010','available',NULL,'{"card_serial_number":"QEMU_NVMe_Ctrl_LAB1_1","slot_path":"0000:14.0/00.0"}',NULL,NULL,NULL,1795921741792,NULL,NULL,0,NULL,NULL,1);
-INSERT INTO pci_devices VALUES(10,'b027df3e-df37-438f-97fb-566239817171',1,'0000:0a:01.0','1234','11e8','type-PCI','pci_0000_0a_01_0','label_1234_11e8','available',NULL,'{"slot_path":"0000:15.0/00.0/01.0"}',NULL,NULL,NULL,1795921741792,NULL,NULL,0,NULL,NULL,1);
-INSERT INTO pci_devices VALUES(11,'25b5793e-cbcb-4dbb-9965-358ed815050e',1,'0000:0a:03.0','8086','100e','type-PCI','pci_0000_0a_03_0','label_8086_100e','available',NULL,'{"slot_path":"0000:15.0/00.0/03.0"}',NULL,NULL,NULL,1795921741792,NULL,NULL,0,NULL,NULL,1);
+INSERT INTO pci_devices VALUES(1,'00336232-d249-4b14-afa2-90764dd28f8f',1,'0000:00:1d.0','1234','11e8','type-PCI','pci_0000_00_1d_0','label_1234_11e8','available',NULL,'{"slot_path":"0000:1d.0"}',NULL,NULL,NULL,1795952307777,NULL,NULL,0,NULL,NULL,1);
+INSERT INTO pci_devices VALUES(2,'154bccaa-b08b-424e-aeca-115e4ce85abc',1,'0000:04:00.0','8086','10c9','type-PF','pci_0000_04_00_0','label_8086_10c9','unavailable',NULL,'{"mac_address":"52:54:00:aa:00:01","slot_path":"0000:10.0/00.0"}',NULL,NULL,NULL,1795952307777,1795952308126,NULL,0,NULL,NULL,3);
+INSERT INTO pci_devices VALUES(3,'28332c45-87d3-43d4-b043-9e7f810b6d07',1,'0000:04:10.0','8086','10ca','type-VF','pci_0000_04_10_0','label_8086_10ca','allocated','e02cafaf-6189-4364-b2f2-1c6c0058da59','{"capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":0}}","parent_ifname":"eth5","phys_function":"0000:04:00.0","slot_path":"0000:10.0/10.0"}','10000000-0000-4000-8000-000000000001',NULL,'0000:04:00.0',1795952307777,1795952308126,NULL,0,NULL,NULL,3);
+INSERT INTO pci_devices VALUES(4,'94783cd4-3eaf-49ee-a43a-900c9cab0796',1,'0000:04:10.2','8086','10ca','type-VF','pci_0000_04_10_2','label_8086_10ca','available',NULL,'{"capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":1}}","parent_ifname":"eth5","phys_function":"0000:04:00.0","slot_path":"0000:10.0/10.2"}',NULL,NULL,'0000:04:00.0',1795952307777,NULL,NULL,0,NULL,NULL,1);
+INSERT INTO pci_devices VALUES(5,'c68659e8-eeff-4ffd-9ce0-0129d610576a',1,'0000:05:00.0','8086','10d3','type-PCI','pci_0000_05_00_0','label_8086_10d3','available',NULL,'{"slot_path":"0000:11.0/00.0"}',NULL,NULL,NULL,1795952307777,1795952308257,NULL,0,NULL,NULL,6);
+INSERT INTO pci_devices VALUES(6,'a1d1988c-4b71-4bd0-8941-117c3ea0508b',1,'0000:06:00.0','8086','10d3','type-PCI','pci_0000_06_00_0','label_8086_10d3','available',NULL,'{"slot_path":"0000:12.0/00.0"}',NULL,NULL,NULL,1795952307777,NULL,NULL,0,NULL,NULL,1);
+INSERT INTO pci_devices VALUES(7,'45e531ca-3bae-4d6d-99c0-22275559a140',1,'0000:06:00.1','8086','10d3','type-PCI','pci_0000_06_00_1','label_8086_10d3','available',NULL,'{"slot_path":"0000:12.0/00.1"}',NULL,NULL,NULL,1795952307777,NULL,NULL,0,NULL,NULL,1);
+INSERT INTO pci_devices VALUES(8,'cebd31ed-78a0-4490-9975-f2bdced718d8',1,'0000:07:00.0','1b36','0010','type-PCI','pci_0000_07_00_0','label_1b36_0010','available',NULL,'{"card_serial_number":"QEMU_NVMe_Ctrl_LAB0_1","slot_path":"0000:13.0/00.0"}',NULL,NULL,NULL,1795952307777,NULL,NULL,0,NULL,NULL,1);
+INSERT INTO pci_devices VALUES(9,'3faa44f9-e925-4a70-81e2-7fb671870b46',1,'0000:08:00.0','1b36','0010','type-PF','pci_0000_08_00_0','label_1b36_0010','available',NULL,'{"card_serial_number":"QEMU_NVMe_Ctrl_LAB1_1","slot_path":"0000:14.0/00.0"}',NULL,NULL,NULL,1795952307777,NULL,NULL,0,NULL,NULL,1);
+INSERT INTO pci_devices VALUES(10,'46029481-a3a7-40c5-9215-3532bb6e2f81',1,'0000:0a:01.0','1234','11e8','type-PCI','pci_0000_0a_01_0','label_1234_11e8','available',NULL,'{"slot_path":"0000:15.0/00.0/01.0"}',NULL,NULL,NULL,1795952307777,NULL,NULL,0,NULL,NULL,1);
+INSERT INTO pci_devices VALUES(11,'d873ffe3-047d-495e-aa4f-b360d2bc3be5',1,'0000:0a:03.0','8086','100e','type-PCI','pci_0000_0a_03_0','label_8086_100e','available',NULL,'{"slot_path":"0000:15.0/00.0/03.0"}',NULL,NULL,NULL,1795952307777,NULL,NULL,0,NULL,NULL,1);
 CREATE TABLE attachments (
     id            TEXT   NOT NULL PRIMARY KEY,
     request_id    TEXT   NOT NULL,
@@ -87,8 +89,8 @@ CREATE TABLE attachments (
     ended_at      BIGINT, mac_address TEXT, vlan BIGINT, physical_network TEXT, trusted BIGINT CHECK (trusted IN (0, 1)), whole_group BIGINT NOT NULL DEFAULT 0 CHECK (whole_group IN (0, 1)), taken BIGINT NOT NULL DEFAULT 0 CHECK (taken IN (0, 1)), forced BIGINT NOT NULL DEFAULT 0 CHECK (forced IN (0, 1)), worker TEXT, holder TEXT, asked BIGINT NOT NULL DEFAULT 0 CHECK (asked IN (0, 1)), unasked BIGINT NOT NULL DEFAULT 0 CHECK (unasked IN (0, 1)), inner_run BIGINT, project_id TEXT,
     CHECK ((state IN ('detached', 'failed')) = (ended_at IS NOT NULL))
 );
-INSERT INTO attachments VALUES('42a95d84-fa0d-49c1-83e9-6c48f7bb49c0','2479d89f-4d79-4477-9bdb-2ea8dfe0c2e6',1,'10000000-0000-4000-8000-000000000001',3,'vf',1,1,'attached',NULL,'0000:02:00.0','computed',1795921742398,1795921742437,1795921742437,NULL,NULL,NULL,NULL,NULL,0,1,0,NULL,NULL,1,0,NULL,NULL);
-INSERT INTO attachments VALUES('d94e65a8-a7e9-4a21-8d99-35f8b8ef043b','4c4d69a0-43e9-4a0a-9caa-6c4ecef69e85',1,'10000000-0000-4000-8000-000000000001',5,'e1000e',1,1,'detached',NULL,NULL,NULL,1795921742469,1795921742584,1795921742525,1795921742584,NULL,NULL,NULL,NULL,0,0,0,NULL,NULL,1,0,NULL,NULL);
+INSERT INTO attachments VALUES('1222b309-4bca-4406-971c-de55eadbcf1c','e02cafaf-6189-4364-b2f2-1c6c0058da59',1,'10000000-0000-4000-8000-000000000001',3,'vf',1,1,'attached',NULL,'0000:02:00.0','computed',1795952308083,1795952308126,1795952308126,NULL,NULL,NULL,NULL,NULL,0,1,0,NULL,NULL,1,0,NULL,NULL);
+INSERT INTO attachments VALUES('db09a997-9176-4ab3-ac76-3c715514e458','c7d7ca89-16a6-48eb-a520-637c5f10dcbb',1,'10000000-0000-4000-8000-000000000001',5,'e1000e',1,1,'detached',NULL,NULL,NULL,1795952308148,1795952308257,1795952308184,1795952308257,NULL,NULL,NULL,NULL,0,0,0,NULL,NULL,1,0,NULL,NULL);
 CREATE TABLE pci_config (
     id         TEXT   NOT NULL PRIMARY KEY,
     kind       TEXT   NOT NULL CHECK (kind IN ('whitelist', 'alias', 'extra_info')),
@@ -97,7 +99,7 @@ CREATE TABLE pci_config (
     created_at BIGINT NOT NULL,
     updated_at BIGINT
 );
-INSERT INTO pci_config VALUES('0bf22aa0-7194-4f54-9fba-1285b0e4d1dd','alias',1,'{"name":"late","product_id":"10ca","vendor_id":"8086"}',1795921742599,NULL);
+INSERT INTO pci_config VALUES('e77dd1de-45a6-4dcb-a073-50d6213076c6','alias',1,'{"name":"late","product_id":"10ca","vendor_id":"8086"}',1795952308266,NULL);
 CREATE TABLE events (
     id            BIGINT NOT NULL PRIMARY KEY,
     time          BIGINT NOT NULL,
@@ -113,37 +115,37 @@ CREATE TABLE events (
     was           TEXT,
     became        TEXT,
     reason        TEXT
-, user_id TEXT, user_name TEXT, project_id TEXT, roles TEXT, via TEXT, global_request_id TEXT, resource_id TEXT);
-INSERT INTO events VALUES(1,1795921741792,'discovery','device.added',1,NULL,1,'0000:00:1d.0',NULL,NULL,NULL,'{"address":"0000:00:1d.0","dev_type":"type-PCI","product_id":"11e8","slot_path":"0000:1d.0","status":"available","vendor_id":"1234"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(2,1795921741792,'discovery','device.added',1,NULL,2,'0000:04:00.0',NULL,NULL,NULL,'{"address":"0000:04:00.0","dev_type":"type-PF","mac_address":"52:54:00:aa:00:01","product_id":"10c9","slot_path":"0000:10.0/00.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(3,1795921741792,'discovery','device.added',1,NULL,3,'0000:04:10.0',NULL,NULL,NULL,'{"address":"0000:04:10.0","capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":0}}","dev_type":"type-VF","parent_addr":"0000:04:00.0","parent_ifname":"eth5","phys_function":"0000:04:00.0","product_id":"10ca","slot_path":"0000:10.0/10.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(4,1795921741792,'discovery','device.added',1,NULL,4,'0000:04:10.2',NULL,NULL,NULL,'{"address":"0000:04:10.2","capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":1}}","dev_type":"type-VF","parent_addr":"0000:04:00.0","parent_ifname":"eth5","phys_function":"0000:04:00.0","product_id":"10ca","slot_path":"0000:10.0/10.2","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(5,1795921741792,'discovery','device.added',1,NULL,5,'0000:05:00.0',NULL,NULL,NULL,'{"address":"0000:05:00.0","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:11.0/00.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(6,1795921741792,'discovery','device.added',1,NULL,6,'0000:06:00.0',NULL,NULL,NULL,'{"address":"0000:06:00.0","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:12.0/00.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(7,1795921741792,'discovery','device.added',1,NULL,7,'0000:06:00.1',NULL,NULL,NULL,'{"address":"0000:06:00.1","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:12.0/00.1","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(8,1795921741792,'discovery','device.added',1,NULL,8,'0000:07:00.0',NULL,NULL,NULL,'{"address":"0000:07:00.0","card_serial_number":"QEMU_NVMe_Ctrl_LAB0_1","dev_type":"type-PCI","product_id":"0010","slot_path":"0000:13.0/00.0","status":"available","vendor_id":"1b36"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(9,1795921741792,'discovery','device.added',1,NULL,9,'0000:08:00.0',NULL,NULL,NULL,'{"address":"0000:08:00.0","card_serial_number":"QEMU_NVMe_Ctrl_LAB1_1","dev_type":"type-PF","product_id":"0010","slot_path":"0000:14.0/00.0","status":"available","vendor_id":"1b36"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(10,1795921741792,'discovery','device.added',1,NULL,10,'0000:0a:01.0',NULL,NULL,NULL,'{"address":"0000:0a:01.0","dev_type":"type-PCI","product_id":"11e8","slot_path":"0000:15.0/00.0/01.0","status":"available","vendor_id":"1234"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(11,1795921741792,'discovery','device.added',1,NULL,11,'0000:0a:03.0',NULL,NULL,NULL,'{"address":"0000:0a:03.0","dev_type":"type-PCI","product_id":"100e","slot_path":"0000:15.0/00.0/03.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO events VALUES(12,1795921742398,'request req-abb2cb97-eca9-4310-831c-f3e32a87cfe6','attachment.state',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0','42a95d84-fa0d-49c1-83e9-6c48f7bb49c0',NULL,NULL,'"attaching"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(13,1795921742398,'request req-abb2cb97-eca9-4310-831c-f3e32a87cfe6','device.status',1,NULL,2,'0000:04:00.0',NULL,NULL,'"available"','"unclaimable"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(14,1795921742398,'request req-abb2cb97-eca9-4310-831c-f3e32a87cfe6','device.status',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0',NULL,NULL,'"available"','"claimed"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(15,1795921742437,'request req-abb2cb97-eca9-4310-831c-f3e32a87cfe6','attachment.state',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0','42a95d84-fa0d-49c1-83e9-6c48f7bb49c0',NULL,'"attaching"','"attached"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(16,1795921742437,'request req-abb2cb97-eca9-4310-831c-f3e32a87cfe6','attachment.inner_address',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0','42a95d84-fa0d-49c1-83e9-6c48f7bb49c0',NULL,NULL,'{"address":"0000:02:00.0","source":"computed"}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(17,1795921742437,'request req-abb2cb97-eca9-4310-831c-f3e32a87cfe6','device.status',1,NULL,2,'0000:04:00.0',NULL,NULL,'"unclaimable"','"unavailable"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(18,1795921742437,'request req-abb2cb97-eca9-4310-831c-f3e32a87cfe6','device.status',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0',NULL,NULL,'"claimed"','"allocated"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(19,1795921742469,'request req-e3310f85-77ed-41f5-a997-a190dc4389af','attachment.state',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','d94e65a8-a7e9-4a21-8d99-35f8b8ef043b',NULL,NULL,'"attaching"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(20,1795921742469,'request req-e3310f85-77ed-41f5-a997-a190dc4389af','device.status',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0',NULL,NULL,'"available"','"claimed"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(21,1795921742525,'request req-e3310f85-77ed-41f5-a997-a190dc4389af','attachment.state',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','d94e65a8-a7e9-4a21-8d99-35f8b8ef043b',NULL,'"attaching"','"attached"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(22,1795921742525,'request req-e3310f85-77ed-41f5-a997-a190dc4389af','attachment.inner_address',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','d94e65a8-a7e9-4a21-8d99-35f8b8ef043b',NULL,NULL,'{"address":"0000:03:00.0","source":"computed"}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(23,1795921742525,'request req-e3310f85-77ed-41f5-a997-a190dc4389af','device.status',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0',NULL,NULL,'"claimed"','"allocated"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(24,1795921742535,'request req-157bc5f1-2258-4fb5-b724-e029f6e45ec9','attachment.state',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','d94e65a8-a7e9-4a21-8d99-35f8b8ef043b',NULL,'"attached"','"detaching"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(25,1795921742584,'request req-157bc5f1-2258-4fb5-b724-e029f6e45ec9','attachment.state',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','d94e65a8-a7e9-4a21-8d99-35f8b8ef043b',NULL,'"detaching"','"detached"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(26,1795921742584,'request req-157bc5f1-2258-4fb5-b724-e029f6e45ec9','attachment.inner_address',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','d94e65a8-a7e9-4a21-8d99-35f8b8ef043b',NULL,'{"address":"0000:03:00.0","source":"computed"}',NULL,NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(27,1795921742584,'request req-157bc5f1-2258-4fb5-b724-e029f6e45ec9','device.status',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0',NULL,NULL,'"allocated"','"available"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(28,1795921742609,'request req-38d2a69e-04e4-4bfe-9acd-ea76e87e7b27','rule.added',NULL,NULL,NULL,NULL,NULL,'0bf22aa0-7194-4f54-9fba-1285b0e4d1dd',NULL,'{"entry":{"name":"late","product_id":"10ca","vendor_id":"8086"},"kind":"alias"}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
-INSERT INTO events VALUES(29,1795921742637,'request req-946b3bb6-1f39-4d12-8aee-6d898fee9fc6','accelerator.created',NULL,NULL,NULL,NULL,NULL,NULL,NULL,'{"name":"card","project_id":null}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,'00c8e81c-1e74-4106-9f3c-85551d395b18');
-INSERT INTO events VALUES(30,1795921742667,'request req-a47b2d4b-7bfc-479f-b189-4d84859c94e4','quota.changed',NULL,NULL,NULL,NULL,NULL,NULL,'{"limits":{},"project":"p1"}','{"limits":{"pci_attachments":8},"project":"p1"}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL);
+, user_id TEXT, user_name TEXT, project_id TEXT, roles TEXT, via TEXT, global_request_id TEXT, resource_id TEXT, traceparent TEXT);
+INSERT INTO events VALUES(1,1795952307778,'discovery','device.added',1,NULL,1,'0000:00:1d.0',NULL,NULL,NULL,'{"address":"0000:00:1d.0","dev_type":"type-PCI","product_id":"11e8","slot_path":"0000:1d.0","status":"available","vendor_id":"1234"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(2,1795952307778,'discovery','device.added',1,NULL,2,'0000:04:00.0',NULL,NULL,NULL,'{"address":"0000:04:00.0","dev_type":"type-PF","mac_address":"52:54:00:aa:00:01","product_id":"10c9","slot_path":"0000:10.0/00.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(3,1795952307778,'discovery','device.added',1,NULL,3,'0000:04:10.0',NULL,NULL,NULL,'{"address":"0000:04:10.0","capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":0}}","dev_type":"type-VF","parent_addr":"0000:04:00.0","parent_ifname":"eth5","phys_function":"0000:04:00.0","product_id":"10ca","slot_path":"0000:10.0/10.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(4,1795952307778,'discovery','device.added',1,NULL,4,'0000:04:10.2',NULL,NULL,NULL,'{"address":"0000:04:10.2","capabilities":"{\"network\":[\"rx\",\"tx\",\"sg\",\"tso\",\"gso\",\"gro\",\"rxvlan\",\"txvlan\",\"txudptnl\"],\"sriov\":{\"pf_mac_address\":\"52:54:00:aa:00:01\",\"vf_num\":1}}","dev_type":"type-VF","parent_addr":"0000:04:00.0","parent_ifname":"eth5","phys_function":"0000:04:00.0","product_id":"10ca","slot_path":"0000:10.0/10.2","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(5,1795952307778,'discovery','device.added',1,NULL,5,'0000:05:00.0',NULL,NULL,NULL,'{"address":"0000:05:00.0","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:11.0/00.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(6,1795952307778,'discovery','device.added',1,NULL,6,'0000:06:00.0',NULL,NULL,NULL,'{"address":"0000:06:00.0","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:12.0/00.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(7,1795952307778,'discovery','device.added',1,NULL,7,'0000:06:00.1',NULL,NULL,NULL,'{"address":"0000:06:00.1","dev_type":"type-PCI","product_id":"10d3","slot_path":"0000:12.0/00.1","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(8,1795952307778,'discovery','device.added',1,NULL,8,'0000:07:00.0',NULL,NULL,NULL,'{"address":"0000:07:00.0","card_serial_number":"QEMU_NVMe_Ctrl_LAB0_1","dev_type":"type-PCI","product_id":"0010","slot_path":"0000:13.0/00.0","status":"available","vendor_id":"1b36"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(9,1795952307778,'discovery','device.added',1,NULL,9,'0000:08:00.0',NULL,NULL,NULL,'{"address":"0000:08:00.0","card_serial_number":"QEMU_NVMe_Ctrl_LAB1_1","dev_type":"type-PF","product_id":"0010","slot_path":"0000:14.0/00.0","status":"available","vendor_id":"1b36"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(10,1795952307778,'discovery','device.added',1,NULL,10,'0000:0a:01.0',NULL,NULL,NULL,'{"address":"0000:0a:01.0","dev_type":"type-PCI","product_id":"11e8","slot_path":"0000:15.0/00.0/01.0","status":"available","vendor_id":"1234"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(11,1795952307778,'discovery','device.added',1,NULL,11,'0000:0a:03.0',NULL,NULL,NULL,'{"address":"0000:0a:03.0","dev_type":"type-PCI","product_id":"100e","slot_path":"0000:15.0/00.0/03.0","status":"available","vendor_id":"8086"}',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO events VALUES(12,1795952308083,'request req-fa7ad263-433f-4449-82f8-f7ff79797267','attachment.state',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0','1222b309-4bca-4406-971c-de55eadbcf1c',NULL,NULL,'"attaching"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(13,1795952308083,'request req-fa7ad263-433f-4449-82f8-f7ff79797267','device.status',1,NULL,2,'0000:04:00.0',NULL,NULL,'"available"','"unclaimable"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(14,1795952308083,'request req-fa7ad263-433f-4449-82f8-f7ff79797267','device.status',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0',NULL,NULL,'"available"','"claimed"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(15,1795952308126,'request req-fa7ad263-433f-4449-82f8-f7ff79797267','attachment.state',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0','1222b309-4bca-4406-971c-de55eadbcf1c',NULL,'"attaching"','"attached"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(16,1795952308126,'request req-fa7ad263-433f-4449-82f8-f7ff79797267','attachment.inner_address',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0','1222b309-4bca-4406-971c-de55eadbcf1c',NULL,NULL,'{"address":"0000:02:00.0","source":"computed"}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(17,1795952308126,'request req-fa7ad263-433f-4449-82f8-f7ff79797267','device.status',1,NULL,2,'0000:04:00.0',NULL,NULL,'"unclaimable"','"unavailable"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(18,1795952308126,'request req-fa7ad263-433f-4449-82f8-f7ff79797267','device.status',1,'10000000-0000-4000-8000-000000000001',3,'0000:04:10.0',NULL,NULL,'"claimed"','"allocated"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(19,1795952308148,'request req-af83a9b3-45a5-4384-a881-137a74f6c233','attachment.state',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','db09a997-9176-4ab3-ac76-3c715514e458',NULL,NULL,'"attaching"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(20,1795952308148,'request req-af83a9b3-45a5-4384-a881-137a74f6c233','device.status',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0',NULL,NULL,'"available"','"claimed"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(21,1795952308184,'request req-af83a9b3-45a5-4384-a881-137a74f6c233','attachment.state',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','db09a997-9176-4ab3-ac76-3c715514e458',NULL,'"attaching"','"attached"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(22,1795952308184,'request req-af83a9b3-45a5-4384-a881-137a74f6c233','attachment.inner_address',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','db09a997-9176-4ab3-ac76-3c715514e458',NULL,NULL,'{"address":"0000:03:00.0","source":"computed"}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(23,1795952308184,'request req-af83a9b3-45a5-4384-a881-137a74f6c233','device.status',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0',NULL,NULL,'"claimed"','"allocated"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(24,1795952308223,'request req-473381c9-692f-43ce-af64-f6f221ca0d1f','attachment.state',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','db09a997-9176-4ab3-ac76-3c715514e458',NULL,'"attached"','"detaching"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(25,1795952308257,'request req-473381c9-692f-43ce-af64-f6f221ca0d1f','attachment.state',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','db09a997-9176-4ab3-ac76-3c715514e458',NULL,'"detaching"','"detached"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(26,1795952308257,'request req-473381c9-692f-43ce-af64-f6f221ca0d1f','attachment.inner_address',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0','db09a997-9176-4ab3-ac76-3c715514e458',NULL,'{"address":"0000:03:00.0","source":"computed"}',NULL,NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(27,1795952308257,'request req-473381c9-692f-43ce-af64-f6f221ca0d1f','device.status',1,'10000000-0000-4000-8000-000000000001',5,'0000:05:00.0',NULL,NULL,'"allocated"','"available"',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(28,1795952308277,'request req-3bfbb986-a729-4592-b64d-41c5617f8383','rule.added',NULL,NULL,NULL,NULL,NULL,'e77dd1de-45a6-4dcb-a073-50d6213076c6',NULL,'{"entry":{"name":"late","product_id":"10ca","vendor_id":"8086"},"kind":"alias"}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
+INSERT INTO events VALUES(29,1795952308284,'request req-97bbdeb4-7b4d-4007-a5db-3a4486f561de','accelerator.created',NULL,NULL,NULL,NULL,NULL,NULL,NULL,'{"name":"card","project_id":null}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,'5001e223-6840-446b-9625-64ea9b702606',NULL);
+INSERT INTO events VALUES(30,1795952308293,'request req-00edafea-6fc2-4247-9bc8-0f4728227d23','quota.changed',NULL,NULL,NULL,NULL,NULL,NULL,'{"limits":{},"project":"p1"}','{"limits":{"pci_attachments":8},"project":"p1"}',NULL,NULL,NULL,NULL,'["admin"]','insecure_tcp, TCP 127.0.0.1',NULL,NULL,NULL);
 CREATE TABLE event_ids (
     last   BIGINT NOT NULL,
     pruned BIGINT NOT NULL
@@ -207,7 +209,7 @@ CREATE TABLE accelerators (
     created_at     BIGINT NOT NULL,
     updated_at     BIGINT
 , project_id TEXT);
-INSERT INTO accelerators VALUES(1,'00c8e81c-1e74-4106-9f3c-85551d395b18','card','UNKNOWN','','{}',NULL,NULL,0,NULL,0,NULL,1795921742636,NULL,NULL);
+INSERT INTO accelerators VALUES(1,'5001e223-6840-446b-9625-64ea9b702606','card','UNKNOWN','','{}',NULL,NULL,0,NULL,0,NULL,1795952308283,NULL,NULL);
 CREATE TABLE bindings (
     id              TEXT   NOT NULL PRIMARY KEY,
     request_id      TEXT   NOT NULL,
@@ -302,7 +304,14 @@ CREATE TABLE quotas (
     updated_at BIGINT NOT NULL,
     PRIMARY KEY (project_id, resource)
 );
-INSERT INTO quotas VALUES('p1','pci_attachments',8,1795921742664);
+INSERT INTO quotas VALUES('p1','pci_attachments',8,1795952308293);
+CREATE TABLE host_modes (
+    hypervisor_id BIGINT PRIMARY KEY,
+    mode          TEXT   NOT NULL,
+    set_by        TEXT   NOT NULL,
+    reason        TEXT,
+    since         BIGINT NOT NULL
+);
 CREATE INDEX pci_devices_by_parent ON pci_devices (compute_node_id, parent_addr, deleted);
 CREATE INDEX pci_devices_by_owner ON pci_devices (instance_uuid, deleted);
 CREATE UNIQUE INDEX attachments_one_per_device ON attachments (device_id) WHERE ended_at IS NULL;

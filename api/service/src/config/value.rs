@@ -55,8 +55,10 @@ impl FromStr for Age {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const LEAST: Duration = Duration::from_secs(1);
         const MOST: Duration = Duration::from_secs(36_500 * 24 * 3600);
-        let time = duration(text).filter(|time| (LEAST..=MOST).contains(time));
-        time.map(Self).ok_or_else(|| format!("`{text}` is not a duration; write 90d, 12h, 30m or 45s"))
+        let time = duration(text)
+            .ok_or_else(|| format!("`{text}` is not a duration; write 90d, 12h, 30m or 45s"))?;
+        let admitted = (LEAST..=MOST).contains(&time);
+        admitted.then_some(Self(time)).ok_or_else(|| format!("`{text}` is not from 1s to 36500d"))
     }
 }
 
