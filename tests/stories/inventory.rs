@@ -4,6 +4,7 @@ mod explain;
 mod groups;
 mod guards;
 mod nics;
+mod open_nodes;
 mod vfio;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! Facts that only the host's own sysfs and procfs contain: the devices that the host needs, the reset methods of a
-//! function and the sizes of its BARs.
+//! function, the sizes of its BARs, and the processes that use it.
 //!
 //! ```text
 //! guard        the devices that must not be assigned, and why
@@ -8,6 +8,7 @@
 //! mount        parses mountinfo and swaps
 //! net          addresses, routes and stacked interfaces → the PCI functions below them
 //! reset, bar   the reset methods and the memory of a function
+//! open_nodes   the device nodes of functions, and who has one open
 //! vfio         whether a function is bound to a VFIO driver
 //! root         reads files below the host's root directory
 //! ```
@@ -21,6 +22,7 @@ mod finding;
 mod guard;
 mod mount;
 mod net;
+mod open_nodes;
 mod reset;
 mod root;
 mod vfio;
@@ -28,5 +30,6 @@ mod vfio;
 pub use self::bar::{Bar, BarKind, bars};
 pub use self::finding::{Guard, GuardKind};
 pub use self::guard::{guards, guards_of_remote};
+pub use self::open_nodes::{InUse, NodeProcess, OpenNodes, open_nodes};
 pub use self::reset::reset_methods;
 pub use self::vfio::vfio_dev;

@@ -358,6 +358,7 @@ impl Assignments {
                 }
             }
         }
+        snapshot.availability.add_open_nodes(&mut facts).await?;
         // Devices of one IOMMU group that are attached together are unbound from their host drivers together.
         let policy = Policy { require_reset: self.config.get().attach.require_reset, whole_groups: true };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
