@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hotslot_driver::device::{HostDevice, IommuGroup, Role};
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::local::{
-    Bar, BarKind, Guard, GuardKind, bars, guards, open_nodes, reset_methods, vfio_dev,
+    Bar, BarKind, Guard, GuardKind, VfPort, bars, guards, open_nodes, reset_methods, vf_port, vfio_dev,
 };
 use hotslot_driver::pci::{PciAddress, PciClass, PciId};
 use hotslot_driver::sim::Sim;
@@ -404,6 +404,31 @@ fn the_open_files_of_this_machine_are_read() {
         "{vf:#?}"
     );
     drop(open);
+}
+
+#[test]
+fn the_port_of_a_vf_is_on_its_pf() {
+    let tree = tempfile::tempdir().unwrap();
+    let pf = tree.path().join("sys/devices/pci0000:00/0000:04:00.0");
+    write(&pf.join("net/enp4s0f0/ifindex"), b"7\n");
+    let bus = tree.path().join("sys/bus/pci/devices");
+    std::fs::create_dir_all(&bus).unwrap();
+    for (number, vf) in [(0, "0000:04:10.0"), (10, "0000:04:12.4"), (2, "0000:04:10.4")] {
+        let folder = pf.with_file_name(vf);
+        std::fs::create_dir_all(&folder).unwrap();
+        symlink("../0000:04:00.0", folder.join("physfn")).unwrap();
+        symlink(format!("../{vf}"), pf.join(format!("virtfn{number}"))).unwrap();
+        symlink(&folder, bus.join(vf)).unwrap();
+    }
+    symlink(&pf, bus.join("0000:04:00.0")).unwrap();
+    let port = |vf| vf_port(tree.path(), at(vf));
+    assert_eq!(port("0000:04:10.4"), Ok(VfPort { interface: 7, number: 2 }));
+    assert_eq!(port("0000:04:12.4"), Ok(VfPort { interface: 7, number: 10 }));
+    assert!(port("0000:04:00.0").unwrap_err().contains("is no VF"));
+    std::fs::remove_dir_all(pf.join("net")).unwrap();
+    assert!(port("0000:04:10.0").unwrap_err().contains("has no network interface"));
+    std::fs::remove_file(pf.join("virtfn0")).unwrap();
+    assert!(port("0000:04:10.0").unwrap_err().contains("does not list it"));
 }
 
 #[test]

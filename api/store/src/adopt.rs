@@ -220,11 +220,12 @@ impl New<'_> {
     ) -> sqlx::Result<()> {
         let Self { found, device, .. } = self;
         let now = now();
-        // No document tells the physical network, or whether the VF is trusted.
+        // No document tells the physical network, or the settings of the VF.
         let requested = before.and_then(|before| before.network.as_ref());
         let network = network.map(|network| Network {
             physical_network: requested.and_then(|requested| requested.physical_network.clone()),
             trusted: requested.and_then(|requested| requested.trusted),
+            vf: requested.map(|requested| requested.vf).unwrap_or_default(),
             ..network.clone()
         });
         let row = Attachment {

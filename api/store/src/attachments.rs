@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::idempotency::remember;
 use crate::pool::Store;
 use crate::sql::{Query, Row, query};
+use crate::vf_settings;
 use crate::writer::Written;
 
 fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
@@ -27,7 +28,8 @@ fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
         .map_err(|error| bad_column("attachments", &columns.id, "vlan")(&error))?;
     let trusted: Option<i64> = columns.get("trusted")?;
     let physical_network = columns.get("physical_network")?;
-    Ok(Some(Network { mac, vlan, physical_network, trusted: trusted.map(|trusted| trusted != 0) }))
+    let trusted = trusted.map(|trusted| trusted != 0);
+    Ok(Some(Network { mac, vlan, physical_network, trusted, vf: vf_settings::read(columns, "vf_settings")? }))
 }
 
 pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
@@ -69,9 +71,10 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     query(
         "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
              managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
-             physical_network, trusted, whole_group, taken, worker, holder, asked, project_id)
+             physical_network, trusted, whole_group, taken, worker, holder, asked, project_id,
+             vf_settings)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-             $23, $24)",
+             $23, $24, $25)",
     )
     .bind(row.id.to_string())
     .bind(row.request.to_string())
@@ -97,6 +100,7 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     .bind(row.holder.map(|holder| holder.to_string()))
     .bind(i64::from(row.plug_requested))
     .bind(&row.project)
+    .bind(network.and_then(|network| vf_settings::text(&network.vf)))
 }
 
 fn mac_address_is_taken(error: sqlx::Error) -> Error {

@@ -9,6 +9,7 @@
 //! net          addresses, routes and stacked interfaces → the PCI functions below them
 //! reset, bar   the reset methods and the memory of a function
 //! open_nodes   the device nodes of functions, and who has one open
+//! vf_port      where the settings of a VF are
 //! vfio         whether a function is bound to a VFIO driver
 //! root         reads files below the host's root directory
 //! ```
@@ -25,6 +26,7 @@ mod net;
 mod open_nodes;
 mod reset;
 mod root;
+mod vf_port;
 mod vfio;
 
 pub use self::bar::{Bar, BarKind, bars};
@@ -32,4 +34,5 @@ pub use self::finding::{Guard, GuardKind};
 pub use self::guard::{guards, guards_of_remote};
 pub use self::open_nodes::{InUse, NodeProcess, OpenNodes, open_nodes};
 pub use self::reset::reset_methods;
+pub use self::vf_port::{VfPort, vf_port};
 pub use self::vfio::vfio_dev;

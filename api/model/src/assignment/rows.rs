@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hotslot_driver::binding::HostDriver;
 use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::VfSettings;
 
 use super::holder::Holder;
 use super::state::{InnerAddress, State};
@@ -24,6 +25,15 @@ pub struct Network {
     pub physical_network: Option<String>,
     /// Whether a trusted VF was requested.
     pub trusted: Option<bool>,
+    /// The other settings that were requested; `trust` is `None`.
+    pub vf: VfSettings,
+}
+
+impl Network {
+    /// All requested settings that libvirt has no word for.
+    pub fn vf_settings(&self) -> VfSettings {
+        VfSettings { trust: self.trusted, ..self.vf }
+    }
 }
 
 /// A row of `attachments`.

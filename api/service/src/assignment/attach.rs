@@ -252,6 +252,11 @@ impl Assignments {
                 let failed = Failed::at(present.len(), Leftover::Nothing, why);
                 return Err(Failure::of(self.undo(host, &steps, failed, None).await.device, error));
             }
+            let address = step.device.facts.address;
+            if let Err(refusal) = self.set_vf_settings(host, &step.attachment, address).await {
+                let failed = Failed::at(present.len(), Leftover::Nothing, refusal);
+                return Err(self.undo(host, &steps, failed, None).await);
+            }
             let spec = hostdev_spec(&step.attachment, &step.device);
             match self.plug(host, view, scope, &spec).await {
                 Ok(presence) => present.push(presence),

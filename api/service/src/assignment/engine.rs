@@ -336,6 +336,13 @@ impl Assignments {
         // An event may have reported meanwhile that the device is gone.
         match self.settle(key, seen).await? {
             Some(now) if now.state().is_final() => {
+                if let Assignment::Attachment(row) = row
+                    && row.network.is_some()
+                    && let Err(error) = self.put_back_vf_settings(host, Some(address)).await
+                {
+                    // It is tried again with each comparison, and before the next attach of the VF.
+                    tracing::warn!(pci.address = %address, %error, "the settings of VF {address} were not put back");
+                }
                 tracing::info!(
                     attachment.id = %key.id, pci.address = %address, "released {name} from {}", row.owner()
                 );

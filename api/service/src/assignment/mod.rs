@@ -52,6 +52,7 @@ mod select;
 mod select_host;
 mod select_mdev;
 mod verify;
+mod vf_settings;
 
 pub use assignments::Assignments;
 pub use candidates::{Candidates, CandidatesRequest};

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::VfSettings;
 use hotslot_model::id::ServerId;
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
@@ -73,8 +74,20 @@ pub(in crate::http) struct CreateAttachment {
     /// The physical network that the VF must have, at most 255 characters.
     #[schema(max_length = 255)]
     physical_network: Option<String>,
-    /// Whether the guest may change what the VF filters.
+    /// Whether the guest may change what the VF filters. The `device_spec` of the VF must have the same value, and the PF
+    /// is told so before the VF is plugged. Only administrators and services may set it to true.
     trusted: Option<bool>,
+    /// Whether the NIC drops frames of the VF whose source address is not that of the VF. This key and the following ones
+    /// are set before the VF is plugged and put back after it was detached. Only administrators and services may give
+    /// them.
+    spoof_check: Option<bool>,
+    /// The link that the guest sees: `auto` for that of the NIC, `enable` for always up, `disable` for always down.
+    #[schema(value_type = Option<schema::VfLinkState>)]
+    link_state: Option<String>,
+    /// The bandwidth that is guaranteed to the VF, in Mbit/s; 0 is none.
+    min_tx_rate: Option<u32>,
+    /// The bandwidth that the VF cannot exceed, in Mbit/s; 0 is no limit.
+    max_tx_rate: Option<u32>,
 }
 
 impl CreateAttachment {
@@ -109,12 +122,29 @@ impl CreateAttachment {
         let mut aliases = parsed.map(|parsed| parsed.0).unwrap_or_default();
         aliases.extend(by_address);
         let mac = self.mac_address.as_deref().map(str::parse).transpose();
+        let link_state = self.link_state.as_deref().map(str::parse).transpose();
         let network = NetworkRequest {
             mac: mac.map_err(|error| bad("mac_address", &error))?,
             vlan: self.vlan.map(VlanTag::new).transpose().map_err(|error| bad("vlan", &error))?,
             physical_network: self.physical_network,
             trusted: self.trusted,
+            vf: VfSettings {
+                trust: None,
+                spoof_check: self.spoof_check,
+                link_state: link_state.map_err(|error| bad("link_state", &error))?,
+                min_tx_rate: self.min_tx_rate,
+                max_tx_rate: self.max_tx_rate,
+            },
         };
+        if let (Some(min), Some(max)) = (self.min_tx_rate, self.max_tx_rate)
+            && max != 0
+            && min > max
+        {
+            return Err(bad(
+                "min_tx_rate",
+                &format_args!("it is at most max_tx_rate, {max}, or max_tx_rate is 0"),
+            ));
+        }
         if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(rules::NULL)) {
             return Err(bad("physical_network", &"`null` is not a valid name; omit the key"));
         }
