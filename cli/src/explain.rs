@@ -185,7 +185,12 @@ fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
     if let Some(gone) = device["gone_at"].as_str() {
         lines.push(format!("its host does not have it, or no device_spec matches it, since {gone}"));
     }
-    if let Some(used) = device["used_at"].as_str() {
+    if let (Some(used), Some(reason)) = (device["used_at"].as_str(), device["quarantine"].as_str()) {
+        let id = at(device, "/id");
+        lines.push(format!(
+            "in quarantine since {used}: {reason}; check it, then run `hotslot pci cleaned {id}`"
+        ));
+    } else if let Some(used) = device["used_at"].as_str() {
         let id = at(device, "/id");
         lines.push(format!(
             "one_time_use: it was used until {used}; clean it, then run `hotslot pci cleaned {id}`"

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use hotslot_driver::device::{HostDevice, IommuGroup, Role};
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::local::{
-    Bar, BarKind, Guard, GuardKind, VfPort, bars, guards, open_nodes, reset_methods, vf_port, vfio_dev,
+    Bar, BarKind, Guard, GuardKind, PortLink, VfPort, bars, guards, link, open_nodes, reset_methods, vf_port,
+    vfio_dev, why_unhealthy,
 };
 use hotslot_driver::pci::{PciAddress, PciClass, PciId};
 use hotslot_driver::sim::Sim;
@@ -429,6 +430,48 @@ fn the_port_of_a_vf_is_on_its_pf() {
     assert!(port("0000:04:10.0").unwrap_err().contains("has no network interface"));
     std::fs::remove_file(pf.join("virtfn0")).unwrap();
     assert!(port("0000:04:10.0").unwrap_err().contains("does not list it"));
+}
+
+#[test]
+fn a_function_is_compared_with_what_it_was_before() {
+    let tree = tempfile::tempdir().unwrap();
+    let address = at("0000:03:00.0");
+    let file = |name: &str, bytes: &[u8]| {
+        write(&tree.path().join("sys/bus/pci/devices/0000:03:00.0").join(name), bytes);
+    };
+    let now = || link(Some(tree.path()), address);
+    assert_eq!((now(), link(None, address)), (None, None), "no such function; a remote host");
+    file("current_link_width", b"16\n");
+    for (speed, expected) in [("2.5 GT/s PCIe", 2500), ("16.0 GT/s PCIe", 16000), ("8.0 GT/s", 8000)] {
+        file("current_link_speed", speed.as_bytes());
+        assert_eq!(now(), Some(PortLink { width: 16, speed: expected }), "{speed}");
+    }
+    for speed in ["Unknown", "", "16 GT/s", "4294968.0 GT/s", "1.25 GT/s"] {
+        file("current_link_speed", speed.as_bytes());
+        assert_eq!(now(), None, "{speed}");
+    }
+
+    file("current_link_speed", b"16.0 GT/s PCIe\n");
+    let before = now();
+    assert!(before.is_some());
+    let why = |before, slows_down| why_unhealthy(tree.path(), address, (address, before), slows_down);
+    assert_eq!(why(before, false), None, "no configuration space is known");
+    file("config", &[0; 64]);
+    assert_eq!(why(before, false), None);
+    // A GPU that is idle lowers the speed of its link, but not the number of lanes.
+    file("current_link_speed", b"2.5 GT/s PCIe\n");
+    assert!(why(before, false).unwrap().contains("runs at 2.5 GT/s, and ran at 16 GT/s"));
+    assert_eq!((why(before, true), why(None, false)), (None, None));
+    file("current_link_width", b"8\n");
+    assert!(why(before, true).unwrap().contains("has 8 lanes, and had 16"));
+    file("current_link_width", b"0\n");
+    file("current_link_speed", b"Unknown\n");
+    assert!(why(before, true).unwrap().contains("is down"));
+    file("config", &[0xff; 256]);
+    assert!(why(None, true).unwrap().contains("does not answer"));
+    // A file that is cut off tells nothing.
+    file("config", &[0xff; 8]);
+    assert_eq!(why(None, true), None);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod groups;
 mod guards;
 mod nics;
 mod open_nodes;
+mod quarantine;
 mod vfio;
 
 use std::time::{Duration, Instant};

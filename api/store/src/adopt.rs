@@ -238,6 +238,7 @@ impl New<'_> {
             persistent: found.persistent,
             managed,
             network,
+            link: before.and_then(|before| before.link),
             whole_group: before.is_some_and(|before| before.whole_group),
             forced: false,
             plug_requested: true,

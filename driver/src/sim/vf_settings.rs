@@ -48,6 +48,8 @@ impl Host {
         let failed = |error: std::io::Error| Refusal::new(ErrorKind::Refused, error);
         fs::create_dir_all(self.dir.join("vf")).map_err(failed)?;
         let text = serde_json::to_string(&settings).map_err(|error| failed(error.into()))?;
-        fs::write(file, text).map_err(failed)
+        // Another process may read the file at any time.
+        let new = file.with_extension("new");
+        fs::write(&new, text).and_then(|()| fs::rename(new, file)).map_err(failed)
     }
 }

@@ -215,6 +215,9 @@ impl Assignments {
             );
             if row.state().is_final() {
                 self.has_ended(row, *address);
+                if let Err(error) = self.check_health(row).await {
+                    tracing::error!(attachment.id = %row.id(), %error, "the device of {} was not checked", row.key());
+                }
             }
         }
         Ok(changes)

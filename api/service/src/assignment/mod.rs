@@ -34,6 +34,7 @@ mod drift;
 mod dry_run;
 mod engine;
 mod group;
+mod health;
 mod host_use;
 mod mdev;
 mod mdev_repair;

@@ -296,6 +296,11 @@ impl Availability {
                 format!("{address} is gone from the host")
             });
         }
+        if let Some(reason) = &device.quarantine {
+            return Some(format!(
+                "{address} is in quarantine: {reason}; check it, then `hotslot pci cleaned {address}`"
+            ));
+        }
         if device.used_at.is_some() {
             return Some(format!(
                 "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
