@@ -122,6 +122,7 @@ uninstall: ## remove what `make install` installed; the configuration and the re
 	    $(SHARE)/man/man1/hotslot.1 $(SHARE)/man/man1/hotslot-*.1
 
 deb: ## make the Debian package of the release: target/hotslot_VERSION_ARCH.deb
+	@$(STEP) "install for the package" tools/install package
 	@$(STEP) "Debian package" tools/deb
 
 dist: release deb ## collect a release in target/dist: package, tarballs, list of libraries, notes, checksums

@@ -203,6 +203,9 @@ impl Attach {
 fn dry_run(output: Output, run: &Value) -> anyhow::Result<Exit> {
     if output.is_data() {
         output::data(output, run)?;
+    } else if output.is_names() {
+        let devices = run["pci_devices"].as_array().into_iter().flatten();
+        output::names(devices.map(|device| at(device, "/address")))?;
     } else {
         output::print_table(&verdict(output, run))?;
     }

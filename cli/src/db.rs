@@ -71,6 +71,8 @@ fn failure(error: Error) -> anyhow::Error {
         Exit::Refused
     } else if matches!(error, Error::NotFound(_)) {
         Exit::NotFound
+    } else if matches!(error, Error::Invalid(_)) {
+        Exit::BadRequest
     } else {
         return error.into();
     };

@@ -113,6 +113,8 @@ async fn explain_device(cli: &Cli, name: &DeviceName, host: Option<&str>) -> any
     let Found { device, unreachable } = device::find(cli, name, host).await?;
     if cli.output.is_data() {
         output::data(cli.output, &device)?;
+    } else if cli.output.is_names() {
+        output::names([at(&device, "/address")])?;
     } else {
         output::print_table(&explanation(&device, unreachable.is_some(), &lookup::server_names(cli).await?))?;
     }

@@ -56,6 +56,7 @@ mod ui;
 mod value;
 mod version;
 mod wait;
+mod whoami;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -204,6 +205,8 @@ enum ServiceCommand {
     /// Show and set how much of each resource a project may use.
     #[command(subcommand, after_help = quota::HELP)]
     Quota(quota::QuotaCommand),
+    /// Print who the service takes you for, and with which rights.
+    Whoami,
     /// Print the state of the service on one screen, with an exit code for monitoring.
     #[command(after_help = status::HELP)]
     Status,
@@ -402,6 +405,7 @@ impl ServiceCommand {
             Self::Quota(command) => command.run(cli).await,
             Self::Drift(command) => command.run(cli).await,
             Self::Status => status::run(cli).await,
+            Self::Whoami => whoami::run(cli).await,
             Self::Top(command) => command.run(cli).await,
             Self::LogLevel(command) => command.run(cli).await,
         }

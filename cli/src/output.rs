@@ -98,9 +98,9 @@ pub(crate) fn list(
         return data(output, &items.into());
     }
     if output.is_names()
-        && let Some(names) = table::names(items, columns)
+        && let Some(found) = table::names(items, columns)
     {
-        return print(&names.iter().map(|name| format!("{name}\n")).collect::<String>());
+        return names(found);
     }
     if items.is_empty() {
         note(output, &format!("no {noun}"));
@@ -115,12 +115,17 @@ pub(crate) fn show(output: Output, item: &Value, lines: &[Column<'_>]) -> anyhow
         return data(output, item);
     }
     if output.is_names()
-        && let Some(names) = table::names(std::slice::from_ref(item), lines)
+        && let Some(found) = table::names(std::slice::from_ref(item), lines)
     {
-        return print(&(names.concat() + "\n"));
+        return names(found);
     }
     let rows: Vec<_> = lines.iter().map(|line| vec![format!("{}:", line.title()), line.cell(item)]).collect();
     print_table(&aligned(&rows))
+}
+
+/// Prints names, one in each line.
+pub(crate) fn names(names: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+    print(&names.into_iter().map(|name| name + "\n").collect::<String>())
 }
 
 /// Prints what was done with the item that commands know by `name`.

@@ -220,7 +220,7 @@ async fn stats(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     let columns = [
         column("HOST", "/host"),
         column("COUNT", "/count"),
-        Column::new("VENDOR:PRODUCT", columns::ids),
+        Column::new("VENDOR:PRODUCT", columns::ids).name(),
         column("NUMA", "/numa_node"),
         Column::new("EXTRA_INFO", tags).wrapped(),
     ];

@@ -6,14 +6,15 @@ use clap::Subcommand;
 use hotslot_model::quota::{Limit, Resource};
 use serde_json::{Map, Value, json};
 
-use crate::Cli;
 use crate::exit::Exit;
 use crate::output;
 use crate::table::column;
+use crate::{Cli, whoami};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
 Examples:
+  hotslot quota show
   hotslot quota show 7c1f
   hotslot quota set 7c1f pci_attachments=8 pci_attachments:gpu=2 accelerators=-1
   hotslot quota reset 7c1f
@@ -24,8 +25,8 @@ and idempotency_keys; -1 is no limit.";
 pub(crate) enum QuotaCommand {
     /// Show the limits of a project, and what it uses.
     Show {
-        /// The id of the project.
-        project: String,
+        /// The id of the project. By default it is your own.
+        project: Option<String>,
     },
     /// Set limits of a project. The others stay as they are.
     Set {
@@ -60,7 +61,13 @@ impl FromStr for Change {
 impl QuotaCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
-            Self::Show { project } => show(cli, &project).await?,
+            Self::Show { project } => {
+                let project = match project {
+                    Some(project) => project,
+                    None => whoami::project(cli).await?,
+                };
+                show(cli, &project).await?;
+            }
             Self::Set { project, limits } => {
                 let limits =
                     limits.into_iter().map(|Change(resource, limit)| (resource.to_string(), json!(limit)));

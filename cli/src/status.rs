@@ -14,7 +14,8 @@ use crate::value::at;
 /// The text in `--help`.
 pub(crate) const HELP: &str = "\
 The exit code is 0 when all is well; 1 when the service is not ready, a call to a hypervisor is stuck, a guest keeps a
-device whose detach was requested, or a webhook did not accept events; and 5 when the service does not answer.";
+device whose detach was requested, or a webhook did not accept events; and 5 when the service does not answer. With -q
+nothing is printed, so that a script can use the exit code alone.";
 
 /// A line of the screen.
 struct Line {
@@ -59,7 +60,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
         let lines =
             lines.iter().map(|line| json!({ "what": line.what, "state": line.state, "bad": line.bad }));
         output::data(cli.output, &lines.collect())?;
-    } else {
+    } else if !cli.output.is_names() {
         let mark = |line: &Line| if line.bad { "!" } else { " " }.to_owned();
         let rows = lines.iter().map(|line| vec![mark(line), line.what.clone(), line.state.clone()]);
         output::print_table(&aligned(&rows.collect::<Vec<_>>()))?;

@@ -2,15 +2,16 @@
 //! file again by itself.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use hotslot_service::config::{Age, Config};
-use hotslot_service::identity::tokens::{Token, TokenFile};
+use hotslot_service::identity::tokens::{Token, TokenFile, TokensError};
 use serde_json::{Value, json};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
 use crate::table::{Column, column};
 use crate::value::{at, time};
@@ -60,17 +61,14 @@ pub(crate) struct Create {
 impl TokenCommand {
     pub(crate) fn run(self, config: Option<&Path>, output: Output) -> anyhow::Result<Exit> {
         let configured = config.map(Config::load).transpose()?.and_then(|config| config.identity.tokens);
-        let mut file = TokenFile::open(&configured.unwrap_or_else(|| PathBuf::from(FILE)))?;
+        let mut file =
+            TokenFile::open(&configured.unwrap_or_else(|| PathBuf::from(FILE))).map_err(failure)?;
         match self {
             Self::Create(create) => {
                 let roles: BTreeSet<_> = create.roles.iter().map(|role| role.to_ascii_lowercase()).collect();
                 let expires = create.expires.map(|age| age.0);
-                let text = file.create(&create.name, roles, create.project, expires)?;
-                output::print(&format!("{text}\n"))?;
-            }
-            Self::List if output.is_data() => {
-                let all: Vec<_> = file.tokens.iter().map(shown).collect();
-                output::data(output, &json!({ "tokens": all }))?;
+                let text = file.create(&create.name, roles, create.project, expires);
+                output::print(&format!("{}\n", text.map_err(failure)?))?;
             }
             Self::List => {
                 let all: Vec<_> = file.tokens.iter().map(shown).collect();
@@ -83,9 +81,36 @@ impl TokenCommand {
                 ];
                 output::list(output, "tokens", &all, &columns)?;
             }
-            Self::Revoke { name } => file.revoke(&name)?,
+            Self::Revoke { name } => file.revoke(&name).map_err(failure)?,
         }
         Ok(Exit::Done)
+    }
+}
+
+fn failure(error: TokensError) -> anyhow::Error {
+    let (exit, text) = (exit(&error), error.to_string());
+    let advice = match &error {
+        TokensError::Io { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied => {
+            "; become root, or the user of the service"
+        }
+        TokensError::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
+            "; create its directory, or name the configuration of the service by --config"
+        }
+        TokensError::Io { .. }
+        | TokensError::Unknown(_)
+        | TokensError::Taken(_)
+        | TokensError::Wrong(_)
+        | TokensError::Exposed(_) => "",
+    };
+    Failure::new(exit, text + advice).into()
+}
+
+fn exit(error: &TokensError) -> Exit {
+    match error {
+        TokensError::Unknown(_) => Exit::NotFound,
+        TokensError::Taken(_) => Exit::Refused,
+        TokensError::Wrong(_) => Exit::BadRequest,
+        TokensError::Io { .. } | TokensError::Exposed(_) => Exit::Failed,
     }
 }
 

@@ -23,6 +23,9 @@ pub(crate) async fn run(cli: anyhow::Result<Cli>, output: Output) -> anyhow::Res
         output::data(output, &all)?;
         return Ok(Exit::Done);
     }
+    if output.is_names() {
+        return output::names([at(&own, "/version")]).map(|()| Exit::Done);
+    }
     let named = |of: &Value| format!("hotslot {}, schema {}", at(of, "/version"), at(of, "/schema"));
     let mut rows = vec![vec!["program".to_owned(), named(&own)]];
     match answer {

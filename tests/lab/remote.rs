@@ -156,8 +156,11 @@ uri = "{far}"
     lab.expect_nothing_left().await;
     drop(service);
 
-    let service =
-        Hotslot::of(&release(), &config(&format!(r#"'{{"address": "{card}"}}', '{{"address": "*"}}'"#)), PATIENCE);
+    let service = Hotslot::of(
+        &release(),
+        &config(&format!(r#"'{{"address": "{card}"}}', '{{"address": "*"}}'"#)),
+        PATIENCE,
+    );
     lab.api = service.clone();
     lab.ready().await;
     let attached = lab.attach_one("q35", "card").await;

@@ -26,7 +26,6 @@ async fn guards(lab: &Lab, address: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-#[ignore = "not seen to pass yet; run it with tools/lab-test --long unit"]
 async fn the_service_runs_as_its_own_user_and_sees_what_the_host_needs() {
     let lab = Lab::with(NEEDED).await;
     let pid = lab.sh("systemctl show hotslot -p MainPID --value");
@@ -57,7 +56,7 @@ async fn the_service_runs_as_its_own_user_and_sees_what_the_host_needs() {
 }
 
 #[tokio::test]
-#[ignore = "not seen to pass yet; run it with tools/lab-test --long unit"]
+#[ignore = "takes more than a minute: make long-lab-test"]
 async fn systemd_starts_a_service_again_that_hangs() {
     let lab = Lab::with(CONFIG).await;
     let vf = lab.attach_one("q35", "vf").await;

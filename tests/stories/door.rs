@@ -146,7 +146,9 @@ async fn every_route_admits_the_callers_that_the_data_file_says() {
                 }
                 "nobody" => Some(401),
                 // These need no right.
-                _ if ["/ui/account", "/ui/home", "/ui/sign-out", "/ui/nowhere"].contains(&path.as_str()) => {
+                _ if ["/v2.1/caller", "/ui/account", "/ui/home", "/ui/sign-out", "/ui/nowhere"]
+                    .contains(&path.as_str()) =>
+                {
                     None
                 }
                 "none" | "stranger" | "unscoped admin" | "domain admin" => Some(403),
@@ -313,7 +315,7 @@ async fn local_users_have_the_rights_of_their_entry() {
     service.expect_clean().await;
 }
 
-fn cli(arguments: &[&str], token: Option<&str>) -> Output {
+pub(crate) fn cli(arguments: &[&str], token: Option<&str>) -> Output {
     let mut command = Command::new(binary());
     command
         .args(arguments)

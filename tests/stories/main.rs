@@ -63,3 +63,4 @@ mod users;
 mod vf_settings;
 mod web_pages;
 mod webhooks;
+mod whoami;

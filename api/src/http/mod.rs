@@ -8,6 +8,7 @@ mod accelerators;
 mod attachments;
 mod audit;
 mod body;
+mod caller;
 mod certificate;
 mod connection;
 mod connections;
@@ -152,6 +153,7 @@ fn unversioned() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .routes(routes!(drift::list, drift::repair))
         .routes(routes!(events::list))
+        .routes(routes!(caller::show_caller))
         .routes(routes!(service::show))
         .routes(routes!(service::reload))
         .routes(routes!(service::log_level, service::set_log_level))

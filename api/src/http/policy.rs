@@ -54,6 +54,7 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /healthz", Open),
     ("GET /readyz", Details),
     ("GET /metrics", Rule("hotslot:metrics:show")),
+    ("GET /caller", Known),
     ("GET /accelerator/", Open),
     ("GET /accelerator/v2/", Open),
     ("GET /servers", InHandler("os_compute_api:servers:index")),

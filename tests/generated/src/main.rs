@@ -22,20 +22,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let alias = Some(alias.parse()?);
     let pci_attachment = NewPciAttachment { pci_passthrough_alias: alias, ..NewPciAttachment::default() };
     let body = NewPciAttachments { dry_run: None, pci_attachment };
-    let made = client.attachments_create(server, &body).await?.into_inner();
-    let CreatedPciAttachments::PciDevices(devices) = made else { return Err("a dry run".into()) };
+    let made = client.attachments_create().server_id(server).body(body).send().await?.into_inner();
+    let CreatedPciAttachments::Variant0 { pci_devices: devices, .. } = made else {
+        return Err("a dry run".into());
+    };
     let [device] = devices.as_slice() else { return Err("not one device".into()) };
     let listed = async || -> Result<Vec<_>, Box<dyn Error>> {
-        let list = client.attachments_list(server, None, None, None).await?.into_inner();
+        let list = client.attachments_list().server_id(server).send().await?.into_inner();
         Ok(list.pci_attachment.into_iter().map(|attachment| attachment.attachment_id).collect())
     };
     assert_eq!(listed().await?, [device.attachment_id]);
 
     let id = device.attachment_id.to_string();
-    client.attachments_delete(server, &id, None, None).await?;
+    client.attachments_delete().server_id(server).attachment_id(&id).send().await?;
     for _ in 0..TRIES {
         if listed().await?.is_empty() {
-            let gone = client.attachments_show(server, &id).await;
+            let gone = client.attachments_show().server_id(server).attachment_id(&id).send().await;
             assert_eq!(gone.expect_err("it is gone").status().map(|status| status.as_u16()), Some(404));
             return Ok(());
         }

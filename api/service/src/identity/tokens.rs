@@ -102,13 +102,19 @@ struct Contents {
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     /// An error of the operating system.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Io {
         /// The path of the file.
         path: String,
         /// The error.
-        source: io::Error,
+        cause: io::Error,
     },
+    /// There is no token of this name.
+    #[error("there is no token {0}; `hotslot token list` lists them")]
+    Unknown(String),
+    /// There is a token of this name already.
+    #[error("there is a token {0} already; revoke it first, or take another name")]
+    Taken(String),
     /// The file or the request is wrong. The text says how; it has no hash and no token.
     #[error("{0}")]
     Wrong(String),
@@ -119,7 +125,7 @@ pub enum TokensError {
 
 /// Reads and checks a file of tokens. A missing file has none.
 pub(crate) fn load(path: &Path) -> Result<Vec<Token>, TokensError> {
-    let failed = |source| TokensError::Io { path: path.display().to_string(), source };
+    let failed = |cause| TokensError::Io { path: path.display().to_string(), cause };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -287,7 +293,7 @@ impl TokenFile {
     /// # Errors
     /// [`TokensError`] when the file cannot be read, or its directory cannot be written.
     pub fn open(path: &Path) -> Result<Self, TokensError> {
-        let failed = |source: io::Error| TokensError::Io { path: path.display().to_string(), source };
+        let failed = |cause: io::Error| TokensError::Io { path: path.display().to_string(), cause };
         let mut lock = path.as_os_str().to_owned();
         lock.push(".lock");
         // Whoever can open this file can lock it, so nobody else may.
@@ -326,13 +332,11 @@ impl TokenFile {
         expires: Option<Duration>,
     ) -> Result<String, TokensError> {
         if self.tokens.iter().any(|token| token.name == name) {
-            return Err(TokensError::Wrong(format!(
-                "there is a token {name} already; revoke it first, or take another name"
-            )));
+            return Err(TokensError::Taken(name.to_owned()));
         }
         let mut bits = [0; 32];
         let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bits));
-        random.map_err(|source| TokensError::Io { path: "/dev/urandom".into(), source })?;
+        random.map_err(|cause| TokensError::Io { path: "/dev/urandom".into(), cause })?;
         let text = format!("{PREFIX}{}", hex(bits));
         let created = Timestamp::now();
         let expires = expires.map(|after| created.checked_add(after)).transpose();
@@ -354,16 +358,14 @@ impl TokenFile {
         let before = self.tokens.len();
         self.tokens.retain(|token| token.name != name);
         if self.tokens.len() == before {
-            return Err(TokensError::Wrong(format!(
-                "there is no token {name}; `hotslot token list` lists them"
-            )));
+            return Err(TokensError::Unknown(name.to_owned()));
         }
         self.write()
     }
 
     /// Replaces the file at once. It keeps its owner.
     fn write(&self) -> Result<(), TokensError> {
-        let failed = |source: io::Error| TokensError::Io { path: self.path.display().to_string(), source };
+        let failed = |cause: io::Error| TokensError::Io { path: self.path.display().to_string(), cause };
         let contents = Contents { token: self.tokens.clone() };
         let text = toml::to_string(&contents).map_err(|error| TokensError::Wrong(error.to_string()))?;
         let directory = self.path.parent().unwrap_or(Path::new("/"));
