@@ -342,6 +342,9 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             assert!(text.contains(line), "{line}{text}");
         }
 
+        let broken = json!({ "id": 7, "status": "available", "used_at": "T", "quarantine": "no answer" });
+        let line = "in quarantine since T: no answer; check it, then run `hotslot pci cleaned 7`";
+        assert_eq!(state(&broken, &HashMap::new()), ["available", line]);
         let gone = json!({ "address": "0000:00:1f.0", "host": "node1", "status": "removed", "gone_at": "T" });
         let text = explanation(&gone, false, &HashMap::new());
         assert!(

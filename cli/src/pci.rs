@@ -139,6 +139,7 @@ impl List {
             column("UUID", "/uuid").wide(),
             column("NUMA", "/numa_node").wide(),
             column("PF", "/parent_addr").wide(),
+            column("QUARANTINE", "/quarantine").wide(),
             Column::new("EXTRA_INFO", |device| key_values(&device["extra_info"], &[])).wide().wrapped(),
         ]);
         columns

@@ -22,6 +22,13 @@ use crate::vf::{VfLink, VfSettings};
 /// How long the driver of a PF may take. Some pass a change on to the firmware of the card.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// The kernel's words for the link of a VF.
+const LINKS: [(VfLinkState, VfLink); 3] = [
+    (VfLinkState::Auto, VfLink::Auto),
+    (VfLinkState::Enable, VfLink::Enable),
+    (VfLinkState::Disable, VfLink::Disable),
+];
+
 /// The capability to change network interfaces, as a bit of `CapEff` in `/proc/PID/status`.
 const CAP_NET_ADMIN: u64 = 1 << 12;
 
@@ -109,12 +116,13 @@ fn exchange(request: RouteNetlinkMessage, flags: u16) -> io::Result<Option<LinkM
     socket.send(&bytes, 0)?;
     let (bytes, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).map_err(io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
-        NetlinkPayload::Error(answer) if answer.code.is_none() => Ok(None),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
-        other => Err(io::Error::other(format!("the kernel answered {other:?}"))),
+    if let NetlinkPayload::Error(answer) = answer.payload {
+        return if answer.code.is_none() { Ok(None) } else { Err(answer.to_io()) };
     }
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload else {
+        return Err(io::Error::other(format!("the kernel answered {:?}", answer.payload)));
+    };
+    Ok(Some(link))
 }
 
 /// Translates an error of the kernel.
@@ -140,30 +148,22 @@ fn is_permitted(status: &str) -> bool {
 
 /// Finds the settings of VF `number` in a description of its PF's interface.
 fn settings(link: &LinkMessage, number: u32) -> Option<VfSettings> {
-    let vfs = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::VfInfoList(vfs) => Some(vfs),
-        _ => None,
+    let vfs = link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::VfInfoList(vfs) = attribute { Some(vfs) } else { None }
     })?;
     let is_it =
         |vf: &&LinkVfInfo| vf.0.iter().any(|info| matches!(info, VfInfo::Mac(mac) if mac.vf_id == number));
     let mut found = VfSettings::default();
     for info in &vfs.iter().find(is_it)?.0 {
-        match info {
-            VfInfo::Trust(trust) => found.trust = Some(trust.enabled),
-            VfInfo::SpoofCheck(check) => found.spoof_check = Some(check.enabled),
-            VfInfo::LinkState(link) => {
-                found.link_state = match link.state {
-                    VfLinkState::Auto => Some(VfLink::Auto),
-                    VfLinkState::Enable => Some(VfLink::Enable),
-                    VfLinkState::Disable => Some(VfLink::Disable),
-                    _ => None,
-                };
-            }
-            VfInfo::Rate(rate) => {
-                found.min_tx_rate = Some(rate.min_tx_rate);
-                found.max_tx_rate = Some(rate.max_tx_rate);
-            }
-            _ => {}
+        if let VfInfo::Trust(trust) = info {
+            found.trust = Some(trust.enabled);
+        } else if let VfInfo::SpoofCheck(check) = info {
+            found.spoof_check = Some(check.enabled);
+        } else if let VfInfo::LinkState(link) = info {
+            found.link_state = LINKS.iter().find(|(kernel, _)| *kernel == link.state).map(|(_, link)| *link);
+        } else if let VfInfo::Rate(rate) = info {
+            found.min_tx_rate = Some(rate.min_tx_rate);
+            found.max_tx_rate = Some(rate.max_tx_rate);
         }
     }
     Some(found)
@@ -175,14 +175,8 @@ fn change(port: &VfPort, wanted: &VfSettings, now: &VfSettings) -> LinkMessage {
     let mut infos = Vec::new();
     infos.extend(wanted.trust.map(|trust| VfInfo::Trust(VfInfoTrust::new(number, trust))));
     infos.extend(wanted.spoof_check.map(|check| VfInfo::SpoofCheck(VfInfoSpoofCheck::new(number, check))));
-    infos.extend(wanted.link_state.map(|link| {
-        let state = match link {
-            VfLink::Auto => VfLinkState::Auto,
-            VfLink::Enable => VfLinkState::Enable,
-            VfLink::Disable => VfLinkState::Disable,
-        };
-        VfInfo::LinkState(VfInfoLinkState::new(number, state))
-    }));
+    let state = LINKS.iter().find(|(_, link)| Some(*link) == wanted.link_state).map(|(kernel, _)| *kernel);
+    infos.extend(state.map(|state| VfInfo::LinkState(VfInfoLinkState::new(number, state))));
     // The kernel takes both rates at once.
     if wanted.min_tx_rate.or(wanted.max_tx_rate).is_some() {
         let both = wanted.or(now);
@@ -277,6 +271,28 @@ mod tests {
         assert_eq!(settings(&message, 2), Some(expected));
         assert_eq!(settings(&message, 0).unwrap().trust, Some(false));
         assert_eq!(settings(&message, 1), None);
+    }
+
+    /// The loopback interface, which every machine has as number 1, has no VFs.
+    #[test]
+    fn this_kernel_reads_the_messages() {
+        let mut link = LinkMessage::default();
+        link.header.index = 1;
+        link.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats]));
+        let found = exchange(RouteNetlinkMessage::GetLink(link), 0).unwrap().unwrap();
+        assert_eq!((found.header.index, settings(&found, 0)), (1, None));
+
+        let wanted = VfSettings { trust: Some(true), ..VfSettings::default() };
+        let port = VfPort { interface: 1, number: 0 };
+        let message = change(&port, &wanted, &VfSettings::default());
+        let refused = exchange(RouteNetlinkMessage::NewLink(message), NLM_F_ACK).unwrap_err();
+        let permitted = is_permitted(&std::fs::read_to_string("/proc/self/status").unwrap());
+        let (kind, message) = told(&refused);
+        if permitted {
+            assert!(kind == ErrorKind::Refused && message.contains("has no such setting"), "{message}");
+        } else {
+            assert!(kind == ErrorKind::Unsupported && message.contains("CAP_NET_ADMIN"), "{message}");
+        }
     }
 
     #[test]

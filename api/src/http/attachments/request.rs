@@ -20,6 +20,9 @@ use crate::http::schema;
 
 pub(super) const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
 
+/// The largest rate of a VF, in Mbit/s.
+const MAX_TX_RATE: u32 = 1_000_000;
+
 /// The maximum length of the name of a physical network, in characters.
 const PHYSICAL_NETWORK: usize = 255;
 
@@ -85,19 +88,45 @@ pub(in crate::http) struct CreateAttachment {
     #[schema(value_type = Option<schema::VfLinkState>)]
     link_state: Option<String>,
     /// The bandwidth that is guaranteed to the VF, in Mbit/s; 0 is none.
+    #[schema(minimum = 0, maximum = 1000000)]
     min_tx_rate: Option<u32>,
     /// The bandwidth that the VF cannot exceed, in Mbit/s; 0 is no limit.
+    #[schema(minimum = 0, maximum = 1000000)]
     max_tx_rate: Option<u32>,
 }
 
 impl CreateAttachment {
+    /// Returns the settings of VFs that libvirt has no word for, without `trusted`.
+    fn vf_settings(&self) -> Result<VfSettings, Error> {
+        let link_state = self.link_state.as_deref().map(str::parse).transpose();
+        let (min, max) = (self.min_tx_rate, self.max_tx_rate);
+        for (key, rate) in [("min_tx_rate", min), ("max_tx_rate", max)] {
+            if rate.is_some_and(|rate| rate > MAX_TX_RATE) {
+                return Err(bad(key, &format_args!("it is at most {MAX_TX_RATE} Mbit/s")));
+            }
+        }
+        if let Some(max) = max.filter(|max| *max != 0 && min > Some(*max)) {
+            return Err(bad(
+                "min_tx_rate",
+                &format_args!("it is at most max_tx_rate, {max}, or max_tx_rate is 0"),
+            ));
+        }
+        Ok(VfSettings {
+            trust: None,
+            spoof_check: self.spoof_check,
+            link_state: link_state.map_err(|error| bad("link_state", &error))?,
+            min_tx_rate: min,
+            max_tx_rate: max,
+        })
+    }
+
     pub(super) fn request(
         self,
         flavors: &[Flavor],
         server: ServerId,
         key: Option<IdempotencyKey>,
     ) -> Result<AttachRequest, Error> {
-        let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
+        let vf = self.vf_settings()?;
         let (by_address, own) = by_address(&self.addresses)?;
         let (alias, own_policy) = match (self.alias, self.flavor) {
             (Some(alias), None) => (Some(alias), None),
@@ -122,29 +151,13 @@ impl CreateAttachment {
         let mut aliases = parsed.map(|parsed| parsed.0).unwrap_or_default();
         aliases.extend(by_address);
         let mac = self.mac_address.as_deref().map(str::parse).transpose();
-        let link_state = self.link_state.as_deref().map(str::parse).transpose();
         let network = NetworkRequest {
             mac: mac.map_err(|error| bad("mac_address", &error))?,
             vlan: self.vlan.map(VlanTag::new).transpose().map_err(|error| bad("vlan", &error))?,
             physical_network: self.physical_network,
             trusted: self.trusted,
-            vf: VfSettings {
-                trust: None,
-                spoof_check: self.spoof_check,
-                link_state: link_state.map_err(|error| bad("link_state", &error))?,
-                min_tx_rate: self.min_tx_rate,
-                max_tx_rate: self.max_tx_rate,
-            },
+            vf,
         };
-        if let (Some(min), Some(max)) = (self.min_tx_rate, self.max_tx_rate)
-            && max != 0
-            && min > max
-        {
-            return Err(bad(
-                "min_tx_rate",
-                &format_args!("it is at most max_tx_rate, {max}, or max_tx_rate is 0"),
-            ));
-        }
         if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(rules::NULL)) {
             return Err(bad("physical_network", &"`null` is not a valid name; omit the key"));
         }
@@ -175,6 +188,10 @@ impl CreateAttachment {
             owner: None,
         })
     }
+}
+
+fn bad(key: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::Invalid(format!("{key}: {error}"))
 }
 
 /// Makes an alias of its own for each address, because an alias is what an attach chooses devices by.
