@@ -67,9 +67,29 @@ pub(crate) struct Attach {
     /// For a VF of a NIC: require this physical_network in its device_spec.
     #[arg(long, value_name = "NETWORK")]
     physical_network: Option<String>,
-    /// For a VF of a NIC: require trusted = "true" in its device_spec.
+    /// For a VF of a NIC: require trusted = "true" in its device_spec, and let the guest change what the VF filters.
     #[arg(long)]
     trusted: bool,
+    /// For a VF of a NIC: whether frames with another source address than that of the VF are dropped.
+    #[arg(long, value_name = "ON|OFF", value_parser = on_or_off)]
+    spoof_check: Option<bool>,
+    /// For a VF of a NIC: the link that the guest sees.
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(["auto", "enable", "disable"]))]
+    link_state: Option<String>,
+    /// For a VF of a NIC: the bandwidth that is guaranteed to it, in Mbit/s.
+    #[arg(long, value_name = "MBIT")]
+    min_rate: Option<u32>,
+    /// For a VF of a NIC: the bandwidth that it cannot exceed, in Mbit/s; 0 is no limit.
+    #[arg(long, value_name = "MBIT")]
+    max_rate: Option<u32>,
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("`{text}` is neither on nor off")),
+    }
 }
 
 fn vlan(text: &str) -> Result<VlanTag, String> {
@@ -172,6 +192,10 @@ impl Attach {
             "vlan": self.vlan.map(VlanTag::get),
             "physical_network": self.physical_network,
             "trusted": self.trusted.then_some(true),
+            "spoof_check": self.spoof_check,
+            "link_state": self.link_state,
+            "min_tx_rate": self.min_rate,
+            "max_tx_rate": self.max_rate,
         } })
     }
 }
@@ -250,7 +274,8 @@ mod tests {
         let nothing = json!({
             "pci_passthrough:alias": null, "addresses": [], "flavor": null, "persistent": true, "dry_run": false,
             "whole_group": false, "numa_policy": null, "mac_address": null, "vlan": null,
-            "physical_network": null, "trusted": null,
+            "physical_network": null, "trusted": null, "spoof_check": null, "link_state": null, "min_tx_rate": null,
+            "max_tx_rate": null,
         });
         for (line, expected) in [
             ("vm1 a1 b1:2", json!({ "pci_passthrough:alias": "a1:1,b1:2" })),
@@ -270,6 +295,11 @@ mod tests {
                 "vm1 vf --mac 52:54:00:AB:00:01 --vlan 7 --physical-network net1 --trusted",
                 json!({ "pci_passthrough:alias": "vf:1", "mac_address": "52:54:00:ab:00:01", "vlan": 7,
                         "physical_network": "net1", "trusted": true }),
+            ),
+            (
+                "vm1 vf --spoof-check off --link-state enable --min-rate 10 --max-rate 100",
+                json!({ "pci_passthrough:alias": "vf:1", "spoof_check": false, "link_state": "enable",
+                        "min_tx_rate": 10, "max_tx_rate": 100 }),
             ),
         ] {
             let mut body = nothing.clone();

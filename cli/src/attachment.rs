@@ -135,12 +135,16 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
 }
 
 /// The properties of a VF of a NIC.
-fn network() -> [Column<'static>; 4] {
+fn network() -> [Column<'static>; 8] {
     [
         column("MAC address", "/mac_address"),
         column("VLAN", "/vlan"),
         column("Network", "/physical_network"),
         column("Trusted", "/trusted"),
+        column("Spoof check", "/spoof_check"),
+        column("Link state", "/link_state"),
+        column("Minimum rate", "/min_tx_rate"),
+        column("Maximum rate", "/max_tx_rate"),
     ]
 }
 

@@ -192,7 +192,12 @@ fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
     if let Some(gone) = device["gone_at"].as_str() {
         lines.push(format!("its host does not have it, or no device_spec matches it, since {gone}"));
     }
-    if let Some(used) = device["used_at"].as_str() {
+    if let (Some(used), Some(reason)) = (device["used_at"].as_str(), device["quarantine"].as_str()) {
+        let id = at(device, "/id");
+        lines.push(format!(
+            "in quarantine since {used}: {reason}; check it, then run `hotslot pci cleaned {id}`"
+        ));
+    } else if let Some(used) = device["used_at"].as_str() {
         let id = at(device, "/id");
         lines.push(format!(
             "one_time_use: it was used until {used}; clean it, then run `hotslot pci cleaned {id}`"
@@ -342,6 +347,9 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             assert!(text.contains(line), "{line}{text}");
         }
 
+        let broken = json!({ "id": 7, "status": "available", "used_at": "T", "quarantine": "no answer" });
+        let line = "in quarantine since T: no answer; check it, then run `hotslot pci cleaned 7`";
+        assert_eq!(state(&broken, &HashMap::new()), ["available", line]);
         let gone = json!({ "address": "0000:00:1f.0", "host": "node1", "status": "removed", "gone_at": "T" });
         let text = explanation(&gone, false, &HashMap::new());
         assert!(

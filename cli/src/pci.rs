@@ -33,7 +33,8 @@ pub(crate) enum PciCommand {
     List(List),
     /// Show one device record.
     Show(OneDevice),
-    /// Record that a `one_time_use` device was cleaned, so that it can be assigned again.
+    /// Record that a device that waits for it was cleaned (`one_time_use`) or works again (quarantine), so that it can be
+    /// assigned again.
     Cleaned(OneDevice),
     /// Show the number of free devices in each pool.
     Stats {
@@ -138,6 +139,7 @@ impl List {
             column("UUID", "/uuid").wide(),
             column("NUMA", "/numa_node").wide(),
             column("PF", "/parent_addr").wide(),
+            column("QUARANTINE", "/quarantine").wide(),
             Column::new("EXTRA_INFO", |device| key_values(&device["extra_info"], &[])).wide().wrapped(),
         ]);
         columns
@@ -199,6 +201,7 @@ fn lines() -> Vec<Column<'static>> {
         column("Updated", "/updated_at"),
         column("Gone", "/gone_at"),
         column("Used", "/used_at"),
+        column("Quarantine", "/quarantine"),
     ]
 }
 

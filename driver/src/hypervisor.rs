@@ -20,6 +20,7 @@ pub use crate::overdue::OverdueCall;
 use crate::ownership::Ownership;
 use crate::pci::PciAddress;
 use crate::text;
+use crate::vf::VfSettings;
 
 /// One host's hypervisor.
 #[async_trait]
@@ -49,6 +50,13 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// function with a host driver is reset while the driver is bound. [`ErrorKind::InUse`] when a domain has the
     /// function, and [`ErrorKind::Refused`] when it has no reset method.
     async fn node_reset(&self, address: PciAddress) -> Result<(), Error>;
+
+    /// Reads the settings of a VF of a NIC. It is read before a change, so that it fails where they cannot be changed:
+    /// [`ErrorKind::Unsupported`] on another machine, or when the service has not the right to.
+    async fn vf_settings(&self, vf: PciAddress) -> Result<VfSettings, Error>;
+
+    /// Changes settings of a VF of a NIC; those that are `None` stay as they are.
+    async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error>;
 
     /// Lists the mediated device types that a function's host driver provides; the list is empty when it provides none.
     /// [`ErrorKind::NoDevice`] when the host has no function at this address.

@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, IommuGroup, Role};
 use hotslot_driver::hypervisor::Hypervisor;
-use hotslot_driver::local::{Bar, BarKind, Guard, GuardKind, bars, guards, reset_methods, vfio_dev};
+use hotslot_driver::local::{
+    Bar, BarKind, Guard, GuardKind, PortLink, VfPort, bars, guards, link, open_nodes, reset_methods, vf_port,
+    vfio_dev, why_unhealthy,
+};
 use hotslot_driver::pci::{PciAddress, PciClass, PciId};
 use hotslot_driver::sim::Sim;
 use proptest::prelude::*;
@@ -299,6 +302,176 @@ fn the_kernel_shows_which_functions_are_on_vfio() {
     assert_eq!(known("0000:02:00.0"), Some(true));
     assert_eq!(known("0000:03:00.0"), None, "no such device");
     assert_eq!(vfio_dev(None, at("0000:02:00.0")), None, "a remote host");
+}
+
+/// A host with a GPU, an NVMe in a subsystem, a PF with a VF, and a function on VFIO. Its device numbers are those of
+/// nodes that every machine has: 1:3 is `/dev/null`, 1:5 `/dev/zero`, 1:7 `/dev/full`, 1:8 `/dev/random`.
+fn host_with_nodes() -> (TempDir, Vec<HostDevice>) {
+    let text = r#"{"about": "", "guards": {}, "devices": {
+        "0000:17:00.0": {"class": "030200", "driver": "nvidia", "group": 5},
+        "0000:03:00.0": {"class": "010802", "driver": "nvme", "group": 6},
+        "0000:04:00.0": {"class": "020000", "driver": "mlx5_core", "group": 7},
+        "0000:04:00.1": {"class": "020000", "driver": "mlx5_core", "group": 8, "vf_of": "0000:04:00.0"},
+        "0000:05:00.0": {"class": "020000", "driver": "vfio-pci", "group": 12},
+        "0000:06:00.0": {"class": "020000", "driver": "e1000e", "group": 13}
+      }, "files": {
+        "proc/1/stat": "1 (init) S",
+        "proc/driver/nvidia/gpus/0000:17:00.0/information": ["Model: \t\t NVIDIA H100", "Device Minor: \t 4"],
+        "sys/devices/pci0000:00/0000:04:00.1/infiniband_verbs/uverbs0/uevent": ["MAJOR=1", "DEVNAME=infiniband/uverbs0"],
+        "sys/devices/virtual/vfio/12/uevent": "DEVNAME=vfio/12",
+        "proc/21/status": ["Name:\tmetrics\u0007d", "Uid:\t0\t0\t0\t0"], "proc/21/cgroup": "0::/system.slice/gpu.service/sub",
+        "proc/22/status": ["Name:\tibv_rc", "Uid:\t4242424\t0\t0\t0"], "proc/22/cgroup": "0::/user.slice/session-1.scope",
+        "proc/23/status": ["Name:\tnot-a-process-any-more"]
+      }, "links": {
+        "sys/dev/char/1:3": "sys/devices/pci0000:00/0000:17:00.0/drm/renderD128",
+        "sys/dev/char/1:5": "sys/devices/virtual/nvme-subsystem/nvme-subsys0/ng0n1",
+        "sys/devices/virtual/nvme-subsystem/nvme-subsys0/nvme0": "sys/devices/pci0000:00/0000:03:00.0/nvme/nvme0",
+        "sys/dev/char/1:7": "sys/devices/pci0000:00/0000:04:00.1/infiniband_verbs/uverbs0",
+        "sys/dev/char/1:8": "sys/devices/virtual/vfio/12",
+        "sys/dev/char/1:9": "sys/devices/virtual/mem/urandom"
+      }}"#;
+    let case: Case = serde_json::from_str(text).unwrap();
+    let tree = case.tree();
+    for (file, node) in [("21/fd/3", "/dev/null"), ("21/fd/4", "/dev/urandom"), ("22/fd/9", "/dev/full")] {
+        let link = tree.path().join("proc").join(file);
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(node, link).unwrap();
+    }
+    let devices = case.devices().into_values().map(Arc::unwrap_or_clone).collect();
+    (tree, devices)
+}
+
+#[test]
+fn device_nodes_lead_to_their_functions_and_to_the_processes_that_have_them_open() {
+    let (tree, devices) = host_with_nodes();
+    let found = open_nodes(tree.path(), &devices);
+    let nodes: Vec<_> = found.values().map(|open| open.nodes.join(" ")).collect();
+    let verbs = "/dev/infiniband/uverbs0";
+    assert_eq!(nodes, ["/dev/ng0n1", verbs, verbs, "/dev/vfio/12", "", "/dev/nvidia4 /dev/renderD128"]);
+    assert!(found.values().all(|open| open.hidden.is_none()));
+    let users =
+        |address| -> Vec<String> { found[&at(address)].processes.iter().map(ToString::to_string).collect() };
+    let says = ["process 21 (metrics\\u{7}d of gpu.service, user root) has /dev/renderD128 open"];
+    assert_eq!(users("0000:17:00.0"), says);
+    let says = ["process 22 (ibv_rc, user 4242424) has /dev/infiniband/uverbs0 open"];
+    assert_eq!(
+        (users("0000:04:00.0"), users("0000:04:00.1")),
+        (says.map(str::to_owned).into(), says.map(str::to_owned).into())
+    );
+    let cure = found[&at("0000:17:00.0")].in_use().unwrap().cure;
+    assert_eq!(cure, "end that use first (systemctl stop gpu.service)");
+    assert_eq!(found[&at("0000:03:00.0")].in_use(), None);
+
+    // A process with a root directory of its own.
+    let chroot = tree.path().join("srv/dev");
+    std::fs::create_dir_all(&chroot).unwrap();
+    symlink("/dev/zero", chroot.join("ng0n1")).unwrap();
+    write(&tree.path().join("proc/24/status"), b"Name:\tfio\nUid:\t0\t0\t0\t0\n");
+    std::fs::create_dir_all(tree.path().join("proc/24/fd")).unwrap();
+    symlink(chroot.join("ng0n1"), tree.path().join("proc/24/fd/5")).unwrap();
+    let found = open_nodes(tree.path(), &devices);
+    assert_eq!(found[&at("0000:03:00.0")].in_use().unwrap().cure, "end that use first (kill 24)");
+}
+
+#[test]
+fn processes_that_cannot_be_looked_at_are_told() {
+    let (tree, devices) = host_with_nodes();
+    std::fs::remove_dir_all(tree.path().join("proc/1")).unwrap();
+    let found = open_nodes(tree.path(), &devices);
+    let hidden = found[&at("0000:03:00.0")].hidden.clone().unwrap();
+    assert!(hidden.contains("/proc hides the processes of other users"), "{hidden}");
+    assert_eq!(found[&at("0000:06:00.0")].hidden, None, "it has no device node");
+
+    write(&tree.path().join("proc/1/stat"), b"");
+    std::fs::create_dir_all(tree.path().join("proc/self/ns")).unwrap();
+    symlink("pid:[4026532200]", tree.path().join("proc/self/ns/pid")).unwrap();
+    let hidden = open_nodes(tree.path(), &devices)[&at("0000:17:00.0")].hidden.clone().unwrap();
+    assert!(hidden.contains("hotslot runs in a container"), "{hidden}");
+}
+
+/// The process of this test has a node open that the files of a host give to a function.
+#[test]
+fn the_open_files_of_this_machine_are_read() {
+    let (tree, devices) = host_with_nodes();
+    let open = std::fs::File::open("/dev/full").unwrap();
+    std::fs::remove_dir_all(tree.path().join("proc")).unwrap();
+    symlink("/proc", tree.path().join("proc")).unwrap();
+    let found = open_nodes(tree.path(), &devices);
+    let vf = &found[&at("0000:04:00.1")];
+    let own = vf.processes.iter().find(|process| process.id == std::process::id());
+    // In a container the process numbers of the host are hidden.
+    assert!(
+        own.is_some() || vf.hidden.as_ref().is_some_and(|hidden| hidden.contains("container")),
+        "{vf:#?}"
+    );
+    drop(open);
+}
+
+#[test]
+fn the_port_of_a_vf_is_on_its_pf() {
+    let tree = tempfile::tempdir().unwrap();
+    let pf = tree.path().join("sys/devices/pci0000:00/0000:04:00.0");
+    write(&pf.join("net/enp4s0f0/ifindex"), b"7\n");
+    let bus = tree.path().join("sys/bus/pci/devices");
+    std::fs::create_dir_all(&bus).unwrap();
+    for (number, vf) in [(0, "0000:04:10.0"), (10, "0000:04:12.4"), (2, "0000:04:10.4")] {
+        let folder = pf.with_file_name(vf);
+        std::fs::create_dir_all(&folder).unwrap();
+        symlink("../0000:04:00.0", folder.join("physfn")).unwrap();
+        symlink(format!("../{vf}"), pf.join(format!("virtfn{number}"))).unwrap();
+        symlink(&folder, bus.join(vf)).unwrap();
+    }
+    symlink(&pf, bus.join("0000:04:00.0")).unwrap();
+    let port = |vf| vf_port(tree.path(), at(vf));
+    assert_eq!(port("0000:04:10.4"), Ok(VfPort { interface: 7, number: 2 }));
+    assert_eq!(port("0000:04:12.4"), Ok(VfPort { interface: 7, number: 10 }));
+    assert!(port("0000:04:00.0").unwrap_err().contains("is no VF"));
+    std::fs::remove_dir_all(pf.join("net")).unwrap();
+    assert!(port("0000:04:10.0").unwrap_err().contains("has no network interface"));
+    std::fs::remove_file(pf.join("virtfn0")).unwrap();
+    assert!(port("0000:04:10.0").unwrap_err().contains("does not list it"));
+}
+
+#[test]
+fn a_function_is_compared_with_what_it_was_before() {
+    let tree = tempfile::tempdir().unwrap();
+    let address = at("0000:03:00.0");
+    let file = |name: &str, bytes: &[u8]| {
+        write(&tree.path().join("sys/bus/pci/devices/0000:03:00.0").join(name), bytes);
+    };
+    let now = || link(Some(tree.path()), address);
+    assert_eq!((now(), link(None, address)), (None, None), "no such function; a remote host");
+    file("current_link_width", b"16\n");
+    for (speed, expected) in [("2.5 GT/s PCIe", 2500), ("16.0 GT/s PCIe", 16000), ("8.0 GT/s", 8000)] {
+        file("current_link_speed", speed.as_bytes());
+        assert_eq!(now(), Some(PortLink { width: 16, speed: expected }), "{speed}");
+    }
+    for speed in ["Unknown", "", "16 GT/s", "4294968.0 GT/s", "1.25 GT/s"] {
+        file("current_link_speed", speed.as_bytes());
+        assert_eq!(now(), None, "{speed}");
+    }
+
+    file("current_link_speed", b"16.0 GT/s PCIe\n");
+    let before = now();
+    assert!(before.is_some());
+    let why = |before, slows_down| why_unhealthy(tree.path(), address, (address, before), slows_down);
+    assert_eq!(why(before, false), None, "no configuration space is known");
+    file("config", &[0; 64]);
+    assert_eq!(why(before, false), None);
+    // A GPU that is idle lowers the speed of its link, but not the number of lanes.
+    file("current_link_speed", b"2.5 GT/s PCIe\n");
+    assert!(why(before, false).unwrap().contains("runs at 2.5 GT/s, and ran at 16 GT/s"));
+    assert_eq!((why(before, true), why(None, false)), (None, None));
+    file("current_link_width", b"8\n");
+    assert!(why(before, true).unwrap().contains("has 8 lanes, and had 16"));
+    file("current_link_width", b"0\n");
+    file("current_link_speed", b"Unknown\n");
+    assert!(why(before, true).unwrap().contains("is down"));
+    file("config", &[0xff; 256]);
+    assert!(why(None, true).unwrap().contains("does not answer"));
+    // A file that is cut off tells nothing.
+    file("config", &[0xff; 8]);
+    assert_eq!(why(None, true), None);
 }
 
 #[test]

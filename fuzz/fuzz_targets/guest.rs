@@ -16,6 +16,7 @@ use hotslot_driver::hypervisor::{
 use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_driver::topology::Route;
+use hotslot_driver::vf::VfSettings;
 use libfuzzer_sys::fuzz_target;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::broadcast;
@@ -70,6 +71,12 @@ impl Hypervisor for Told {
         unknown()
     }
     async fn node_reset(&self, _: PciAddress) -> Result<(), Error> {
+        unknown()
+    }
+    async fn vf_settings(&self, _: PciAddress) -> Result<VfSettings, Error> {
+        unknown()
+    }
+    async fn set_vf_settings(&self, _: PciAddress, _: &VfSettings) -> Result<(), Error> {
         unknown()
     }
     async fn mdev_types(&self, _: PciAddress) -> Result<Vec<MdevType>, Error> {

@@ -192,6 +192,7 @@ fn row(
         updated_at: None,
         gone_at: None,
         used_at: None,
+        quarantine: None,
     }))
 }
 

@@ -4,6 +4,8 @@ mod explain;
 mod groups;
 mod guards;
 mod nics;
+mod open_nodes;
+mod quarantine;
 mod vfio;
 
 use std::time::{Duration, Instant};

@@ -60,6 +60,7 @@ mod traces;
 mod under_way;
 mod upgrades;
 mod users;
+mod vf_settings;
 mod web_pages;
 mod webhooks;
 mod whoami;

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use hotslot_tests::{
-    Answer, Hotslot, Q35, attachments, host, oracle, path as path_of, postgres, without_mdevs,
+    Answer, Hotslot, I440FX, Q35, attachments, host, oracle, path as path_of, postgres, without_mdevs,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -87,6 +87,27 @@ async fn an_overdue_bind_is_settled_when_it_returns() {
         service.delete(&path).await.expect(204);
         service.expect_clean().await;
     }
+}
+
+/// libvirt unbinds the host driver within the attach. A driver that does not let go of the device never lets it return.
+#[tokio::test]
+async fn a_host_driver_that_does_not_let_go_is_shown_and_the_api_goes_on() {
+    let service = service(SOON).await;
+    service.sim("fault attach hang");
+    let late = service.attach(Q35, "vf:1").await.expect(503);
+    assert!(late.message().contains("no answer within"), "{}", late.message());
+    let shown = service.get("/v2.1/os-hypervisors/1").await.expect(200).body["hypervisor"].clone();
+    let stuck = shown["stuck_calls"].as_array().unwrap();
+    assert_eq!(stuck.len(), 1, "{shown}");
+    assert!(shown["state_reason"].as_str().unwrap().contains("have not returned"), "{shown}");
+    // Another server gets another device, and gives it back.
+    let other = service.attach(I440FX, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(other["address"], "0000:04:10.2", "the first VF is not offered");
+    service.delete(&path_of(&other)).await.expect(200);
+    service.sim("fault clear");
+    within(AT_ONCE, "the attach is undone", async || service.attachments(Q35).await.is_empty()).await;
+    within(AT_ONCE, "nothing disagrees", async || drift(&service).await.is_empty()).await;
+    service.expect_clean().await;
 }
 
 #[tokio::test]

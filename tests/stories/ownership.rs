@@ -198,7 +198,13 @@ async fn lists_have_the_servers_and_attachments_of_the_callers_project_only() {
 async fn members_choose_no_vlan_no_mac_address_and_no_long_wait() {
     let service = service().await;
     // Neutron separates the networks of projects; a tenant does not choose a VLAN or another one's MAC address.
-    for (key, value) in [("vlan", json!(100)), ("mac_address", json!("52:54:00:00:00:99"))] {
+    for (key, value) in [
+        ("vlan", json!(100)),
+        ("mac_address", json!("52:54:00:00:00:99")),
+        ("trusted", json!(true)),
+        ("spoof_check", json!(false)),
+        ("max_tx_rate", json!(0)),
+    ] {
         for dry_run in [true, false] {
             let mut body = wants("vf");
             (body["pciAttachment"][key], body["dry_run"]) = (value.clone(), dry_run.into());

@@ -70,8 +70,11 @@ pub struct Device {
     pub updated_at: Option<Millis>,
     /// The time since which a device in use has been gone from the host or not assignable.
     pub gone_at: Option<Millis>,
-    /// The time since which a device with `one_time_use` has been waiting to be cleaned after its use.
+    /// The time since which a device that was used waits until somebody has looked at it: one with `one_time_use`, or one
+    /// in quarantine.
     pub used_at: Option<Millis>,
+    /// Why it was found not to work after a use; then `used_at` is set, whether it is for one use or not.
+    pub quarantine: Option<String>,
 }
 
 /// The holder of a device.
@@ -133,7 +136,9 @@ impl Device {
     /// cleaned.
     pub fn release(&mut self, used: bool, now: Millis) {
         (self.owner, self.request) = (None, None);
-        self.used_at = (used && is_for_one_use(&self.facts)).then_some(now);
+        if self.quarantine.is_none() {
+            self.used_at = (used && is_for_one_use(&self.facts)).then_some(now);
+        }
     }
 
     /// Makes the row of a device that is seen for the first time.
@@ -156,6 +161,7 @@ impl Device {
             updated_at: None,
             gone_at: None,
             used_at: None,
+            quarantine: None,
         }
     }
 }

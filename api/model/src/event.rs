@@ -29,7 +29,9 @@ string_enum! {
         DeviceBack = "device.back",
         /// A `one_time_use` device was used and waits to be cleaned.
         DeviceUsed = "device.used",
-        /// A `one_time_use` device was cleaned.
+        /// A device did not work any more after a use, and is assigned to nobody. `to` has the reason.
+        DeviceQuarantined = "device.quarantined",
+        /// A `one_time_use` device was cleaned, or a device was released from quarantine.
         DeviceCleaned = "device.cleaned",
         /// A device was removed from the records.
         DeviceRemoved = "device.removed",
@@ -253,9 +255,13 @@ pub fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
         let (from, to) = (was.status.as_str().into(), row.status.as_str().into());
         events.push(of(EventKind::DeviceStatus, Some(from), Some(to)));
     }
+    if let (None, Some(reason)) = (&was.quarantine, &row.quarantine) {
+        events.push(of(EventKind::DeviceQuarantined, None, Some(reason.as_str().into())));
+    }
+    let since = if row.quarantine.is_some() { was.used_at.or(row.used_at) } else { was.used_at };
     for (was, is, begins, ends) in [
         (was.gone_at, row.gone_at, EventKind::DeviceGone, EventKind::DeviceBack),
-        (was.used_at, row.used_at, EventKind::DeviceUsed, EventKind::DeviceCleaned),
+        (since, row.used_at, EventKind::DeviceUsed, EventKind::DeviceCleaned),
     ] {
         match (was, is) {
             (None, Some(_)) => events.push(of(begins, None, None)),

@@ -13,6 +13,7 @@ use hotslot_driver::hypervisor::{
 };
 use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::VfSettings;
 use hotslot_model::id::{HypervisorId, ServerId};
 use hotslot_model::overdue::OverdueElsewhere;
 use hotslot_store::{Store, actor};
@@ -154,6 +155,15 @@ impl Hypervisor for Fenced {
     async fn node_reset(&self, address: PciAddress) -> Result<(), Error> {
         self.pass("reset a function").await?;
         self.returned(self.hypervisor.node_reset(address).await).await
+    }
+
+    async fn vf_settings(&self, vf: PciAddress) -> Result<VfSettings, Error> {
+        self.hypervisor.vf_settings(vf).await
+    }
+
+    async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error> {
+        self.pass("change the settings of a VF").await?;
+        self.returned(self.hypervisor.set_vf_settings(vf, wanted).await).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

@@ -12,6 +12,7 @@ use hotslot_driver::hypervisor::{
 };
 use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::VfSettings;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -48,6 +49,14 @@ impl Hypervisor for Measured {
 
     async fn node_reset(&self, address: PciAddress) -> Result<(), Error> {
         call("node_reset", self.0.node_reset(address)).await
+    }
+
+    async fn vf_settings(&self, vf: PciAddress) -> Result<VfSettings, Error> {
+        call("vf_settings", self.0.vf_settings(vf)).await
+    }
+
+    async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error> {
+        call("set_vf_settings", self.0.set_vf_settings(vf, wanted)).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

@@ -84,10 +84,14 @@ pub(super) async fn create(
     let request = body.attachment.request(&config.flavor, path.id()?, key.map(|Extension(key)| key))?;
     let owner = permit.check(&hosts, request.server).await?;
     let request = AttachRequest { owner, ..request };
-    let isolates = |network: &NetworkRequest| network.vlan.is_some() || network.mac.is_some();
+    let isolates = |network: &NetworkRequest| {
+        let vf = network.trusted == Some(true) || !network.vf.is_empty();
+        network.vlan.is_some() || network.mac.is_some() || vf
+    };
     if request.network.as_ref().is_some_and(isolates) && !permit.chooses_networks() {
-        let message = "vlan and mac_address are for administrators and services, because they separate the networks of \
-                       projects; attach without them";
+        let message = "vlan, mac_address, trusted, spoof_check, link_state, min_tx_rate and max_tx_rate are for \
+                       administrators and services, because they separate the networks of projects; attach without \
+                       them";
         return Err(Fault::new(StatusCode::FORBIDDEN, message));
     }
     if dry_run {

@@ -129,9 +129,11 @@ pub(super) struct PciDevice {
     /// Since when a device in use has been gone from the host, or has not been assignable.
     #[schema(value_type = Option<schema::Time>)]
     gone_at: Option<String>,
-    /// Since when a device with `one_time_use` has been waiting to be cleaned.
+    /// Since when a device has been waiting to be cleaned: one with `one_time_use`, or one in quarantine.
     #[schema(value_type = Option<schema::Time>)]
     used_at: Option<String>,
+    /// Why the device is in quarantine: what did not work after a use; null when it is not.
+    quarantine: Option<String>,
     /// Who has the device, in words: a server, the host itself, or a domain into which somebody else put it.
     owner: Option<String>,
 }
@@ -177,6 +179,7 @@ fn full(hosts: &Hosts, device: &Device, foreign: &ForeignOf) -> PciDevice {
         host: hosts.host(device.hypervisor).map(|host| host.name.clone()),
         gone_at: device.gone_at.map(time),
         used_at: device.used_at.map(time),
+        quarantine: device.quarantine.clone(),
         owner: owner(Some(device), foreign),
     }
 }
@@ -485,12 +488,12 @@ const CLEANED: &str = r#"{"cleaned": null}"#;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PciDeviceAction {
-    /// Records that the device has been cleaned after its use. Always null.
+    /// Records that the device has been cleaned after its use, and is taken out of quarantine. Always null.
     #[schema(value_type = schema::OnlyNull)]
     cleaned: Value,
 }
 
-/// Records that a device with `one_time_use` has been cleaned. An extension of hotslot.
+/// Records that a device with `one_time_use` has been cleaned, or that one in quarantine works again. An extension of hotslot.
 #[utoipa::path(post, path = "/os-pci/{device_id}/action", tag = "PCI devices", params(DevicePath),
     request_body(content = PciDeviceAction, example = json!({ "cleaned": null })),
     responses(

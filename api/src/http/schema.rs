@@ -237,6 +237,7 @@ one_of!(
     "Which NUMA node a device must be on, as in Nova.",
     ["required", "socket", "preferred", "legacy"]
 );
+one_of!(VfLinkState, "The link that the guest of a VF sees.", ["auto", "enable", "disable"]);
 one_of!(Resolved, "Only accelerator requests that are not being bound any more.", ["resolved"]);
 one_of!(SortDirection, "Ascending or descending.", ["asc", "desc"]);
 /// The keys by which the list of accelerators can be sorted.

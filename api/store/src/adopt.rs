@@ -220,11 +220,12 @@ impl New<'_> {
     ) -> sqlx::Result<()> {
         let Self { found, device, .. } = self;
         let now = now();
-        // No document tells the physical network, or whether the VF is trusted.
+        // No document tells the physical network, or the settings of the VF.
         let requested = before.and_then(|before| before.network.as_ref());
         let network = network.map(|network| Network {
             physical_network: requested.and_then(|requested| requested.physical_network.clone()),
             trusted: requested.and_then(|requested| requested.trusted),
+            vf: requested.map(|requested| requested.vf).unwrap_or_default(),
             ..network.clone()
         });
         let row = Attachment {
@@ -237,6 +238,7 @@ impl New<'_> {
             persistent: found.persistent,
             managed,
             network,
+            link: before.and_then(|before| before.link),
             whole_group: before.is_some_and(|before| before.whole_group),
             forced: false,
             plug_requested: true,

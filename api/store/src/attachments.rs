@@ -2,6 +2,7 @@
 //!
 //! The status of a device changes in the same transaction as the state of its attachment.
 
+use hotslot_driver::local::PortLink;
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Attachment, InnerAddress, InnerSource, Network, NewAttachment, Reservation};
@@ -16,6 +17,7 @@ use crate::error::Error;
 use crate::idempotency::remember;
 use crate::pool::Store;
 use crate::sql::{Query, Row, query};
+use crate::vf_settings;
 use crate::writer::Written;
 
 fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
@@ -27,7 +29,16 @@ fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
         .map_err(|error| bad_column("attachments", &columns.id, "vlan")(&error))?;
     let trusted: Option<i64> = columns.get("trusted")?;
     let physical_network = columns.get("physical_network")?;
-    Ok(Some(Network { mac, vlan, physical_network, trusted: trusted.map(|trusted| trusted != 0) }))
+    let trusted = trusted.map(|trusted| trusted != 0);
+    Ok(Some(Network { mac, vlan, physical_network, trusted, vf: vf_settings::read(columns, "vf_settings")? }))
+}
+
+fn link(columns: &RowReader<'_>) -> Result<Option<PortLink>, Error> {
+    let number = |column| {
+        Ok::<_, Error>(columns.get::<Option<i64>>(column)?.and_then(|number| u32::try_from(number).ok()))
+    };
+    let both = number("link_width")?.zip(number("link_speed")?);
+    Ok(both.map(|(width, speed)| PortLink { width, speed }))
 }
 
 pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
@@ -46,6 +57,7 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
         persistent: columns.get::<i64>("persistent")? != 0,
         managed: columns.get::<i64>("managed")? != 0,
         network: network(&columns)?,
+        link: link(&columns)?,
         whole_group: columns.get::<i64>("whole_group")? != 0,
         forced: columns.get::<i64>("forced")? != 0,
         plug_requested: columns.get::<i64>("asked")? != 0,
@@ -69,9 +81,9 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     query(
         "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
              managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
-             physical_network, trusted, whole_group, taken, worker, holder, asked, project_id)
+             physical_network, trusted, whole_group, taken, worker, holder, asked, project_id, vf_settings, link_width, link_speed)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-             $23, $24)",
+             $23, $24, $25, $26, $27)",
     )
     .bind(row.id.to_string())
     .bind(row.request.to_string())
@@ -97,6 +109,9 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     .bind(row.holder.map(|holder| holder.to_string()))
     .bind(i64::from(row.plug_requested))
     .bind(&row.project)
+    .bind(network.and_then(|network| vf_settings::text(&network.vf)))
+    .bind(row.link.map(|link| i64::from(link.width)))
+    .bind(row.link.map(|link| i64::from(link.speed)))
 }
 
 fn mac_address_is_taken(error: sqlx::Error) -> Error {

@@ -54,6 +54,7 @@ fn device(row: &Row) -> Result<Device, Error> {
         updated_at: columns.get("updated_at")?,
         gone_at: columns.get("gone_at")?,
         used_at: columns.get("used_at")?,
+        quarantine: columns.get("quarantine")?,
     })
 }
 
@@ -133,8 +134,22 @@ impl Store {
         Ok(row.map(|row| row.try_get("id").map(DeviceId)).transpose()?)
     }
 
-    /// Records that a `one_time_use` device has been cleaned, so that it is available again. Has no effect on such a
-    /// device that was not used since.
+    /// Records that a device did not work any more after a use, so that it is assigned to nobody until it is
+    /// [`cleaned`](Self::cleaned).
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn quarantine(&self, id: DeviceId, reason: &str) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        draft.edit(id, |row| {
+            row.used_at.get_or_insert_with(now);
+            row.quarantine = Some(reason.to_owned());
+        });
+        draft.commit().await
+    }
+
+    /// Records that a `one_time_use` device has been cleaned, or that a device is released from quarantine, so that it is
+    /// available again. Has no effect on a `one_time_use` device that was not used since.
     ///
     /// # Errors
     /// Returns [`Error::Conflict`] for a device that is in use or does not have `one_time_use`, or the error of the
@@ -149,12 +164,13 @@ impl Store {
             }
             if !is_for_one_use(&device.facts) {
                 return Err(Error::Conflict(format!(
-                    "{address} does not need cleaning: its device_spec does not have one_time_use"
+                    "{address} does not need cleaning: its device_spec does not have one_time_use, and it is not in \
+                     quarantine"
                 )));
             }
         }
         draft.edit(id, |row| {
-            row.used_at = None;
+            (row.used_at, row.quarantine) = (None, None);
             if row.gone_at.is_some() {
                 row.delete();
             }

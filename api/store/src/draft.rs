@@ -401,7 +401,7 @@ fn update(tx: &mut Transaction, was: &Device, row: &Device, time: Millis, seq: i
         "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
              label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
              request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18,
-             used_at = $19, seq = $20
+             used_at = $19, seq = $20, quarantine = $22
          WHERE id = $1 AND status = $2 AND deleted = $21",
     )
     .bind(row.id.0)
@@ -424,7 +424,8 @@ fn update(tx: &mut Transaction, was: &Device, row: &Device, time: Millis, seq: i
     .bind(if is_deleted { row.id.0 } else { 0 })
     .bind(row.used_at)
     .bind(seq)
-    .bind(if was.status == DeviceStatus::Deleted { was.id.0 } else { 0 });
+    .bind(if was.status == DeviceStatus::Deleted { was.id.0 } else { 0 })
+    .bind(&row.quarantine);
     tx.put_one(change);
     Ok(())
 }

@@ -44,6 +44,7 @@ mod sql;
 #[cfg(test)]
 mod tests;
 mod url;
+mod vf_settings;
 mod webhooks;
 mod writer;
 

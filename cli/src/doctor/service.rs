@@ -84,8 +84,32 @@ async fn process(path: &Path) -> Vec<Finding> {
     } else {
         Finding::ok("user", format!("the service runs as {name}"))
     };
-    let cgroup = peer.pid().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).ok());
-    vec![user, unit(cgroup.as_deref().and_then(unit_of), watchdog)]
+    let of_process = |file| peer.pid().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/{file}")).ok());
+    let cgroup = of_process("cgroup");
+    let mut findings = vec![user, unit(cgroup.as_deref().and_then(unit_of), watchdog)];
+    findings.extend(of_process("status").and_then(|status| open_files(&status, &name)));
+    findings
+}
+
+/// Checks whether the service sees which processes have a device open, by the capabilities in its `/proc/PID/status`
+/// (Linux, include/uapi/linux/capability.h). Returns `None` when the file does not tell them.
+fn open_files(status: &str, user: &str) -> Option<Finding> {
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    const DAC_READ_SEARCH: u64 = 1 << 2;
+    const SYS_PTRACE: u64 = 1 << 19;
+    let check = "open files";
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+    if mask & SYS_PTRACE != 0 && mask & (DAC_OVERRIDE | DAC_READ_SEARCH) != 0 {
+        return Some(Finding::ok(check, "the service sees which processes have a device open"));
+    }
+    let says = format!(
+        "the service runs as {user} without the capabilities to see the open files of other users, so that an attach does \
+         not notice when one of their processes has the device open"
+    );
+    let fix = "look with `fuser -v` before you attach a device that has device nodes, or give the service the capabilities: \
+               docs/devices.md, \"Who has a device open\"";
+    Some(Finding::bad(check, Level::Info, says, fix))
 }
 
 /// Returns the systemd unit in the text of `/proc/PID/cgroup`, if it is a service.
@@ -221,6 +245,18 @@ mod tests {
             unit_of("5:memory:/x\n1:name=systemd:/system.slice/hotslot.service\n"),
             Some("hotslot.service")
         );
+    }
+
+    #[test]
+    fn the_capabilities_tell_whether_open_files_are_seen() {
+        let found = |mask: &str| open_files(&format!("Name:\thotslot\nCapEff:\t{mask}\n"), "hotslot");
+        assert_eq!(found("000001ffffffffff").unwrap().level, Level::Ok);
+        assert_eq!(found("0000000000080004").unwrap().level, Level::Ok);
+        for lacking in ["0000000000000000", "0000000000080000", "0000000000000004"] {
+            let finding = found(lacking).unwrap();
+            assert!(finding.level == Level::Info && finding.says.contains("runs as hotslot"), "{lacking}");
+        }
+        assert!(found("x").is_none() && open_files("", "hotslot").is_none());
     }
 
     #[test]

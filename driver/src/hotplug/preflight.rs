@@ -3,12 +3,12 @@
 //!
 //! ```text
 //! the domain      server-state
-//! each device     guard, not-attached-already, assignable, driver, iommu, group-viable, not-in-use, vfs,
-//!                 reset, bar-window
+//! each device     guard, not-attached-already, assignable, driver, iommu, group-viable, not-in-use, not-open,
+//!                 vfs, reset, bar-window
 //! all together    free-port, memlock
 //! ```
 //! For use on the host itself the checks are guard, assignable, driver, not-in-use and reset; for VFIO also iommu,
-//! group-viable, vfs and mdevs.
+//! group-viable, vfs and mdevs; and not-open when a driver is bound.
 //!
 //! The verdict lists the result of every check. The first check that fails gives the refusal.
 
@@ -24,6 +24,7 @@ use crate::device::{HostDevice, Role};
 use crate::domain::DomainXml;
 use crate::host_driver::HostDriver;
 use crate::hypervisor::{DomainState, DomainView, Error, ErrorKind, Hypervisor};
+use crate::local::InUse;
 use crate::pci::PciAddress;
 use crate::topology::Topology;
 use crate::vfio::OnVfio;
@@ -61,6 +62,7 @@ pub async fn preflight(
             ("iommu", iommu(device)),
             ("group-viable", group_viable(hypervisor, device, with_it).await?),
             ("not-in-use", not_in_use(device, holders.as_ref())),
+            ("not-open", not_open(facts)),
             ("vfs", vfs(hypervisor, device, holders.as_ref()).await?),
             ("reset", reset(facts, policy.require_reset)),
             ("bar-window", bar_window(view.live.as_ref(), facts, port)),
@@ -96,6 +98,9 @@ pub async fn preflight_on_host(
         ("driver", host_driver(facts, wanted)),
         ("not-in-use", not_in_use(device, holders.as_ref())),
     ];
+    if !wanted.has(device) {
+        found.push(("not-open", not_open(facts)));
+    }
     if wanted == HostDriver::Vfio {
         found.push(("iommu", iommu(device)));
         found.push(("group-viable", group_viable(hypervisor, device, &[]).await?));
@@ -303,6 +308,30 @@ fn not_in_use(device: &HostDevice, holders: Option<&HashMap<PciAddress, String>>
             Finding::fail(ErrorKind::InUse, format!("{held}{which} is in use by domain {domain}"))
                 .cure("detach it there first")
         }
+    }
+}
+
+/// Checks that no process of the host has a device node of the function open: the process would lose the device, and the
+/// kernel may wait for it without end when the host driver is unbound.
+fn not_open(facts: &Facts) -> Finding {
+    let address = facts.device.address;
+    let Some(open) = &facts.open_nodes else {
+        return Finding::unknown(format!(
+            "whether a process has a device node of {address} open can only be read on its own host"
+        ));
+    };
+    if let Some(InUse { message, cure }) = open.in_use() {
+        return Finding::fail(ErrorKind::InUse, format!("{address} is in use on the host: {message}"))
+            .cure(cure);
+    }
+    match &open.hidden {
+        _ if open.nodes.is_empty() => Finding::pass(format!("{address} has no device node")),
+        None => Finding::pass(format!("no process has {} open", open.names(", "))),
+        Some(why) => Finding::unknown(format!(
+            "whether a process has {} open is not known: {why}; `fuser -v {}` shows it to root",
+            open.names(", "),
+            open.names(" ")
+        )),
     }
 }
 

@@ -47,8 +47,10 @@ use crate::hypervisor::{
 };
 use crate::local;
 use crate::mdev::{Mdev, MdevType};
+use crate::netlink;
 use crate::ownership;
 use crate::pci::PciAddress;
+use crate::vf::VfSettings;
 use crate::xml::{self, nodedev};
 
 /// A host that is reached through libvirt.
@@ -226,6 +228,18 @@ impl Hypervisor for Libvirt {
 
     async fn node_reset(&self, address: PciAddress) -> Result<(), Error> {
         self.change_device(format!("reset {address}"), address, NodeDevice::reset).await
+    }
+
+    async fn vf_settings(&self, vf: PciAddress) -> Result<VfSettings, Error> {
+        if !self.local {
+            return Err(netlink::on_another_machine(vf));
+        }
+        netlink::read(vf).await
+    }
+
+    async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error> {
+        let now = self.vf_settings(vf).await?;
+        netlink::set(vf, *wanted, now).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

@@ -274,13 +274,7 @@ impl Storage<'_> {
                 Err(unknown) => below.mark_unknown(format!("{way}; {unknown}")),
             }
         }
-        // All controllers of an NVMe subsystem can reach its namespaces.
-        let subsystem = block.parent().filter(|parent| name(parent).starts_with("nvme-subsys"));
-        let controllers = subsystem.into_iter().flat_map(|subsystem| {
-            let names = self.root.list(subsystem).into_iter().filter(|name| is_nvme_controller(name));
-            names.filter_map(|name| self.root.resolve(subsystem.join(name)))
-        });
-        for path in controllers {
+        for path in nvme_controllers(self.root, block) {
             ends_here = false;
             below.add(&path, way);
         }
@@ -331,8 +325,19 @@ fn has_no_pci_disk(block: &Path) -> bool {
     !device.starts_with("virtual") || device.starts_with("virtual/nvme-fabrics") || virtual_disk
 }
 
-fn is_nvme_controller(name: &str) -> bool {
-    let number = name.strip_prefix("nvme").unwrap_or_default();
+/// Returns the controllers of the NVMe subsystem that a device with this sysfs path is in: all of them can reach its
+/// namespaces. The path may be relative to any folder.
+pub(super) fn nvme_controllers(root: &Root, device: &Path) -> Vec<PathBuf> {
+    let mut names = device.iter().filter_map(|name| name.to_str());
+    let Some(subsystem) = names.find(|name| is_numbered(name, "nvme-subsys")) else { return Vec::new() };
+    let subsystem = Path::new("sys/devices/virtual/nvme-subsystem").join(subsystem);
+    let names = root.list(&subsystem).into_iter().filter(|name| is_numbered(name, "nvme"));
+    names.filter_map(|name| root.resolve(subsystem.join(name))).collect()
+}
+
+/// Whether a name is a prefix and a number: `nvme0`.
+fn is_numbered(name: &str, prefix: &str) -> bool {
+    let number = name.strip_prefix(prefix).unwrap_or_default();
     !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
 }
 

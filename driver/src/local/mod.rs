@@ -1,5 +1,5 @@
 //! Facts that only the host's own sysfs and procfs contain: the devices that the host needs, the reset methods of a
-//! function and the sizes of its BARs.
+//! function, the sizes of its BARs, and the processes that use it.
 //!
 //! ```text
 //! guard        the devices that must not be assigned, and why
@@ -8,6 +8,9 @@
 //! mount        parses mountinfo and swaps
 //! net          addresses, routes and stacked interfaces → the PCI functions below them
 //! reset, bar   the reset methods and the memory of a function
+//! health       whether a function works as before
+//! open_nodes   the device nodes of functions, and who has one open
+//! vf_port      where the settings of a VF are
 //! vfio         whether a function is bound to a VFIO driver
 //! root         reads files below the host's root directory
 //! ```
@@ -19,14 +22,20 @@ mod bar;
 mod block;
 mod finding;
 mod guard;
+mod health;
 mod mount;
 mod net;
+mod open_nodes;
 mod reset;
 mod root;
+mod vf_port;
 mod vfio;
 
 pub use self::bar::{Bar, BarKind, bars};
 pub use self::finding::{Guard, GuardKind};
 pub use self::guard::{guards, guards_of_remote};
+pub use self::health::{PortLink, link, why_unhealthy};
+pub use self::open_nodes::{InUse, NodeProcess, OpenNodes, open_nodes};
 pub use self::reset::reset_methods;
+pub use self::vf_port::{VfPort, vf_port};
 pub use self::vfio::vfio_dev;

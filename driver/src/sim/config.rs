@@ -43,6 +43,8 @@ pub(super) enum Operation {
     NodeDetach,
     NodeReattach,
     NodeReset,
+    VfSettings,
+    SetVfSettings,
     MdevTypes,
     Mdevs,
     CreateMdev,
@@ -66,6 +68,7 @@ impl Operation {
             | Self::NodeDetach
             | Self::NodeReattach
             | Self::NodeReset
+            | Self::SetVfSettings
             | Self::CreateMdev
             | Self::DestroyMdev
             | Self::Agent
@@ -73,6 +76,7 @@ impl Operation {
             Self::Host
             | Self::Devices
             | Self::Device
+            | Self::VfSettings
             | Self::MdevTypes
             | Self::Mdevs
             | Self::Domains
@@ -90,6 +94,8 @@ impl Operation {
             | Self::NodeDetach
             | Self::NodeReattach
             | Self::NodeReset
+            | Self::VfSettings
+            | Self::SetVfSettings
             | Self::MdevTypes
             | Self::Mdevs
             | Self::CreateMdev

@@ -45,6 +45,7 @@ mod plug;
 mod power;
 mod refusal;
 mod store;
+mod vf_settings;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,8 +72,10 @@ use crate::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Lifecycle, Scope,
 };
 use crate::mdev::{Mdev, MdevType};
+use crate::netlink;
 use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
+use crate::vf::VfSettings;
 
 /// The interval of the checks whether another process has changed something.
 const OTHERS: Duration = Duration::from_millis(50);
@@ -261,6 +264,23 @@ impl Hypervisor for Sim {
         let what = format!("reset {address}");
         self.call(Operation::NodeReset, Subject::Function(address), &what, move |host, _, _| {
             host.node_reset(address)
+        })
+        .await
+    }
+
+    async fn vf_settings(&self, vf: PciAddress) -> Result<VfSettings, Error> {
+        if self.remote {
+            return Err(netlink::on_another_machine(vf));
+        }
+        let what = format!("read the settings of VF {vf}");
+        self.call(Operation::VfSettings, Subject::Nothing, &what, move |host, _, _| host.vf_settings(vf))
+            .await
+    }
+
+    async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error> {
+        let (what, wanted) = (format!("change the settings of VF {vf}"), *wanted);
+        self.call(Operation::SetVfSettings, Subject::Function(vf), &what, move |host, _, _| {
+            host.set_vf_settings(vf, &wanted)
         })
         .await
     }

@@ -65,6 +65,7 @@ impl Wanted {
             managed: !unmanaged,
             reset,
             bars,
+            open_nodes: None,
         }
     }
 }
@@ -89,6 +90,7 @@ fn all_checks(wanted: &[Facts]) -> Vec<(&'static str, Option<PciAddress>)> {
         "iommu",
         "group-viable",
         "not-in-use",
+        "not-open",
         "vfs",
         "reset",
         "bar-window",

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use hotslot_driver::binding::HostDriver;
+use hotslot_driver::local::PortLink;
 use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::VfSettings;
 
 use super::holder::Holder;
 use super::state::{InnerAddress, State};
@@ -24,6 +26,15 @@ pub struct Network {
     pub physical_network: Option<String>,
     /// Whether a trusted VF was requested.
     pub trusted: Option<bool>,
+    /// The other settings that were requested; `trust` is `None`.
+    pub vf: VfSettings,
+}
+
+impl Network {
+    /// All requested settings that libvirt has no word for.
+    pub fn vf_settings(&self) -> VfSettings {
+        VfSettings { trust: self.trusted, ..self.vf }
+    }
 }
 
 /// A row of `attachments`.
@@ -47,6 +58,8 @@ pub struct Attachment {
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` for a plain PCI function.
     pub network: Option<Network>,
+    /// The PCI Express link of the function, or of its PF, before the attachment; `None` when it is not known.
+    pub link: Option<PortLink>,
     /// Whether it was taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,
     /// Whether it has to go even if its guest refuses. Then it does not come back into the definition.
@@ -88,6 +101,8 @@ pub struct NewAttachment {
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` attaches it as a plain PCI function.
     pub network: Option<Network>,
+    /// The PCI Express link of the function, or of its PF; `None` when it is not known.
+    pub link: Option<PortLink>,
     /// Whether it is taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,
     /// Whether it is bound to a host driver now, to which it must be bound again afterwards.
@@ -110,6 +125,7 @@ impl NewAttachment {
             persistent: by.persistent,
             managed: self.managed,
             network: self.network.clone(),
+            link: self.link,
             whole_group: self.whole_group,
             forced: false,
             plug_requested,

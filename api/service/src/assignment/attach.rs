@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU32;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hotplug::{self, DetachLimits, PlugFailure, Presence};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
+use hotslot_driver::local;
 use hotslot_driver::xml::hostdev::HostdevSpec;
 use hotslot_model::assignment::{
     Assignment, AssignmentKey, AssignmentKind, Attachment, NewAttachment, Observation, Reservation,
@@ -171,7 +172,7 @@ impl Assignments {
             };
             let wanted: Vec<NewAttachment> = chosen
                 .iter()
-                .map(|one| new_attachment(request, one, goes_with_others(one, &chosen)))
+                .map(|one| new_attachment(host, request, one, goes_with_others(one, &chosen)))
                 .collect();
             // Enter before the row exists, so that reconciliation never mistakes it for a left-over.
             let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id)).await?;
@@ -251,6 +252,11 @@ impl Assignments {
                 let why = hypervisor::Error::new(ErrorKind::Refused, format!("attach {address}"), &error);
                 let failed = Failed::at(present.len(), Leftover::Nothing, why);
                 return Err(Failure::of(self.undo(host, &steps, failed, None).await.device, error));
+            }
+            let address = step.device.facts.address;
+            if let Err(refusal) = self.set_vf_settings(host, &step.attachment, address).await {
+                let failed = Failed::at(present.len(), Leftover::Nothing, refusal);
+                return Err(self.undo(host, &steps, failed, None).await);
             }
             let spec = hostdev_spec(&step.attachment, &step.device);
             match self.plug(host, view, scope, &spec).await {
@@ -377,7 +383,12 @@ fn goes_with_others(one: &Chosen, all: &[Chosen]) -> bool {
     of_group().count() > 1 && of_group().any(|other| other.found.blocks_its_group())
 }
 
-fn new_attachment(request: &AttachRequest, chosen: &Chosen, goes_with_others: bool) -> NewAttachment {
+fn new_attachment(
+    host: &Host,
+    request: &AttachRequest,
+    chosen: &Chosen,
+    goes_with_others: bool,
+) -> NewAttachment {
     let Chosen { alias, device, found } = chosen;
     let managed = device::is_managed(&device.facts);
     let mut siblings = found.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
@@ -388,6 +399,7 @@ fn new_attachment(request: &AttachRequest, chosen: &Chosen, goes_with_others: bo
         alias: alias.clone(),
         managed,
         network: request.network.as_ref().map(NetworkRequest::settled),
+        link: local::link(host.hypervisor.sysroot(), device.facts.parent_addr.unwrap_or(found.address)),
         whole_group: request.whole_group || goes_with_others,
         to_rebind: (managed || request.whole_group) && found.blocks_its_group(),
         siblings,

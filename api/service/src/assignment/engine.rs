@@ -215,6 +215,9 @@ impl Assignments {
             );
             if row.state().is_final() {
                 self.has_ended(row, *address);
+                if let Err(error) = self.check_health(row).await {
+                    tracing::error!(attachment.id = %row.id(), %error, "the device of {} was not checked", row.key());
+                }
             }
         }
         Ok(changes)
@@ -336,6 +339,13 @@ impl Assignments {
         // An event may have reported meanwhile that the device is gone.
         match self.settle(key, seen).await? {
             Some(now) if now.state().is_final() => {
+                if let Assignment::Attachment(row) = row
+                    && row.network.is_some()
+                    && let Err(error) = self.put_back_vf_settings(host, Some(address)).await
+                {
+                    // It is tried again with each comparison, and before the next attach of the VF.
+                    tracing::warn!(pci.address = %address, %error, "the settings of VF {address} were not put back");
+                }
                 tracing::info!(
                     attachment.id = %key.id, pci.address = %address, "released {name} from {}", row.owner()
                 );

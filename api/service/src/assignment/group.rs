@@ -93,7 +93,8 @@ impl Assignments {
         Ok(pending_rebind)
     }
 
-    /// Rebinds functions to their host drivers, if no server has a function of their IOMMU group.
+    /// Rebinds functions to their host drivers, if no server has a function of their IOMMU group, and puts back the
+    /// settings of VFs.
     ///
     /// # Errors
     /// Errors of the database; the hypervisor's error for a function that cannot be rebound, after the others were
@@ -101,6 +102,7 @@ impl Assignments {
     pub(super) async fn rebind_host_drivers(&self, host: &Host) -> Result<(), Error> {
         let _groups = self.lock_groups(host).await?;
         self.store.refresh().await?;
+        let put_back = self.put_back_vf_settings(host, None).await;
         let (mut pending_rebind, mut outcome) = (self.pending_rebind(host).await?, Ok(()));
         for finding in pending_rebind.findings {
             let (Action::Rebind(id), Some(address)) = (finding.action, finding.address) else { continue };
@@ -123,7 +125,7 @@ impl Assignments {
         if !pending_rebind.settled.is_empty() {
             self.store.rebound(&pending_rebind.settled).await?;
         }
-        outcome
+        outcome.and(put_back)
     }
 }
 

@@ -6,10 +6,12 @@
 //! by an interrupted task, and is released.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use hotslot_driver::binding::{self, HostDriver, Released, Reset};
 use hotslot_driver::hotplug::{Facts, Policy};
 use hotslot_driver::hypervisor::{self, ErrorKind};
+use hotslot_driver::local::InUse;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{
     AssignmentKey, AssignmentKind, Binding, Holder, NewBinding, Observation, State,
@@ -25,6 +27,7 @@ use super::engine::{self, Failed, Leftover, Release, ReleaseOutcome, Step as _};
 use super::request::Attempt;
 use crate::error::Error;
 use crate::host::Host;
+use crate::inventory::open_nodes;
 use crate::metrics;
 
 /// The recorded reason for the release of a binding whose attach was interrupted.
@@ -116,7 +119,11 @@ impl Assignments {
         first: bool,
     ) -> ReleaseOutcome {
         let address = device.facts.address;
-        let released = match self.in_use(host, row, device) {
+        let in_use = match self.in_use(host, row, device) {
+            None => open_on_host(host, row, address).await,
+            in_use => in_use,
+        };
+        let released = match in_use {
             Some(reason) => {
                 Err(hypervisor::Error::new(ErrorKind::InUse, format!("release {address}"), reason))
             }
@@ -238,6 +245,18 @@ impl Assignments {
         }
         outcome
     }
+}
+
+/// Returns which processes have the device of a binding open, and how to end that. While one has it open on VFIO, the
+/// kernel lets the rebinding of its host driver wait.
+async fn open_on_host(host: &Host, row: &Binding, address: PciAddress) -> Option<String> {
+    if row.driver == HostDriver::Native {
+        return None;
+    }
+    let device = host.hypervisor.device(address).await.ok()?;
+    let found = open_nodes(host.hypervisor.sysroot().map(PathBuf::from), vec![device]).await.ok()?;
+    let InUse { message, cure } = found.get(&address)?.in_use()?;
+    Some(format!("{address} is in use on the host: {message}; {cure}"))
 }
 
 fn key(id: AttachmentId) -> AssignmentKey {

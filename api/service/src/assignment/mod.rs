@@ -34,6 +34,7 @@ mod drift;
 mod dry_run;
 mod engine;
 mod group;
+mod health;
 mod host_use;
 mod mdev;
 mod mdev_repair;
@@ -52,6 +53,7 @@ mod select;
 mod select_host;
 mod select_mdev;
 mod verify;
+mod vf_settings;
 
 pub use assignments::Assignments;
 pub use candidates::{Candidates, CandidatesRequest};

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hotslot_driver::hypervisor::{DomainView, Scope};
 use hotslot_driver::net::{MacAddress, VlanTag};
+use hotslot_driver::vf::VfSettings;
 use hotslot_model::assignment::{Holder, Network};
 use hotslot_model::id::ServerId;
 use hotslot_model::idempotency::IdempotencyKey;
@@ -22,8 +23,10 @@ pub struct NetworkRequest {
     pub vlan: Option<VlanTag>,
     /// The `physical_network` that the VF's `device_spec` must have.
     pub physical_network: Option<String>,
-    /// The `trusted` tag that the VF's `device_spec` must have.
+    /// The `trusted` tag that the VF's `device_spec` must have, and whether its PF trusts it.
     pub trusted: Option<bool>,
+    /// The other settings that libvirt has no word for; `trust` is `None`.
+    pub vf: VfSettings,
 }
 
 /// A request to attach devices.
@@ -80,6 +83,11 @@ impl AttachRequest {
 }
 
 impl NetworkRequest {
+    /// All settings that libvirt has no word for.
+    pub fn vf_settings(&self) -> VfSettings {
+        VfSettings { trust: self.trusted, ..self.vf }
+    }
+
     /// Returns the network settings to record. Without a requested MAC address, a random one is generated with
     /// Neutron's prefix.
     pub(super) fn settled(&self) -> Network {
@@ -88,6 +96,7 @@ impl NetworkRequest {
             vlan: self.vlan,
             physical_network: self.physical_network.clone(),
             trusted: self.trusted,
+            vf: self.vf,
         }
     }
 }

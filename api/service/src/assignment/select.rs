@@ -9,7 +9,7 @@ use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
 use hotslot_driver::hypervisor::{DomainView, ErrorKind};
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::AssignmentKind;
-use hotslot_model::device::Device;
+use hotslot_model::device::{DevType, Device};
 use hotslot_model::id::DeviceId;
 use hotslot_model::rules;
 use hotslot_model::rules::{Alias, CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, Wanted};
@@ -17,7 +17,7 @@ use hotslot_model::rules::{Alias, CandidateSet, Inventory, NumaPolicy, Surroundi
 use super::assignments::Assignments;
 use super::choosing::Choice;
 use super::ports;
-use super::request::AttachRequest;
+use super::request::{AttachRequest, NetworkRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
@@ -347,6 +347,12 @@ impl Assignments {
             evaluation.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
             match read(host, request, &device).await? {
                 Ok(found) => {
+                    if let Some(refused) =
+                        self.preflight_vf(host, request, &device, &mut evaluation.checks).await?
+                    {
+                        evaluation.refused = Some(refused);
+                        return Ok(evaluation);
+                    }
                     facts.push(snapshot.availability.facts(found.clone(), &device));
                     evaluation.chosen.push(Chosen { alias, device, found });
                 }
@@ -358,6 +364,7 @@ impl Assignments {
                 }
             }
         }
+        snapshot.availability.add_open_nodes(&mut facts).await?;
         // Devices of one IOMMU group that are attached together are unbound from their host drivers together.
         let policy = Policy { require_reset: self.config.get().attach.require_reset, whole_groups: true };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
@@ -376,6 +383,39 @@ impl Assignments {
         });
         evaluation.checks.extend(verdict.checks);
         Ok(evaluation)
+    }
+
+    /// Checks whether the requested settings of a VF can be changed, and puts back those that it has from an attachment
+    /// that has ended. Adds the check, and returns why the VF cannot be attached.
+    async fn preflight_vf(
+        &self,
+        host: &Host,
+        request: &AttachRequest,
+        device: &Device,
+        checks: &mut Vec<Check>,
+    ) -> Result<Option<Refused>, Error> {
+        if device.facts.dev_type != DevType::Vf {
+            return Ok(None);
+        }
+        let address = device.facts.address;
+        match self.put_back_vf_settings(host, Some(address)).await {
+            Err(error @ Error::Hypervisor { .. }) => return Ok(Some(Refused::One(device.id, error))),
+            put_back => put_back?,
+        }
+        let wanted = request.network.as_ref().map(NetworkRequest::vf_settings).unwrap_or_default();
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let (check, error) = self.check_vf_settings(host, address, &wanted).await;
+        checks.push(check);
+        Ok(error.map(|error| {
+            let nothing = format!("nothing was attached to server {}", request.server);
+            // Where settings cannot be changed at all, no other VF would do.
+            if error.kind == ErrorKind::Unsupported {
+                return Refused::Together(Error::Conflict(format!("{nothing}: {}", error.message)));
+            }
+            Refused::One(device.id, host.error(nothing)(error))
+        }))
     }
 
     /// Checks that all aliases of a request exist.

@@ -100,7 +100,9 @@ impl Assignments {
             previous: found.driver.clone(),
             siblings: siblings.into_iter().filter(|member| *member != address).collect(),
         };
-        let facts = availability.facts(found, row);
+        let mut facts = [availability.facts(found, row)];
+        availability.add_open_nodes(&mut facts).await?;
+        let [facts] = facts;
         let policy = self.binding_policy();
         let verdict = hotplug::preflight_on_host(host.hypervisor.as_ref(), &facts, driver, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;

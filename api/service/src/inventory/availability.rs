@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug;
 use hotslot_driver::hypervisor::OverdueCall;
-use hotslot_driver::local::{self, BarKind, Guard, GuardKind};
+use hotslot_driver::local::{self, BarKind, Guard, GuardKind, OpenNodes};
 use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vfio::OnVfio;
@@ -296,6 +296,11 @@ impl Availability {
                 format!("{address} is gone from the host")
             });
         }
+        if let Some(reason) = &device.quarantine {
+            return Some(format!(
+                "{address} is in quarantine: {reason}; check it, then `hotslot pci cleaned {address}`"
+            ));
+        }
         if device.used_at.is_some() {
             return Some(format!(
                 "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
@@ -352,6 +357,33 @@ impl Availability {
                 reason: format!("{}: {}", guard.kind, guard.reason),
                 overridden: self.unguarded.contains(&address),
             });
-        hotplug::Facts { device, guard, managed: is_managed(&row.facts), reset, bars }
+        hotplug::Facts { device, guard, managed: is_managed(&row.facts), reset, bars, open_nodes: None }
     }
+
+    /// Adds to the facts which processes of the host have device nodes of the functions open.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when reading them panicked.
+    pub async fn add_open_nodes(&self, facts: &mut [hotplug::Facts]) -> Result<(), Error> {
+        let devices: Vec<_> = facts.iter().map(|facts| facts.device.clone()).collect();
+        let mut found = open_nodes(self.sysroot.clone(), devices).await?;
+        for facts in facts {
+            facts.open_nodes = found.remove(&facts.device.address);
+        }
+        Ok(())
+    }
+}
+
+/// Finds the processes of a host that have device nodes of functions open. The map is empty when the host's files cannot
+/// be read.
+///
+/// # Errors
+/// [`Error::Internal`] when reading them panicked.
+pub(crate) async fn open_nodes(
+    sysroot: Option<PathBuf>,
+    devices: Vec<HostDevice>,
+) -> Result<BTreeMap<PciAddress, OpenNodes>, Error> {
+    let Some(root) = sysroot else { return Ok(BTreeMap::new()) };
+    let reading = tokio::task::spawn_blocking(move || local::open_nodes(&root, &devices));
+    reading.await.map_err(|error| Error::Internal(format!("reading the open device nodes failed: {error}")))
 }

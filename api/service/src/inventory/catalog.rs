@@ -42,7 +42,7 @@ impl Catalog {
         Arc::clone(&self.rules().inventory)
     }
 
-    /// Records that a device for one use was cleaned, so that it is assignable again.
+    /// Records that a device for one use was cleaned, or that one in quarantine works, so that it is assignable again.
     ///
     /// # Errors
     /// [`Error::Conflict`] when it is in use, or does not need cleaning; the database's.

@@ -6,6 +6,7 @@ mod catalog;
 mod change;
 mod discover;
 
+pub(crate) use availability::open_nodes;
 pub use availability::{Availability, DevicesByAddress, HostDrivers};
 pub use catalog::Catalog;
 pub(crate) use change::read_rules;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::VfSettings;
 use hotslot_model::id::ServerId;
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
@@ -18,6 +19,9 @@ use utoipa::ToSchema;
 use crate::http::schema;
 
 pub(super) const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
+
+/// The largest rate of a VF, in Mbit/s.
+const MAX_TX_RATE: u32 = 1_000_000;
 
 /// The maximum length of the name of a physical network, in characters.
 const PHYSICAL_NETWORK: usize = 255;
@@ -73,18 +77,56 @@ pub(in crate::http) struct CreateAttachment {
     /// The physical network that the VF must have, at most 255 characters.
     #[schema(max_length = 255)]
     physical_network: Option<String>,
-    /// Whether the guest may change what the VF filters.
+    /// Whether the guest may change what the VF filters. The `device_spec` of the VF must have the same value, and the PF
+    /// is told so before the VF is plugged. Only administrators and services may set it to true.
     trusted: Option<bool>,
+    /// Whether the NIC drops frames of the VF whose source address is not that of the VF. This key and the following ones
+    /// are set before the VF is plugged and put back after it was detached. Only administrators and services may give
+    /// them.
+    spoof_check: Option<bool>,
+    /// The link that the guest sees: `auto` for that of the NIC, `enable` for always up, `disable` for always down.
+    #[schema(value_type = Option<schema::VfLinkState>)]
+    link_state: Option<String>,
+    /// The bandwidth that is guaranteed to the VF, in Mbit/s; 0 is none.
+    #[schema(minimum = 0, maximum = 1000000)]
+    min_tx_rate: Option<u32>,
+    /// The bandwidth that the VF cannot exceed, in Mbit/s; 0 is no limit.
+    #[schema(minimum = 0, maximum = 1000000)]
+    max_tx_rate: Option<u32>,
 }
 
 impl CreateAttachment {
+    /// Returns the settings of VFs that libvirt has no word for, without `trusted`.
+    fn vf_settings(&self) -> Result<VfSettings, Error> {
+        let link_state = self.link_state.as_deref().map(str::parse).transpose();
+        let (min, max) = (self.min_tx_rate, self.max_tx_rate);
+        for (key, rate) in [("min_tx_rate", min), ("max_tx_rate", max)] {
+            if rate.is_some_and(|rate| rate > MAX_TX_RATE) {
+                return Err(bad(key, &format_args!("it is at most {MAX_TX_RATE} Mbit/s")));
+            }
+        }
+        if let Some(max) = max.filter(|max| *max != 0 && min > Some(*max)) {
+            return Err(bad(
+                "min_tx_rate",
+                &format_args!("it is at most max_tx_rate, {max}, or max_tx_rate is 0"),
+            ));
+        }
+        Ok(VfSettings {
+            trust: None,
+            spoof_check: self.spoof_check,
+            link_state: link_state.map_err(|error| bad("link_state", &error))?,
+            min_tx_rate: min,
+            max_tx_rate: max,
+        })
+    }
+
     pub(super) fn request(
         self,
         flavors: &[Flavor],
         server: ServerId,
         key: Option<IdempotencyKey>,
     ) -> Result<AttachRequest, Error> {
-        let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
+        let vf = self.vf_settings()?;
         let (by_address, own) = by_address(&self.addresses)?;
         let (alias, own_policy) = match (self.alias, self.flavor) {
             (Some(alias), None) => (Some(alias), None),
@@ -114,6 +156,7 @@ impl CreateAttachment {
             vlan: self.vlan.map(VlanTag::new).transpose().map_err(|error| bad("vlan", &error))?,
             physical_network: self.physical_network,
             trusted: self.trusted,
+            vf,
         };
         if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(rules::NULL)) {
             return Err(bad("physical_network", &"`null` is not a valid name; omit the key"));
@@ -145,6 +188,10 @@ impl CreateAttachment {
             owner: None,
         })
     }
+}
+
+fn bad(key: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::Invalid(format!("{key}: {error}"))
 }
 
 /// Makes an alias of its own for each address, because an alias is what an attach chooses devices by.

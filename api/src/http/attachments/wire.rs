@@ -3,6 +3,7 @@
 use hotslot_driver::hotplug::CheckResult;
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::{PciAddress, PciId};
+use hotslot_driver::vf::VfLink;
 use hotslot_model::assignment::{Attachment, InnerSource, State as AttachmentState};
 use hotslot_model::device::Device;
 use hotslot_model::id::{AttachmentId, RequestId, ServerId};
@@ -74,6 +75,15 @@ pub(in crate::http) struct Wire {
     physical_network: Option<String>,
     /// Whether the guest may change what such a VF filters.
     trusted: Option<bool>,
+    /// Whether the NIC drops frames of such a VF with another source address; null when that was not requested.
+    spoof_check: Option<bool>,
+    /// The link that the guest sees of such a VF; null when it was not requested.
+    #[schema(value_type = Option<schema::VfLinkState>)]
+    link_state: Option<VfLink>,
+    /// The bandwidth that is guaranteed to such a VF, in Mbit/s; null when it was not requested.
+    min_tx_rate: Option<u32>,
+    /// The bandwidth that such a VF cannot exceed, in Mbit/s; null when it was not requested.
+    max_tx_rate: Option<u32>,
     /// The name of the host; null for callers who may not see hosts.
     host: Option<String>,
     /// When the device was reserved.
@@ -139,6 +149,10 @@ fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
         mac_address: network.as_ref().map(|network| network.mac.to_string()),
         vlan: network.as_ref().and_then(|network| network.vlan).map(VlanTag::get),
         trusted: network.as_ref().and_then(|network| network.trusted),
+        spoof_check: network.as_ref().and_then(|network| network.vf.spoof_check),
+        link_state: network.as_ref().and_then(|network| network.vf.link_state),
+        min_tx_rate: network.as_ref().and_then(|network| network.vf.min_tx_rate),
+        max_tx_rate: network.as_ref().and_then(|network| network.vf.max_tx_rate),
         physical_network: network.and_then(|network| network.physical_network),
         attachment_id: attachment.id,
         server_id: attachment.server,

@@ -1,5 +1,6 @@
 //! Attachments: which device is reserved, and which is adopted.
 
+use hotslot_driver::vf::VfSettings;
 use hotslot_model::assignment::{Adopted, Adoption, Attachment, Holder, Network};
 use hotslot_model::id::AcceleratorId;
 
@@ -41,6 +42,7 @@ async fn a_device_in_a_domain_is_adopted_once_and_only_if_it_is_free(records: Re
                 vlan: None,
                 physical_network: None,
                 trusted: None,
+                vf: VfSettings::default(),
             }),
         },
     };

@@ -177,6 +177,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::AttachmentReason => {}
             EventKind::DeviceChanged
             | EventKind::DeviceUsed
+            | EventKind::DeviceQuarantined
             | EventKind::DeviceCleaned
             | EventKind::AttachmentGivenBack
             | EventKind::BindingState

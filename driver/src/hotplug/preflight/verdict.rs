@@ -2,6 +2,7 @@
 
 use crate::device::HostDevice;
 use crate::hypervisor::{Error, ErrorKind};
+use crate::local::OpenNodes;
 use crate::pci::PciAddress;
 
 /// The facts about one device that is to be plugged.
@@ -17,12 +18,15 @@ pub struct Facts {
     pub reset: Option<Vec<String>>,
     /// The memory BARs; `None` when they are not known.
     pub bars: Option<Vec<Bar>>,
+    /// The device nodes, and who has one open; `None` when that is not known.
+    pub open_nodes: Option<OpenNodes>,
 }
 
 impl From<HostDevice> for Facts {
-    /// The facts that the hypervisor alone reports: guard, reset methods and BARs are not known.
+    /// The facts that the hypervisor alone reports: guard, reset methods, BARs and device nodes are not
+    /// known.
     fn from(device: HostDevice) -> Self {
-        Self { device, guard: None, managed: true, reset: None, bars: None }
+        Self { device, guard: None, managed: true, reset: None, bars: None, open_nodes: None }
     }
 }
 

@@ -8,6 +8,7 @@ use hotslot_driver::hotplug::Presence;
 use hotslot_driver::hypervisor::DomainView;
 use hotslot_driver::mdev;
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::VfSettings;
 
 use super::finding::{Action, Finding, Kind, Source, is_gone, record};
 use crate::DeviceEvent;
@@ -197,6 +198,7 @@ impl Comparison<'_> {
                 vlan: hostdev.vlan,
                 physical_network: None,
                 trusted: None,
+                vf: VfSettings::default(),
             }),
         };
         let record = ended_record(&format!("attachment {id}"), ended);

@@ -1,0 +1,54 @@
+//! Health: after each use a function is read again, and one that does not work as before is quarantined.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hotslot_driver::local;
+use hotslot_model::assignment::Assignment;
+
+use super::assignments::Assignments;
+use crate::error::Error;
+
+/// How long to wait before each time that a function is read. A link that was just reset may still be training.
+const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_millis(1000)];
+
+// Base classes from the PCI Code and ID Assignment Specification.
+const DISPLAY: u8 = 0x03;
+const ACCELERATOR: u8 = 0x12;
+
+impl Assignments {
+    /// Reads the function of an assignment that has ended, and quarantines it when it does not work as before. On a host
+    /// whose files cannot be read nothing is known.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when reading it panicked; errors of the database.
+    pub(super) async fn check_health(&self, row: &Assignment) -> Result<(), Error> {
+        let before = match row {
+            Assignment::Attachment(row) => row.link,
+            Assignment::Binding(_) => None,
+            Assignment::Mdev(_) => return Ok(()),
+        };
+        let Some(host) = self.hosts.host(row.hypervisor()) else { return Ok(()) };
+        let (Some(root), Some(device)) = (host.hypervisor.sysroot(), self.store.device(row.device())) else {
+            return Ok(());
+        };
+        let address = device.facts.address;
+        let port = (device.facts.parent_addr.unwrap_or(address), before);
+        let class = host.functions().get(&address).and_then(|function| function.class);
+        let slows_down = class.is_none_or(|class| matches!(class.base(), DISPLAY | ACCELERATOR));
+        let mut found = None;
+        for pause in PAUSES {
+            tokio::time::sleep(pause).await;
+            let root = PathBuf::from(root);
+            let reading = move || local::why_unhealthy(&root, address, port, slows_down);
+            let read = tokio::task::spawn_blocking(reading).await;
+            found = read.map_err(|error| Error::Internal(format!("reading {address} failed: {error}")))?;
+            if found.is_none() {
+                return Ok(());
+            }
+        }
+        let Some(reason) = found else { return Ok(()) };
+        tracing::warn!(host = %host.name, pci.address = %address, "{address} is quarantined: {reason}");
+        Ok(self.store.quarantine(device.id, &reason).await?)
+    }
+}

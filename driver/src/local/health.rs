@@ -1,0 +1,71 @@
+//! Whether a function works as before: its configuration space, and the PCI Express link that it is on.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use super::root::Root;
+use crate::pci::PciAddress;
+
+/// The PCI Express link of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortLink {
+    /// The number of lanes.
+    pub width: u32,
+    /// The speed in MT/s: 16000 for 16.0 GT/s.
+    pub speed: u32,
+}
+
+/// Returns the link of a function as it is now. Returns `None` when it is unknown: the host is remote, the function has
+/// no PCI Express link, or it is a VF, whose PF has the link.
+pub fn link(sysroot: Option<&Path>, address: PciAddress) -> Option<PortLink> {
+    let root = Root::new(sysroot?);
+    let file = |name: &str| root.word(format!("sys/bus/pci/devices/{address}/{name}"));
+    let width = file("current_link_width")?.parse().ok().filter(|width| *width > 0)?;
+    // `16.0 GT/s PCIe`, or `Unknown`.
+    let (whole, tenths) =
+        file("current_link_speed")?.split_once(" GT/s")?.0.split_once('.').and_then(|(whole, tenths)| {
+            Some((whole.parse::<u32>().ok()?, tenths.parse::<u32>().ok().filter(|tenths| *tenths < 10)?))
+        })?;
+    Some(PortLink { width, speed: whole.checked_mul(1000)?.checked_add(tenths * 100)? })
+}
+
+/// Returns why a function that was just used must not be used again; `None` when nothing is known against it.
+///
+/// `before` is the link of `port` before the use: of the function itself, or of its PF. With `slows_down` a lower speed
+/// does not count, as of GPUs, which lower it to save power.
+pub fn why_unhealthy(
+    sysroot: &Path,
+    address: PciAddress,
+    (port, before): (PciAddress, Option<PortLink>),
+    slows_down: bool,
+) -> Option<String> {
+    let root = Root::new(sysroot);
+    let mut header = [0; 64];
+    let config = File::open(root.at(format!("sys/bus/pci/devices/{address}/config")));
+    if config.is_ok_and(|mut file| file.read_exact(&mut header).is_ok())
+        && header.iter().all(|byte| *byte == 0xff)
+    {
+        return Some(format!("{address} does not answer: every byte of its configuration space is 0xff"));
+    }
+    let before = before?;
+    let width = root.word(format!("sys/bus/pci/devices/{port}/current_link_width"))?;
+    if width == "0" {
+        return Some(format!("the PCI Express link of {port} is down"));
+    }
+    let now = link(Some(sysroot), port)?;
+    let gigatransfers = |speed: u32| f64::from(speed) / 1000.0;
+    if now.width < before.width {
+        return Some(format!(
+            "the PCI Express link of {port} has {} lanes, and had {} before it was used",
+            now.width, before.width
+        ));
+    }
+    (now.speed < before.speed && !slows_down).then(|| {
+        format!(
+            "the PCI Express link of {port} runs at {} GT/s, and ran at {} GT/s before it was used",
+            gigatransfers(now.speed),
+            gigatransfers(before.speed)
+        )
+    })
+}
