@@ -10,7 +10,8 @@ use hotslot_model::rules::{Alias, AliasGrammar, AliasRequests, Inventory};
 use libfuzzer_sys::fuzz_target;
 
 static FACTS: LazyLock<Vec<DeviceFacts>> = LazyLock::new(|| {
-    let pci = hotslot_model::rules::Pci { device_spec: vec!["{}".into()], ..Default::default() };
+    let pci =
+        hotslot_model::rules::Pci { device_spec: vec![r#"{"address": "*"}"#.into()], ..Default::default() };
     let inventory = Inventory::new(&pci).expect("every device is offered");
     DEVICES.iter().filter_map(|device| inventory.facts(device, None)).collect()
 });
