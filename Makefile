@@ -60,8 +60,8 @@ page-test: requirements ## the stories of the page in Chromium
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "page tests" env RUST_TEST_THREADS=3 cargo test --quiet --locked -p hotslot-tests --test stories page:: -- --include-ignored
 
-screenshots: ## a picture of each page, in light, in dark and on a phone, in target/screenshots (after make page-test)
-	@env HOTSLOT_SCREENSHOTS=$(CURDIR)/target/screenshots cargo test --quiet --locked -p hotslot-tests --test stories page::chromium::no_page -- --include-ignored
+screenshots: ## a picture of each page, in light, in dark, in a narrow window and on a phone, in target/screenshots (after make page-test)
+	@env HOTSLOT_SCREENSHOTS=$(CURDIR)/target/screenshots cargo test --quiet --locked -p hotslot-tests --test stories page::looks:: -- --include-ignored
 	@ls target/screenshots
 
 fuzz: requirements ## build the fuzz targets, and run each for some seconds

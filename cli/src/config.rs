@@ -52,8 +52,8 @@ pub(crate) enum ConfigCommand {
 pub(crate) enum LocalCommand {
     /// Report every error in a configuration file. This needs no service.
     Check {
-        /// The configuration file.
-        file: PathBuf,
+        /// The configuration file; by default the one of --config, or /etc/hotslot/hotslot.toml.
+        file: Option<PathBuf>,
     },
     /// Print a configuration file without its secrets, after checking it. This needs no service.
     Show {
@@ -69,8 +69,10 @@ impl LocalCommand {
     /// `config` is the file of `--config`.
     pub(crate) fn run(self, config: Option<&Path>, output: Output) -> anyhow::Result<Exit> {
         match self {
-            Self::Check { file } => check::run(&file, output),
-            Self::Show { file } => show(file.as_deref().or(config)),
+            Self::Check { file } => {
+                check::run(file.as_deref().or(config).unwrap_or(Path::new(CONFIG)), output)
+            }
+            Self::Show { file } => show(file.as_deref().or(config).unwrap_or(Path::new(CONFIG))),
             Self::Schema => {
                 output::json(&schema())?;
                 Ok(Exit::Done)
@@ -91,7 +93,7 @@ pub(crate) enum Entries {
     },
     /// Remove an added entry. Entries of the configuration file can only be removed from the file.
     Remove {
-        /// The id of the entry, as `list` shows it, or an unambiguous beginning of it.
+        /// The id of the entry, as `list` shows it, or an unambiguous beginning of it, or the name of an alias.
         id: String,
         /// Remove the entry even if devices that it matches are in use.
         #[arg(long)]
@@ -168,22 +170,27 @@ impl Entries {
     }
 }
 
-/// Returns the whole id of the entry whose id begins so.
+/// Returns the whole id of the entry whose id begins so, or of the alias of this name.
 async fn whole(cli: &Cli, path: &[&str; 2], text: &str) -> Result<String, Failure> {
-    const ENTRIES: Noun = Noun { noun: "entry", id: "/id", name: None, list: "`list` of the same command" };
+    let entries_of = |name, list| Noun { noun: "entry", id: "/id", name, list };
+    let noun = match path[1] {
+        "alias" => entries_of(Some("/entry/name"), "`hotslot config alias list`"),
+        "extra_info" => entries_of(None, "`hotslot config extra-info list`"),
+        _ => entries_of(None, "`hotslot config device-spec list`"),
+    };
     if Uuid::try_parse(text).is_ok() {
         return Ok(text.to_owned());
     }
     let entries = cli.client.items(path, path[1]).await?;
-    ENTRIES.find(&entries, text).map(|entry| at(entry, "/id"))
+    noun.find(&entries, text).map(|entry| at(entry, "/id"))
 }
 
 /// The configuration, when none is named.
 const CONFIG: &str = "/etc/hotslot/hotslot.toml";
 
 /// Prints a configuration file without its secrets.
-fn show(file: Option<&Path>) -> anyhow::Result<Exit> {
-    let config = Config::load(file.unwrap_or_else(|| Path::new(CONFIG)))?;
+fn show(file: &Path) -> anyhow::Result<Exit> {
+    let config = Config::load(file)?;
     output::print(&config.source.map(|source| source.without_secrets()).unwrap_or_default())?;
     Ok(Exit::Done)
 }

@@ -19,14 +19,14 @@ use crate::table::{Column, column};
 
 /// What `--help` says about contexts.
 pub(crate) const HELP: &str = "\
-A context has the values of --url, --token-file, --ca-file and --os-cloud under a name. They are in the file
+A context has the values of --url, --token-file, --ca-file and --os-cloud under a name. They are in the file \
 contexts.toml in $XDG_CONFIG_HOME/hotslot, or in ~/.config/hotslot; tokens are never in it, only the names of their files.
 What a command uses, the first that there is:
   1. the context that --context or $HOTSLOT_CONTEXT names
   2. --url or $HOTSLOT_URL; --config or $HOTSLOT_CONFIG; --os-cloud or $OS_CLOUD
   3. the context that `hotslot context use` has chosen
   4. the default socket, or the address in /etc/hotslot/hotslot.toml or /etc/hotslot.toml
-With a context, --token-file, --ca-file and --os-cloud replace what it has. $HOTSLOT_TOKEN and the OS_* variables count only
+With a context, --token-file, --ca-file and --os-cloud replace what it has. $HOTSLOT_TOKEN and the OS_* variables count only \
 where it names neither a token file nor a cloud.
 Examples:
   hotslot context add lab --url https://lab.example.org:9774 --ca-file lab-ca.pem --token-file ~/.config/hotslot/lab

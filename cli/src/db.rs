@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use hotslot_service::config::Config;
 use hotslot_store::{Error, backup, restore, schema, schema_of, sqlite_file};
+use serde_json::json;
 
 use crate::exit::{Exit, Failure};
-use crate::output;
+use crate::output::{self, Output};
+use crate::table::column;
 
 pub(crate) const HELP: &str = "\
 Examples:
@@ -35,13 +37,14 @@ pub(crate) struct Files {
 
 impl DbCommand {
     /// Works on the database of the configuration, or on the default database when no configuration is given.
-    pub(crate) async fn run(self, config: Option<&Path>) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, config: Option<&Path>, output: Output) -> anyhow::Result<Exit> {
         let url = config.map(Config::load).transpose()?.unwrap_or_default().with_secrets()?.database.url;
         match self {
             Self::Version => {
                 let found = schema_of(&url).await.map_err(failure)?;
-                let found = found.map_or_else(|| "none".to_owned(), |version| version.to_string());
-                output::print(&format!("database: {found}\nprogram: {}\n", schema()))?;
+                let versions = json!({ "database": found, "program": schema() });
+                let lines = [column("database", "/database").name(), column("program", "/program")];
+                output::show(output, &versions, &lines)?;
             }
             Self::Backup(files) => {
                 backup(&url, &files.file).await.map_err(failure)?;

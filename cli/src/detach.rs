@@ -105,7 +105,7 @@ impl Detach {
             _ if self.all => {
                 return Err(Failure::new(
                     Exit::Usage,
-                    "--all is for one guest: `hotslot detach SERVER --all`",
+                    "--all is for one server: `hotslot detach SERVER --all`",
                 ));
             }
             [server, devices @ ..] if !devices.is_empty() && !is_id(server) => {
@@ -127,7 +127,17 @@ impl Detach {
                 for name in names {
                     // A detach of an attachment that has ended succeeds, so that a client which missed the response can
                     // repeat it.
-                    add(name, attachment::one(cli, &all, name).await);
+                    let found = attachment::one(cli, &all, name).await;
+                    if matches!(&found, Err(failure) if failure.exit() == Exit::NotFound)
+                        && lookup::server(cli, name).await.is_ok()
+                    {
+                        let message = format!(
+                            "{name} is a server; name its devices too (`hotslot attachment list {name}` lists them), or \
+                             add --all"
+                        );
+                        return Err(Failure::new(Exit::Usage, message));
+                    }
+                    add(name, found);
                 }
             }
         }

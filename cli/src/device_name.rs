@@ -3,10 +3,12 @@
 use std::str::FromStr;
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use hotslot_driver::pci::PciAddress;
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::complete;
 use crate::exit::{Exit, Failure};
 use crate::value::at;
 
@@ -72,10 +74,10 @@ impl std::fmt::Display for DeviceName {
 pub(crate) struct OneDevice {
     /// The device: its address (0000:3b:00.1 or 3b:00.1), its node device name (pci_0000_3b_00_1), or the os-pci id or
     /// UUID of its record, or an unambiguous beginning of the UUID.
-    #[arg(value_parser = DeviceName::or_beginning)]
+    #[arg(value_parser = DeviceName::or_beginning, add = ArgValueCompleter::new(complete::devices))]
     pub(crate) device: DeviceName,
     /// The host of the device. It is required when several hosts have a device at this address.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::hosts))]
     pub(crate) host: Option<String>,
 }
 

@@ -44,7 +44,8 @@ impl Drift {
         let list = |key: &str| answer[key].as_array().map(Vec::as_slice).unwrap_or_default();
         let (found, unreachable) = (list("drift"), list("hosts_away"));
         if found.is_empty() && !cli.output.is_data() {
-            output::note(cli.output, "nothing disagrees");
+            let hosts = if unreachable.is_empty() { "" } else { " on the hosts that can be reached" };
+            output::note(cli.output, &format!("nothing disagrees{hosts}"));
         } else {
             output::list(cli.output, "disagreements", found, &self.columns())?;
         }

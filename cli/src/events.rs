@@ -1,5 +1,6 @@
 //! `hotslot events`: prints the recorded events, and follows new events with `--follow`.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use clap::Args;
@@ -16,7 +17,7 @@ use crate::output::{self, Format, Output, json_text, print_on};
 use crate::pci::key_values;
 use crate::remedy::by_commands;
 use crate::value::{at, time};
-use crate::{Cli, attachment, complete, lookup};
+use crate::{Cli, attachment, columns, complete, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -121,7 +122,7 @@ impl Events {
 /// Prints the recorded events, page by page.
 async fn list(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
     let mut query = query.to_owned();
-    let mut lines = Lines::of(cli.output);
+    let mut lines = Lines::of(cli).await?;
     loop {
         let (events, next) = cli.client.page(&["events"], &query, "events").await?;
         for event in &events {
@@ -142,7 +143,7 @@ async fn list(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
 
 /// Prints events as they happen, until the reader of stdout closes it.
 async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
-    let mut lines = Lines::of(cli.output);
+    let mut lines = Lines::of(cli).await?;
     let mut last: Option<String> = None;
     let mut retry = RETRY.0;
     loop {
@@ -178,12 +179,17 @@ async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
 /// Prints events as they arrive, one in each line.
 struct Lines {
     output: Output,
+    /// The names of the servers, by UUID.
+    servers: HashMap<String, String>,
     none: bool,
 }
 
 impl Lines {
-    fn of(output: Output) -> Self {
-        Self { output, none: true }
+    async fn of(cli: &Cli) -> Result<Self, Failure> {
+        let output = cli.output;
+        let wants_names = !output.is_data() && !output.is_names();
+        let servers = if wants_names { lookup::server_names(cli).await? } else { HashMap::new() };
+        Ok(Self { output, servers, none: true })
     }
 
     /// Prints one event. Returns whether the reader of stdout is still there.
@@ -197,20 +203,25 @@ impl Lines {
         }
         let titles = ["ID", "TIME", "KIND", "WHAT", "CHANGE", "WHO"].map(str::to_owned);
         let title = if first && self.output.has_headers() { line(&titles) } else { String::new() };
-        print_on(&format!("{title}{}", line(&cells(event))))
+        print_on(&format!("{title}{}", line(&cells(event, &self.servers))))
     }
 }
 
-/// Formats one line. The first three columns have fixed widths, because the widths of later lines are not known yet.
+/// Formats one line. The columns have fixed widths, because the widths of later lines are not known yet. A longer cell moves
+/// the rest of its line.
 fn line(cells: &[String; 6]) -> String {
     let [id, time, kind, what, change, initiator] = cells;
-    format!("{id:<7}   {time:<20}   {kind:<24}   {what}   {change}   {initiator}\n")
+    format!("{id:<7}   {time:<20}   {kind:<20}   {what:<32}   {change:<28}   {initiator}\n")
 }
 
-/// Returns id, time, kind, what changed, how, and who changed it.
-pub(crate) fn cells(event: &Value) -> [String; 6] {
-    let names = ["/host", "/address", "/server_id", "/attachment_id", "/rule_id", "/resource_id"];
-    let what: Vec<_> = names.iter().map(|name| at(event, name)).filter(|name| name != "-").collect();
+/// Returns id, time, kind, what changed, how, and who changed it. `servers` are the names of the servers, by UUID.
+pub(crate) fn cells(event: &Value, servers: &HashMap<String, String>) -> [String; 6] {
+    let server = columns::called(servers, &at(event, "/server_id"));
+    // An attachment is known by its server and its device.
+    let attachment = if server == "-" { at(event, "/attachment_id") } else { "-".to_owned() };
+    let parts = [at(event, "/host"), at(event, "/address"), server, attachment];
+    let others = ["/rule_id", "/resource_id"].map(|name| at(event, name));
+    let what: Vec<_> = parts.into_iter().chain(others).filter(|name| name != "-").collect();
     let value = |key: &str| {
         let value = &event[key];
         if value.is_object() { key_values(value, &[]) } else { at(value, "") }
@@ -243,12 +254,12 @@ mod tests {
             "rule_id": null, "from": "attaching", "to": "failed", "reason": "no free port",
         });
         assert_eq!(
-            line(&cells(&state)),
-            "12        2026-11-21T12:00:00Z   attachment.state           node1 0000:3b:10.0 s a   \
+            line(&cells(&state, &HashMap::from([("s".to_owned(), "web1".to_owned())]))),
+            "12        2026-11-21T12:00:00Z   attachment.state       node1 0000:3b:10.0 web1            \
              attaching -> failed: no free port   request req-1\n"
         );
         let facts = json!({ "from": {}, "to": { "numa_node": 1, "rack": "r1" } });
-        assert_eq!(cells(&facts)[4], "- -> numa_node=1,rack=r1");
-        assert_eq!(cells(&json!({ "from": null, "to": null, "reason": null }))[4], "");
+        assert_eq!(cells(&facts, &HashMap::new())[4], "- -> numa_node=1,rack=r1");
+        assert_eq!(cells(&json!({ "from": null, "to": null, "reason": null }), &HashMap::new())[4], "");
     }
 }

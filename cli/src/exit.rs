@@ -6,16 +6,18 @@ use std::process::ExitCode;
 pub(crate) const HELP: &str = "\
 Exit codes:
     0  done
-    1  failed for another reason; a check of `doctor` failed; `config check`, `drift` or `status` found a
-       problem
+    1  failed for another reason; a check of `doctor` failed;
+       `config check`, `drift` or `status` found a problem
     2  invalid arguments, or an ambiguous name
     3  not found
-    4  refused: busy, wrong state, no free port, the guest keeps the device, too many requests; or a dry run found
-       such a reason
-    5  the service or a host is unreachable, or a list is incomplete because a host is unreachable
+    4  refused: busy, wrong state, no free port, the guest keeps the device,
+       too many requests; or a dry run found such a reason
+    5  the service or a host is unreachable, or a list is incomplete
+       because a host is unreachable
     6  bad request: an unknown alias, or too few free devices
-    7  not identified: no token, or one that is not valid (HOTSLOT_TOKEN, --token-file)
-    8  not permitted: the user or the token has no right to this
+    7  not identified: no token or password, or one that is not valid
+    8  not permitted: the user or the token has no right to this,
+       or the quota of the project is used up
   130  interrupted; the service continues with the request
 When a command works on several attachments, its exit code is the highest of theirs.";
 

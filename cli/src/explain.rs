@@ -105,6 +105,11 @@ impl Explain {
             column("STATUS", "/status"),
             message("WHY", "/why"),
         ];
+        let mut candidates = candidates;
+        if cli.output.is_names() {
+            // Names are those of the devices that the request would get.
+            candidates.retain(|device| !device["place"].is_null());
+        }
         device::list(cli.output, &candidates, &columns, &unreachable)
     }
 }

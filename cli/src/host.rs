@@ -59,7 +59,7 @@ async fn set_mode(cli: &Cli, host: &str, mode: &str, reason: Option<String>) -> 
 }
 
 /// What may be changed on a host, and who decided that.
-fn mode_of(host: &Value) -> String {
+pub(crate) fn mode_of(host: &Value) -> String {
     let (mode, restriction) = (at(host, "/mode"), &host["restriction"]);
     if restriction["by"].is_null() {
         return mode;

@@ -106,10 +106,18 @@ pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
     }
 }
 
-/// Returns the names of the servers of all reachable hosts, by UUID.
+/// Returns the names of the servers of all reachable hosts, by UUID: none when the caller may not list servers.
 pub(crate) async fn server_names(cli: &Cli) -> Result<HashMap<String, String>, Failure> {
-    let servers = cli.client.items(&["servers"], "servers").await?;
+    let servers = permitted(cli.client.items(&["servers"], "servers").await)?.unwrap_or_default();
     Ok(servers.iter().map(|server| (at(server, "/id"), at(server, "/name"))).collect())
+}
+
+/// Returns a list, or `None` when the caller may not have it.
+pub(crate) fn permitted(list: Result<Vec<Value>, Failure>) -> Result<Option<Vec<Value>>, Failure> {
+    match list {
+        Err(failure) if failure.exit() == Exit::NotPermitted => Ok(None),
+        list => list.map(Some),
+    }
 }
 
 /// Gets the host of this name or id, or all hosts.

@@ -248,6 +248,7 @@ impl Arguments {
         if !self.command.uses_service() {
             return Ok(self);
         }
+        self.only_cloud = is_given("os_cloud") && self.token_file.is_none();
         let named = self.context.as_deref();
         if named.is_some() && is_given("url") {
             let message = "give either --url or a context (--context, HOTSLOT_CONTEXT)";
@@ -265,7 +266,7 @@ impl Arguments {
             }
             self.token_file = context.token_file.clone();
         }
-        self.only_cloud = context.cloud.is_some();
+        self.only_cloud |= context.cloud.is_some();
         if !is_given("os_cloud") && (context.cloud.is_some() || context.token_file.is_some()) {
             self.os_cloud = context.cloud.clone();
         }
@@ -325,7 +326,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             until_done(doctor.run(url(), &arguments.tls, own, config, arguments.output))
         }
         Command::Capture(capture) => until_done(capture.run()),
-        Command::Db(command) => until_done(command.run(config)),
+        Command::Db(command) => until_done(command.run(config, arguments.output)),
         Command::Version => until_done(async {
             let (url, cloud) = (arguments.url, arguments.os_cloud.as_deref());
             let client = match own() {

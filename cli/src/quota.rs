@@ -18,7 +18,7 @@ Examples:
   hotslot quota show 7c1f
   hotslot quota set 7c1f pci_attachments=8 pci_attachments:gpu=2 accelerators=-1
   hotslot quota reset 7c1f
-The resources are pci_attachments, pci_attachments:ALIAS, accelerators, accelerator_requests, accelerator_spec_bytes
+The resources are pci_attachments, pci_attachments:ALIAS, accelerators, accelerator_requests, accelerator_spec_bytes \
 and idempotency_keys; -1 is no limit.";
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,7 @@
 //! The service names REST routes and JSON fields in its messages. Here they become commands and options.
 
+use hotslot_model::remedy::translate;
+
 /// A request as a message of the service names it, and the command that does the same. Each `{}` of a route stands for
 /// one segment of a path; the first one is inserted for `{}` in the command. The commands of Cyborg's v2 API are those
 /// of python-openstackclient, because the command line has none for it.
@@ -69,22 +71,10 @@ const PHRASES: [(&str, &str); 26] = [
     ("whole_group", "--whole-group"),
 ];
 
-const METHODS: [&str; 4] = ["GET ", "PUT ", "POST ", "DELETE "];
-
 /// Returns a message of the service with commands and options in place of REST routes and JSON fields. A route for
 /// which there is no command stays as it is.
 pub(crate) fn by_commands(message: &str) -> String {
-    let mut text = String::with_capacity(message.len());
-    let mut rest = message;
-    while let Some(start) = METHODS.iter().filter_map(|method| rest.find(method)).min() {
-        let (before, request) = rest.split_at(start);
-        let (request, after) = request.split_at(request_length(request));
-        text += before;
-        text += &command(request).unwrap_or_else(|| request.to_owned());
-        rest = after;
-    }
-    text += rest;
-    PHRASES.iter().fold(text, |text, (phrase, option)| text.replace(phrase, option))
+    translate(message, &ROUTES, &PHRASES)
 }
 
 /// What the keys of the request of `hotslot attach` are on the command line.
@@ -101,33 +91,6 @@ pub(crate) fn by_options_of_attach(message: &str) -> String {
         ["addresses: ", "flavor: "].iter().find_map(|key| message.strip_prefix(key)).unwrap_or(message);
     let message = by_commands(message);
     KEYS_OF_ATTACH.iter().fold(message, |text, (key, option)| text.replace(key, option))
-}
-
-/// The length of the method and path at the beginning of a text, in bytes. A placeholder such as `<its uuid>` may
-/// contain spaces; punctuation after the path does not belong to it.
-fn request_length(text: &str) -> usize {
-    let path = text.find(' ').map_or(text.len(), |space| space + 1);
-    let mut in_placeholder = false;
-    let ends = |letter: char| {
-        in_placeholder = letter == '<' || in_placeholder && letter != '>';
-        letter.is_whitespace() && !in_placeholder
-    };
-    let end = text[path..].find(ends).map_or(text.len(), |end| path + end);
-    text[..end].trim_end_matches([',', ';', ':', '.', ')']).len()
-}
-
-fn command(request: &str) -> Option<String> {
-    let (method, path) = request.split_once(' ')?;
-    let request: Vec<_> = std::iter::once(method).chain(path.trim_start_matches('/').split('/')).collect();
-    ROUTES.iter().find_map(|(route, command)| {
-        let route: Vec<_> = route.split([' ', '/']).collect();
-        let matches = route.len() == request.len()
-            && route.iter().zip(&request).all(|(wanted, segment)| *wanted == "{}" || wanted == segment);
-        matches.then(|| {
-            let id = route.iter().position(|segment| *segment == "{}").map_or("", |place| request[place]);
-            command.replace("{}", id)
-        })
-    })
 }
 
 #[cfg(test)]

@@ -89,10 +89,11 @@ async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
         id("ID", "/id"),
         column("PROJECT", "/tenant_id").wide(),
     ];
-    output::list(cli.output, "servers", &servers, &columns)?;
     let unreachable = host::unreachable(&hosts);
+    let noun = if unreachable.is_empty() { "servers" } else { "servers on the hosts that can be reached" };
+    output::list(cli.output, noun, &servers, &columns)?;
     for host in &unreachable {
-        output::complain(&format!("the list lacks the servers of host {host}, which is unreachable"));
+        output::complain(&format!("the list lacks the servers of this host: {host}"));
     }
     Ok(if unreachable.is_empty() { Exit::Done } else { Exit::Unreachable })
 }

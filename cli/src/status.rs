@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::Cli;
 use crate::exit::Exit;
+use crate::lookup::permitted;
 use crate::output;
 use crate::remedy::by_commands;
 use crate::table::aligned;
 use crate::value::at;
+use crate::{Cli, host};
 
 /// The text in `--help`.
 pub(crate) const HELP: &str = "\
-The exit code is 0 when all is well; 1 when the service is not ready, a call to a hypervisor is stuck, a guest keeps a
-device whose detach was requested, or a webhook did not accept events; and 5 when the service does not answer. With -q
-nothing is printed, so that a script can use the exit code alone.";
+The exit code is 0 when all is well; 1 when the service is not ready, a host is unreachable, a call to a hypervisor is stuck, \
+a guest keeps a device whose detach was requested, the records differ from the guests or the hosts (drift), or a webhook did \
+not accept events; and 5 when the service does not answer. With -q nothing is printed, so that a script can use the exit code \
+alone.";
 
 /// A line of the screen.
 struct Line {
@@ -36,7 +38,8 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
     let ready = cli.client.probe("readyz").await?;
     let service = cli.client.item(&["service"], "service").await?;
     let hosts = cli.client.items(&["os-hypervisors", "detail"], "hypervisors").await?;
-    let attachments = cli.client.items(&["os-pci_attachments"], "pciAttachment").await?;
+    let attachments = permitted(cli.client.items(&["os-pci_attachments"], "pciAttachment").await)?;
+    let drift = cli.client.get(&["drift"]).await?;
     let webhooks = cli.client.get(&["webhooks"]).await?["webhooks"].take();
     let mut lines = vec![
         Line::of(
@@ -47,11 +50,16 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
         Line::of("database", at(&ready, "/database"), ready["database"] != "ok"),
     ];
     lines.extend(hosts.iter().flat_map(of_host));
-    lines.extend(of_attachments(&attachments));
+    match &attachments {
+        Some(attachments) => lines.extend(of_attachments(attachments)),
+        None => lines.push(Line::of("attachments", "you may not see them", false)),
+    }
+    lines.extend(of_drift(&drift, attachments.as_deref().unwrap_or_default()));
     lines.extend(webhooks.as_array().into_iter().flatten().map(of_webhook));
-    let waiting = service["needs_restart"].as_array().map_or(0, Vec::len);
-    if waiting > 0 {
-        lines.push(Line::of("configuration", format!("{waiting} changed keys need a restart"), false));
+    let waiting = at(&service, "/needs_restart");
+    if waiting != "-" {
+        let state = format!("changed, in force after a restart of the service: {waiting}");
+        lines.push(Line::of("configuration", state, false));
     }
     let warnings = ready["warnings"].as_array().into_iter().flatten();
     lines.extend(warnings.map(|warning| Line::of("warning", at(warning, ""), false)));
@@ -72,7 +80,11 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
 fn of_host(host: &Value) -> Vec<Line> {
     let name = format!("host {}", at(host, "/hypervisor_hostname"));
     let up = host["state"] == "up";
-    let state = if up { "connected".to_owned() } else { format!("down: {}", at(host, "/state_reason")) };
+    let state = match host["mode"].as_str() {
+        _ if !up => format!("down: {}", at(host, "/state_reason")),
+        Some("open") | None => "connected".to_owned(),
+        Some(_) => format!("connected, {}", host::mode_of(host)),
+    };
     let stuck = host["stuck_calls"].as_array().into_iter().flatten();
     let stuck = stuck.map(|call| {
         Line::of(
@@ -93,12 +105,27 @@ fn of_attachments(rows: &[Value]) -> Vec<Line> {
     }
     let counts: Vec<_> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
     let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
-    let kept = rows.iter().filter(|row| row["status"] == "detaching" && !row["status_reason"].is_null());
-    let kept = kept.map(|row| {
+    let kept = rows.iter().filter(|row| is_kept(row)).map(|row| {
         let what = format!("attachment {}", at(row, "/attachment_id"));
         Line::of(what, format!("detaching: {}", by_commands(&at(row, "/status_reason"))), true)
     });
     std::iter::once(Line::of("attachments", counts, false)).chain(kept).collect()
+}
+
+/// Whether a guest keeps a device whose detach was requested.
+fn is_kept(attachment: &Value) -> bool {
+    attachment["status"] == "detaching" && !attachment["status_reason"].is_null()
+}
+
+/// A line when the records, the guests and the hosts disagree. What guests keep has lines of its own.
+fn of_drift(answer: &Value, attachments: &[Value]) -> Option<Line> {
+    let of_kept = |finding: &&Value| {
+        let mut kept = attachments.iter().filter(|one| is_kept(one));
+        kept.any(|one| one["attachment_id"] == finding["attachment_id"])
+    };
+    let found = answer["drift"].as_array().into_iter().flatten().filter(|finding| !of_kept(finding)).count();
+    let differences = if found == 1 { "1 difference" } else { &format!("{found} differences") };
+    (found > 0).then(|| Line::of("drift", format!("{differences}; `hotslot drift` shows what to do"), true))
 }
 
 fn of_webhook(webhook: &Value) -> Line {

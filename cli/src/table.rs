@@ -14,6 +14,8 @@ use crate::value::at;
 const GAP: u16 = 3;
 /// The minimum width of a column whose text is wrapped, in characters: that of a PCI address.
 const NARROW: u16 = 12;
+/// Words of up to this many characters are not split, so that they can be copied: a UUID has 36.
+const WORD: u16 = 40;
 /// The minimum number of characters of a short id, as in `git log --oneline`.
 const SHORT: usize = 8;
 
@@ -129,28 +131,45 @@ fn plain() -> Table {
 /// than the terminal: then the widest of them are wrapped too.
 fn finished(mut table: Table, wrapped: &[bool]) -> String {
     let widths = table.column_max_content_widths();
+    let words = longest_words(&table, widths.len());
     let mut wrapped = wrapped.to_vec();
     if let Some(room) = table.width() {
         let mut widest: Vec<_> = (0..widths.len()).collect();
         widest.sort_by_key(|column| std::cmp::Reverse(widths[*column]));
         for column in widest {
-            let narrow = |(width, wrapped): (&u16, &bool)| if *wrapped { NARROW.min(*width) } else { *width };
-            let needed: u16 = widths.iter().zip(&wrapped).map(|both| narrow(both).saturating_add(GAP)).sum();
+            let narrow = |column: usize| {
+                if wrapped[column] { words[column].min(widths[column]) } else { widths[column] }
+            };
+            let needed: u16 = (0..widths.len()).map(|column| narrow(column).saturating_add(GAP)).sum();
             if needed <= room {
                 break;
             }
             wrapped[column] = true;
         }
     }
-    for ((column, wrapped), width) in table.column_iter_mut().zip(wrapped).zip(widths) {
-        column.set_padding((0, GAP)).set_constraint(if wrapped && width > NARROW {
-            ColumnConstraint::LowerBoundary(Width::Fixed(NARROW + GAP))
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, GAP)).set_constraint(if wrapped[index] && widths[index] > words[index] {
+            ColumnConstraint::LowerBoundary(Width::Fixed(words[index] + GAP))
         } else {
             ColumnConstraint::ContentWidth
         });
     }
     let text = table.trim_fmt();
     if text.is_empty() { text } else { text + "\n" }
+}
+
+/// Returns the width of the longest word of each column that is not to be split, at least [`NARROW`].
+fn longest_words(table: &Table, columns: usize) -> Vec<u16> {
+    let mut longest = vec![NARROW; columns];
+    for row in table.header().into_iter().chain(table.row_iter()) {
+        for (longest, cell) in longest.iter_mut().zip(row.cell_iter()) {
+            let words = cell.content();
+            let widths =
+                words.split_whitespace().map(|word| u16::try_from(word.chars().count()).unwrap_or(WORD));
+            *longest = widths.map(|width| width.min(WORD)).fold(*longest, u16::max);
+        }
+    }
+    longest
 }
 
 /// A cell whose colour tells a good state from one that passes and from one that needs attention.
@@ -188,6 +207,17 @@ mod tests {
         let rows = [["büro-1", "up", ""], ["b", "down", "y"]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(aligned(&rows), "büro-1   up\nb        down   y\n");
         assert_eq!(aligned(&[]), "");
+    }
+
+    #[test]
+    fn a_narrow_terminal_splits_texts_between_words_and_no_id() {
+        let id = "2acaba4e-bd6c-470d-aa89-0123456789ab";
+        let mut table = plain();
+        table.set_width(60);
+        table.add_row([id, "0000:3b:00.1", "the guest has not released it, so it stays where it is"]);
+        let text = finished(table, &[false, false, true]);
+        assert!(text.starts_with(&format!("{id}   0000:3b:00.1   the guest")), "{text}");
+        assert!(text.lines().count() > 2, "{text}");
     }
 
     #[test]

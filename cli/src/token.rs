@@ -21,7 +21,7 @@ Examples:
   hotslot token create ci --role member --project 7c1f --expires 90d
   hotslot token list
   hotslot token revoke ci
-The file is [identity] tokens of the configuration, or /etc/hotslot/tokens. The service must be able to read it: for a
+The file is [identity] tokens of the configuration, or /etc/hotslot/tokens. The service must be able to read it: for a \
 service with a user of its own, create it first with `install -m 0600 -o hotslot -g hotslot /dev/null FILE`.";
 
 /// The file, when no configuration names another one.
@@ -94,7 +94,8 @@ fn failure(error: TokensError) -> anyhow::Error {
             "; become root, or the user of the service"
         }
         TokensError::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
-            "; create its directory, or name the configuration of the service by --config"
+            "; create its directory, or name another file as [identity] tokens in the configuration of the service, and \
+             that configuration by --config"
         }
         TokensError::Io { .. }
         | TokensError::Unknown(_)

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::exit::{Exit, Failure};
+use crate::lookup::permitted;
 use crate::output;
 use crate::table::aligned;
 use crate::value::{at, time};
@@ -128,37 +129,30 @@ fn keys() -> mpsc::Receiver<Event> {
     keys
 }
 
-/// Returns a list, or `None` when the caller may not have it.
-fn permitted(list: Result<Vec<Value>, Failure>) -> Result<Option<Vec<Value>>, Failure> {
-    match list {
-        Err(failure) if failure.exit() == Exit::NotPermitted => Ok(None),
-        list => list.map(Some),
-    }
-}
-
 impl Screen {
     async fn read(cli: &Cli) -> Result<Self, Failure> {
         let client = &cli.client;
         let hosts = permitted(client.items(&["os-hypervisors", "detail"], "hypervisors").await)?;
-        let attachments = client.items(&["os-pci_attachments"], "pciAttachment").await?;
+        let attachments = permitted(client.items(&["os-pci_attachments"], "pciAttachment").await)?;
         let names = lookup::server_names(cli).await?;
         let events = match client.page(&["events"], EVENTS, "events").await {
             Ok((events, _)) => permitted(Ok(events))?,
             Err(failure) => permitted(Err(failure))?,
         };
-        Ok(Self::of(hosts.as_deref(), &attachments, &names, events.as_deref()))
+        Ok(Self::of(hosts.as_deref(), attachments.as_deref(), &names, events.as_deref()))
     }
 
     fn of(
         hosts: Option<&[Value]>,
-        attachments: &[Value],
+        attachments: Option<&[Value]>,
         names: &HashMap<String, String>,
         events: Option<&[Value]>,
     ) -> Self {
         const HIDDEN: &str = "you may not see them";
+        let seen = attachments.unwrap_or_default();
         let on = |host: &Value| {
             let of_host = |one: &&Value| one["host"] == host["hypervisor_hostname"];
-            attachments.iter().filter(of_host).count()
+            seen.iter().filter(of_host).count()
         };
         let host = |host: &Value| {
             let pools = host["pci_stats"].as_array().into_iter().flatten();
@@ -167,7 +161,8 @@ impl Screen {
             let name = at(host, "/hypervisor_hostname");
             let numbers = [on(host).to_string(), free.to_string(), stuck.to_string()];
             let [attached, free, stuck] = numbers;
-            vec![name, at(host, "/state"), attached, free, stuck, at(host, "/state_reason")]
+            let mode = at(host, "/mode");
+            vec![name, at(host, "/state"), mode, attached, free, stuck, at(host, "/state_reason")]
         };
         let changing = |one: &&Value| {
             one["operation"].is_object() || one["status"] == "attaching" || one["status"] == "detaching"
@@ -190,7 +185,7 @@ impl Screen {
             ]
         };
         let event = |event: &Value| {
-            let [_, when, kind, what, change, _] = events::cells(event);
+            let [_, when, kind, what, change, _] = events::cells(event, names);
             vec![when.get(11..).unwrap_or(&when).to_owned(), kind, what, change]
         };
         let rest = Constraint::Fill(1);
@@ -200,6 +195,7 @@ impl Screen {
                 columns: vec![
                     ("HOST", Constraint::Max(20)),
                     ("STATE", Constraint::Length(5)),
+                    ("MODE", Constraint::Length(9)),
                     ("ATTACHED", Constraint::Length(8)),
                     ("FREE", Constraint::Length(5)),
                     ("STUCK", Constraint::Length(5)),
@@ -211,15 +207,15 @@ impl Screen {
             under_way: Part {
                 title: "Under way",
                 columns: vec![
-                    ("GUEST", Constraint::Max(16)),
+                    ("SERVER", Constraint::Max(16)),
                     ("ADDRESS", Constraint::Length(12)),
                     ("DOING", Constraint::Length(9)),
                     ("SINCE", Constraint::Length(9)),
                     ("ENDS BY", Constraint::Length(9)),
                     ("STEP", rest),
                 ],
-                rows: attachments.iter().filter(changing).map(operation).collect(),
-                none: "nothing is being attached or detached",
+                rows: seen.iter().filter(changing).map(operation).collect(),
+                none: if attachments.is_some() { "nothing is being attached or detached" } else { HIDDEN },
             },
             events: Part {
                 title: "Events, the latest first",
@@ -325,7 +321,7 @@ mod tests {
     fn screen() -> Screen {
         let host = |name: &str, state: &str| {
             json!({ "hypervisor_hostname": name, "state": state, "pci_stats": [{ "count": 3 }, { "count": 4 }],
-                    "stuck_calls": [], "state_reason": (state == "down").then_some("connection refused") })
+                    "stuck_calls": [], "mode": "open", "state_reason": (state == "down").then_some("connection refused") })
         };
         let attachment = |address: &str, operation: Value, progress: Value| {
             json!({ "serverId": "10000000-0000-4000-8000-000000000001", "host": "node1", "address": address,
@@ -341,23 +337,28 @@ mod tests {
         let event = json!({ "id": 7, "time": "2026-11-21T12:00:01.5Z", "kind": "attachment.state", "host": "node1",
                             "address": "0000:3b:10.0", "from": "attached", "to": "detaching", "reason": null });
         let names = HashMap::from([("10000000-0000-4000-8000-000000000001".to_owned(), "web1".to_owned())]);
-        Screen::of(Some(&[host("node1", "up"), host("node2", "down")]), &attachments, &names, Some(&[event]))
+        Screen::of(
+            Some(&[host("node1", "up"), host("node2", "down")]),
+            Some(&attachments),
+            &names,
+            Some(&[event]),
+        )
     }
 
     #[test]
     fn the_plain_screen_has_every_part() {
         let text = screen().text();
         let has = |line: &str| assert!(text.contains(line), "{line}\n{text}");
-        has("HOST    STATE   ATTACHED   FREE   STUCK   REASON\n");
-        has("node2   down    0          7      0       connection refused\n");
+        has("HOST    STATE   MODE   ATTACHED   FREE   STUCK   REASON\n");
+        has("node2   down    open   0          7      0       connection refused\n");
         has(
-            "web1    0000:3b:10.0   detach      12:00:01Z   12:02:42Z   asked the guest to release the device, attempt 2",
+            "web1     0000:3b:10.0   detach      12:00:01Z   12:02:42Z   asked the guest to release the device, attempt 2",
         );
         has(
-            "web1    0000:3b:10.2   detaching   -           -           the guest has not released it\\u{1b}[2J",
+            "web1     0000:3b:10.2   detaching   -           -           the guest has not released it\\u{1b}[2J",
         );
         has("12:00:01Z   attachment.state   node1 0000:3b:10.0   attached -> detaching\n");
-        let nothing = Screen::of(None, &[], &HashMap::new(), None).text();
+        let nothing = Screen::of(None, Some(&[]), &HashMap::new(), None).text();
         assert!(nothing.starts_with("Hosts: you may not see them\n"), "{nothing}");
         assert!(nothing.contains("nothing is being attached or detached"), "{nothing}");
     }

@@ -44,10 +44,8 @@ impl Topology {
             return of_server(cli, &lookup::server(cli, name).await?).await;
         }
         // Who may not see hosts means a server.
-        let hosts = match cli.client.items(&["os-hypervisors"], "hypervisors").await {
-            Err(failure) if failure.exit() == Exit::NotPermitted => Vec::new(),
-            hosts => hosts?,
-        };
+        let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await;
+        let hosts = lookup::permitted(hosts)?.unwrap_or_default();
         let named = |host: &&Value| host["hypervisor_hostname"] == name || host["id"] == name;
         let Some(host) = hosts.iter().find(named) else {
             let id = lookup::server(cli, name).await.map_err(|failure| {
@@ -55,7 +53,7 @@ impl Topology {
             })?;
             return of_server(cli, &id).await;
         };
-        let servers = cli.client.items(&["servers"], "servers").await?;
+        let servers = lookup::permitted(cli.client.items(&["servers"], "servers").await)?.unwrap_or_default();
         if servers.iter().any(|server| server["name"] == name) {
             output::complain(&format!(
                 "this is the host {name}; a server has the same name, see `hotslot topology --server {name}`"

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use hotslot_driver::text::escape;
+use hotslot_model::under_way::{step, unplug_request};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
@@ -95,35 +96,13 @@ async fn ask(watched: Option<Watched>, what: &str, bar: &ProgressBar) -> Infalli
 
 /// Returns in words what the service is doing for an attachment, and how long it may take.
 pub(crate) fn stage(attachment: &Value) -> Option<String> {
-    let operation = &attachment["operation"];
-    if let Some(asked) = asked(&attachment["progress"]) {
+    if let Some(asked) = unplug_request(&attachment["progress"]) {
         return Some(asked);
     }
-    let step = match operation["step"].as_str()? {
-        "wait" => "waiting for another attach to the same server",
-        "choose" => "choosing devices",
-        "reserve" => "reserving devices",
-        "unbind-group" => "unbinding the IOMMU group from its host drivers",
-        "render" => "making the document for libvirt",
-        "plug" => "libvirt is plugging the device",
-        "settle" => "recording the result",
-        "undo" => "taking back what was plugged",
-        "quiesce" => "preparing the guest",
-        "release" => "taking the device out of the definition",
-        "verify" => "asking the guest for the address",
-        other => other,
-    };
+    let operation = &attachment["operation"];
+    let step = step(operation["step"].as_str()?);
     let limit = seconds_between(&operation["step_began_at"], &operation["ends_by"]);
     Some(limit.map_or_else(|| step.to_owned(), |limit| format!("{step}, up to {limit} s")))
-}
-
-/// Returns the progress of a detach in words.
-fn asked(progress: &Value) -> Option<String> {
-    let (attempt, attempts) = (progress["attempt"].as_u64()?, progress["attempts"].as_u64()?);
-    let seconds = progress["seconds"].as_f64()?;
-    // A detach with a time limit of its own repeats the requests until that time is over.
-    let of = if attempt > attempts { String::new() } else { format!(" of {attempts}") };
-    Some(format!("asked the guest to release the device, attempt {attempt}{of}, up to {seconds} s each"))
 }
 
 #[cfg(test)]
@@ -131,15 +110,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn the_progress_of_a_detach_is_told_with_its_limit() {
-        let progress = |attempt: u32| json!({ "attempt": attempt, "attempts": 8, "seconds": 20.0 });
-        let said = "asked the guest to release the device, attempt";
-        assert_eq!(asked(&progress(2)).unwrap(), format!("{said} 2 of 8, up to 20 s each"));
-        assert_eq!(asked(&progress(9)).unwrap(), format!("{said} 9, up to 20 s each"));
-        assert_eq!(asked(&Value::Null), None);
-    }
 
     #[test]
     fn the_step_of_an_attach_is_told_with_its_limit() {

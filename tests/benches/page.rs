@@ -29,7 +29,7 @@ async fn main() {
         let server = format!("/ui/server?id={}", generate::guest_uuid(0));
         for (what, path) in [
             ("the page of the host", "/ui/host?host=node1"),
-            ("the functions that a filter finds", "/ui/host?host=node1&q=virtual"),
+            ("the functions that a filter finds", "/ui/host?host=node1&q=10ca"),
             ("the page of the hosts", "/ui/hosts"),
             ("the page of a server", server.as_str()),
         ] {

@@ -228,10 +228,15 @@ impl Browser {
         lines.collect()
     }
 
-    /// Writes a picture of the first screen of the page.
+    /// Writes a picture of the page, also of what is below the window.
     pub async fn picture(&self, file: &Path) {
-        let image = self.read("/screenshot").await.expect("a picture");
-        let image = image.as_str().expect("base64");
+        let size = "const page = document.documentElement; return [page.clientWidth, page.scrollHeight]";
+        let size = self.script(size).await;
+        let clip = json!({ "x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1 });
+        let wanted = json!({ "captureBeyondViewport": true, "clip": clip });
+        let command = json!({ "cmd": "Page.captureScreenshot", "params": wanted });
+        let image = self.send("/goog/cdp/execute", command).await.expect("a picture");
+        let image = image["data"].as_str().expect("base64");
         let image = base64::engine::general_purpose::STANDARD.decode(image).expect("base64");
         std::fs::write(file, image).expect("write a file");
     }

@@ -131,7 +131,8 @@ async fn what_is_shown_can_be_typed() {
         (6, "attach q35 0000:05:00.0", "0000:05:00.0 asks for 1 device(s), 0 free: 1 in use"),
         (6, "attach q35 0000:00:10.0", "0000:00:10.0 of host node1 is a PCI bridge"),
         (3, "detach q35 nope", "q35 has no attachment `nope`"),
-        (2, "detach q35 vf --all", "--all is for one guest"),
+        (2, "detach q35", "q35 is a server; name its devices too"),
+        (2, "detach q35 vf --all", "--all is for one server"),
         (3, "flavor show nope", "`hotslot flavor list`"),
     ] {
         let refused = hotslot(arguments).expect(code);
@@ -252,7 +253,7 @@ async fn each_failure_has_its_exit_code_and_message() {
     service.sim("disconnect");
     service.until("the host is away", async || hotslot(&url, "host list").out.contains("down")).await;
     let away = hotslot(&url, "server list").expect(5);
-    assert!(away.err.contains("the servers of host node1"), "{away:?}");
+    assert!(away.err.contains("the servers of this host: node1"), "{away:?}");
     assert!(hotslot(&url, "attach q35 vf").expect(5).err.contains("unreachable: node1"));
     service.kill();
     assert!(hotslot(&url, "host list").expect(5).err.contains("is `hotslot serve` running?"));

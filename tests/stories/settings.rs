@@ -32,6 +32,20 @@ async fn the_state_of_the_service_is_one_screen_with_an_exit_code() {
     let bad: Vec<_> = lines.as_array().unwrap().iter().filter(|line| line["bad"] == true).collect();
     assert_eq!(bad.len(), 1, "{lines}");
     assert!(bad[0]["state"].as_str().unwrap().starts_with("detaching: "), "{lines}");
+
+    // A host in another mode is shown; a device that somebody else detached is a difference.
+    let service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"\n").await;
+    printed(&service, &["host", "drain", "node1", "--reason", "repair"]);
+    let said = printed(&service, &["status"]);
+    assert!(said.contains("connected, drain") && said.contains("repair"), "{said}");
+    printed(&service, &["host", "thaw", "node1"]);
+    let attached = service.attach(Q35, "vf:1").await.expect(200).body;
+    let address = attached["pci_devices"][0]["address"].as_str().unwrap();
+    service.sim(&format!("unplug q35 {address} live"));
+    let status = || hotslot(&service, &["status"]);
+    service.until("status fails", async || status().status.code() == Some(1)).await;
+    let said = String::from_utf8(status().stdout).unwrap();
+    assert!(said.contains("hotslot drift"), "{said}");
 }
 
 /// Runs a command, and returns what it printed; fails the test when the command fails.
@@ -132,7 +146,7 @@ async fn a_configuration_is_shown_without_its_secrets() {
     assert!(said.contains(&format!("hotslot {version}, schema ")), "{said}");
     assert!(said.contains("host node1") && said.contains("libvirt "), "{said}");
     let said = printed(&service, &["db", "version"]);
-    let numbers: Vec<_> = said.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+    let numbers: Vec<_> = said.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert!(numbers.len() == 2 && numbers[0] == numbers[1], "{said}");
 }
 

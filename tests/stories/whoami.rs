@@ -33,6 +33,14 @@ async fn a_caller_asks_who_it_is_and_what_its_project_may_use() {
     let refused = run(&admin, "quota show", 2);
     assert!(refused.contains("hotslot whoami"), "{refused}");
 
+    // A reader of the whole system watches it, and does not see what belongs to projects.
+    let status = run(&reader, "status", 0);
+    assert!(status.contains("host node1") && status.contains("you may not see them"), "{status}");
+    for line in ["top --once", "device list", "pci list", "explain 0000:04:10.0", "topology node1", "events"]
+    {
+        run(&reader, line, 0);
+    }
+
     // A member may not see hosts, so a name is that of a server.
     run(&admin, "server set q35 --project p", 0);
     assert!(run(&member, "topology q35", 0).contains("pcie-root-port"));
@@ -61,7 +69,7 @@ async fn the_commands_for_tokens_have_exit_codes() {
     std::fs::write(&elsewhere, "[identity]\ntokens = \"/nosuch/tokens\"\n").unwrap();
     let output = cli(&["token", "list", "--config", elsewhere.to_str().unwrap()], None);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("create its directory"), "{said}");
+    assert!(output.status.code() == Some(1) && said.contains("[identity] tokens"), "{said}");
 }
 
 #[tokio::test]

@@ -19,10 +19,12 @@ pub mod json;
 pub mod overdue;
 pub mod quota;
 pub mod rate;
+pub mod remedy;
 pub mod rules;
 pub mod scan;
 mod string_enum;
 pub mod texts;
 pub mod time;
+pub mod under_way;
 
 pub use device_status::{DeviceEvent, InvalidTransition};

@@ -6,6 +6,7 @@
   const shown = document.getElementById("live");
   const said = document.getElementById("said");
   const QUIET = 250; // milliseconds after an event, so that several events make one update
+  const STEP = 1000; // milliseconds between two reads of the steps: the steps of the service are no events
   const POLL = 3000; // milliseconds between two reads of a page with something pending, for callers without events
   const CALM = 15000; // milliseconds between two reads otherwise: whether a host is away is no event
   let timer = null;
@@ -23,16 +24,20 @@
     return new Set([...part.querySelectorAll("details[open][id]")].map((one) => one.id));
   }
 
+  // What is the same about a link, what opens a part, or a button, before and after an update.
+  function name(one) {
+    return one.getAttribute("href") || one.parentElement.id || one.textContent;
+  }
+
   function replace(old, fresh) {
     if (old.isEqualNode(fresh)) return false;
     const open = opened(old);
     for (const one of fresh.querySelectorAll("details[id]")) one.open = open.has(one.id);
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
-    const href = focused && focused.getAttribute("href");
     old.replaceWith(fresh);
     if (focused) {
-      const same = href ? [...fresh.querySelectorAll("a[href]")].find((one) => one.getAttribute("href") === href) : null;
-      (same || document.getElementById("main")).focus({ preventScroll: true });
+      const alike = [...fresh.querySelectorAll(focused.tagName)].find((one) => name(one) === name(focused));
+      (alike || document.getElementById("main")).focus({ preventScroll: true });
     }
     return true;
   }
@@ -70,8 +75,9 @@
   function poll() {
     if (!document.querySelector("[data-live][id]")) return;
     const pending = body.dataset.live === undefined && document.querySelector("[data-pending]");
+    const wait = document.querySelector(".steps .now") ? STEP : pending ? POLL : CALM;
     clearTimeout(timer);
-    timer = setTimeout(() => (document.hidden ? poll() : update()), pending ? POLL : CALM);
+    timer = setTimeout(() => (document.hidden ? poll() : update()), wait);
   }
 
   // A link may have a token behind the #, which browsers send to nobody. Only a made-up host signs in with it at once: a
@@ -113,7 +119,10 @@
     form.addEventListener("submit", () => {
       progress = document.getElementById(form.dataset.progress);
       steps = form.dataset.steps || "";
-      if (progress) progress.hidden = false;
+      if (progress) {
+        progress.hidden = false;
+        setInterval(step, STEP);
+      }
       form.classList.add("working");
     });
   }

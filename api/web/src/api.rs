@@ -13,6 +13,7 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use crate::problem::Problem;
+use crate::remedy::by_pages;
 
 /// What stays as it is in a part of a path or query: the unreserved characters of RFC 3986.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -138,6 +139,7 @@ fn problem(status: StatusCode, body: &Value) -> Problem {
     let nova =
         body.as_object().and_then(|body| body.values().next()).and_then(|fault| fault["message"].as_str());
     let message = nova.or_else(|| body["faultstring"].as_str()).map(str::to_owned);
-    let problem = Problem::new(status.as_u16(), message.unwrap_or_else(|| status.to_string()));
+    let message = message.map_or_else(|| status.to_string(), |message| by_pages(&message));
+    let problem = Problem::new(status.as_u16(), message);
     Problem { is_recorded: true, ..problem }
 }

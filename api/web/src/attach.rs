@@ -10,9 +10,11 @@ use serde_json::{Map, Value, json};
 use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
-use crate::parts::{badge, function_page, items, server_page, text};
+use crate::parts::{badge, function_page, items, server_badge, server_page, text};
 use crate::problem::Problem;
+use crate::remedy::by_pages;
 use crate::session::random;
+use crate::table::table;
 
 /// The number of different aliases that the form takes.
 const PARTS: usize = 3;
@@ -142,7 +144,7 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
         Ok(Done::Checked(run)) => html! { (verdict(&context, &server, &asked, &run)) },
         Err(problem) => {
             status = problem.status;
-            html! { div.refusal #verdict role="alert" { h2 { (problem.title()) } p { (problem.message) } p { "Nothing was attached, or it was undone. Change the request, and check again." } } }
+            problem.alert("Nothing was attached, or it was undone. Change the request, and check again.")
         }
     };
     let aliases = aliases(&context).await;
@@ -156,17 +158,16 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
 
 /// Returns the list of the servers to which a device can be attached.
 async fn choose_server(context: &Context, wanted: &Wanted) -> Result<Response, Problem> {
-    let (mut servers, more) = context.api.list(&servers_on(&wanted.host), "servers", MOST_SERVERS).await?;
-    servers.retain(|server| server["status"] == "ACTIVE");
+    let (servers, more) = context.api.list(&servers_on(&wanted.host), "servers", MOST_SERVERS).await?;
     let content = html! {
         p.crumbs { a href="servers" { "Servers" } " / attach" }
         h1 { "Attach " @if wanted.address.is_empty() { "devices" } @else { code { (wanted.address) } } " to …" }
         @if servers.is_empty() {
-            p.empty { "No running server" @if !wanted.host.is_empty() { " on " (wanted.host) } " may be used by you. A device can be attached to a running server only." }
+            p.empty { "There is no server" @if !wanted.host.is_empty() { " on " (wanted.host) } " that you may use." }
         } @else {
             ul.choices { @for server in &servers { li {
                 a href={ "attach?id=" (part(text(&server["id"]))) "&address=" (part(&wanted.address)) } { (text(&server["name"])) }
-                " " small { code { (text(&server["id"])) } }
+                " " (server_badge(text(&server["status"]))) " " small { code { (text(&server["id"])) } }
             } } }
             @if more { p { "Only the first " (MOST_SERVERS) " are shown; go by the page of the server." } }
         }
@@ -226,7 +227,7 @@ impl Server {
             p.crumbs { a href="servers" { "Servers" } " / " a href=(server_page(&self.id)) { (self.name) } " / attach" }
             h1 { "Attach devices to " (self.name) }
             @if self.status != "ACTIVE" {
-                p.note { "This server does not run. A device can be attached to a running server only." }
+                p.note { "This server does not run. Its guest gets the devices at its next start." }
             }
         }
     }
@@ -330,15 +331,17 @@ fn options(asked: &Asked) -> Markup {
 fn verdict(context: &Context, server: &Server, asked: &Asked, run: &Value) -> Markup {
     let possible = run["would_attach"] == true;
     let key = random();
-    let (failed, others): (Vec<_>, Vec<_>) =
+    let (mut failed, others): (Vec<_>, Vec<_>) =
         items(&run["checks"]).iter().partition(|check| check["result"] == "fail");
+    // Those that name their cure come first.
+    failed.sort_by_key(|check| check["cure"].is_null());
     html! {
         section #verdict .verdict.good[possible].bad[!possible] aria-labelledby="verdict-title" {
             h2 #verdict-title { @if possible { "These devices can be attached" } @else { "These devices cannot be attached" } }
             @if !failed.is_empty() {
                 ul.failed { @for check in &failed { li {
-                    strong { (check["message"].as_str().unwrap_or("a check failed; ask an administrator why")) }
-                    @if let Some(cure) = check["cure"].as_str() { br; span.cure { (cure) } }
+                    strong { (by_pages(check["message"].as_str().unwrap_or("a check failed; ask an administrator why"))) }
+                    @if let Some(cure) = check["cure"].as_str() { br; span.cure { (by_pages(cure)) } }
                 } } }
             }
             @let devices = items(&run["pci_devices"]);
@@ -362,20 +365,19 @@ fn verdict(context: &Context, server: &Server, asked: &Asked, run: &Value) -> Ma
 }
 
 fn taken(devices: &[Value]) -> Markup {
-    html! {
-        table {
-            thead { tr { th { "Alias" } th { "Device" } th { "Ids" } } }
-            tbody { @for device in devices { tr {
-                td { (text(&device["alias"])) }
-                td { @match (device["host"].as_str(), device["address"].as_str()) {
-                    (Some(host), Some(address)) => a.address href=(function_page(host, address)) { (address) },
-                    (None, Some(address)) => code { (address) },
-                    (_, None) => "chosen at the attach",
-                } }
-                td { code { (text(&device["vendor_id"])) ":" (text(&device["product_id"])) } }
-            } } }
-        }
-    }
+    let line = |device: &Value| {
+        [
+            html! { @match (device["host"].as_str(), device["address"].as_str()) {
+                (Some(host), Some(address)) => a.address href=(function_page(host, address)) { (address) },
+                (None, Some(address)) => code { (address) },
+                (_, None) => "chosen at the attach",
+            } },
+            // A device that was named by its address has that as its alias.
+            html! { @if device["alias"] == device["address"] { "–" } @else { (text(&device["alias"])) } },
+            html! { code { (text(&device["vendor_id"])) ":" (text(&device["product_id"])) } },
+        ]
+    };
+    table(&["Device", "Alias", "Ids"], devices.iter().map(line))
 }
 
 /// Returns the fields of a request that was checked, as they were.

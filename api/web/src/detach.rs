@@ -34,16 +34,14 @@ pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Resu
 
 async fn page(context: &Context, wanted: &Wanted, refused: Option<&Problem>) -> Result<Response, Problem> {
     let attachment = context.api.get(&wanted.path()?).await?["pciAttachment"].take();
-    let by = unplug_by(context, wanted).await;
+    let guest = Guest::of(context, wanted).await;
     let live = Some(format!("server={}", part(&wanted.server)));
     let content = html! {
         p.crumbs { a href="servers" { "Servers" } " / " a href=(server_page(&wanted.server)) { "server" } " / detach" }
         h1 { "Detach a device" }
-        @if let Some(problem) = refused {
-            div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
-        }
+        @if let Some(problem) = refused { (problem.alert("")) }
         (described(&attachment))
-        (consequences(&attachment, by.as_deref()))
+        (consequences(&attachment, &guest))
         (buttons(context, wanted))
     };
     Ok(Page { title: "Detach a device", place: "servers", live, content }
@@ -63,19 +61,40 @@ fn described(attachment: &Value) -> Markup {
     }
 }
 
-/// Returns how the guest is asked to release the device; `None` when that is not known, or the guest does not run.
-async fn unplug_by(context: &Context, wanted: &Wanted) -> Option<String> {
-    let path = format!("/v2.1/servers/{}/pci_topology", part(&wanted.server));
-    let topology = context.api.get(&path).await.ok()?["pci_topology"].take();
-    let mut devices = items(&topology["devices"]).iter();
-    let device = devices.find(|one| one["host_device"]["attachment_id"] == wanted.attachment.as_str())?;
-    let index = bus(&device["address"])?;
-    let mut controllers = items(&topology["controllers"]).iter();
-    let controller = controllers.find(|one| one["index"].as_u64() == Some(index))?;
-    controller["unplug_by"].as_str().filter(|_| topology["running"] == true).map(str::to_owned)
+/// The guest that has the device.
+#[derive(Default)]
+struct Guest {
+    is_off: bool,
+    /// How it is asked to release the device; `None` when that is not known.
+    unplug_by: Option<String>,
 }
 
-fn consequences(attachment: &Value, by: Option<&str>) -> Markup {
+impl Guest {
+    async fn of(context: &Context, wanted: &Wanted) -> Self {
+        let path = format!("/v2.1/servers/{}/pci_topology", part(&wanted.server));
+        let Ok(mut found) = context.api.get(&path).await else { return Self::default() };
+        let topology = found["pci_topology"].take();
+        let by = unplug_by(&topology, &wanted.attachment).map(str::to_owned);
+        Self { is_off: topology["running"] == false, unplug_by: by }
+    }
+}
+
+fn unplug_by<'a>(topology: &'a Value, attachment: &str) -> Option<&'a str> {
+    let mut devices = items(&topology["devices"]).iter();
+    let device = devices.find(|one| one["host_device"]["attachment_id"] == attachment)?;
+    let index = bus(&device["address"])?;
+    let mut controllers = items(&topology["controllers"]).iter();
+    controllers.find(|one| one["index"].as_u64() == Some(index))?["unplug_by"].as_str()
+}
+
+fn consequences(attachment: &Value, guest: &Guest) -> Markup {
+    if guest.is_off {
+        return html! {
+            h2 { "What happens" }
+            p { "The device is taken out of the definition of the server, which does not run, and is free for others at once." }
+        };
+    }
+    let by = guest.unplug_by.as_deref();
     html! {
         h2 { "What happens" }
         ol {

@@ -10,6 +10,7 @@ use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token};
 use crate::parts::{badge, function_page, items, server_link, text};
 use crate::problem::Problem;
+use crate::table::table;
 
 /// Returns what disagrees now.
 pub(crate) async fn show(context: Context) -> Result<Response, Problem> {
@@ -60,10 +61,10 @@ fn list(context: &Context, found: &Value) -> Markup {
         @if drift.is_empty() {
             p.empty { (badge("in order", "free")) " Nothing disagrees" @if !away.is_empty() { " at the hosts that can be read" } "." }
         } @else {
-            table.wide {
-                thead { tr { th { "What" } th { "Of" } th { "What each says" } th { "What resolves it" } } }
-                tbody { @for one in drift { (line(context, one)) } }
-            }
+            (table(
+                &["What", "Of", "What each says", "What resolves it"],
+                drift.iter().map(|one| line(context, one)),
+            ))
             @if by_repair && context.may("hotslot:drift:repair") {
                 form method="post" action="drift" {
                     (form_token(context))
@@ -87,24 +88,22 @@ fn subject(context: &Context, one: &Value) -> Markup {
     }
 }
 
-fn line(context: &Context, one: &Value) -> Markup {
-    html! {
-        tr {
-            th scope="row" { (text(&one["kind"])) }
-            td { (subject(context, one)) }
-            td {
-                dl.said { @for (source, what) in one["said"].as_object().into_iter().flatten() {
-                    dt { (source) } dd { (text(what)) }
-                } }
+fn line(context: &Context, one: &Value) -> [Markup; 4] {
+    [
+        html! { (text(&one["kind"])) },
+        subject(context, one),
+        html! {
+            dl.said { @for (source, what) in one["said"].as_object().into_iter().flatten() {
+                dt { (source) } dd { (text(what)) }
+            } }
+        },
+        html! {
+            (text(&one["action"])) " "
+            @match one["done"].as_str() {
+                Some("by itself") => (badge("soon, by itself", "busy")),
+                Some(_) => (badge("by a repair", "used")),
+                None => (badge("only by a person", "held")),
             }
-            td {
-                (text(&one["action"])) " "
-                @match one["done"].as_str() {
-                    Some("by itself") => (badge("soon, by itself", "busy")),
-                    Some(_) => (badge("by a repair", "used")),
-                    None => (badge("only by a person", "held")),
-                }
-            }
-        }
-    }
+        },
+    ]
 }

@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::layout::{Page, secure};
 use crate::parts::{function_page, items, server_link, text, time};
 use crate::problem::Problem;
+use crate::table::table;
 
 /// The number of events in a page.
 const LINES: i64 = 100;
@@ -78,7 +79,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         h1 { "Events" }
         (form(&wanted))
         @match &found {
-            Ok(found) => div #events data-live { (table(&context, &wanted, items(&found["events"]))) },
+            Ok(found) => div #events data-live { (list(&context, &wanted, items(&found["events"]))) },
             Err(problem) => p.refusal role="alert" { (problem.message) },
         }
     };
@@ -106,15 +107,15 @@ fn form(wanted: &Wanted) -> Markup {
     }
 }
 
-fn table(context: &Context, wanted: &Wanted, events: &[Value]) -> Markup {
+fn list(context: &Context, wanted: &Wanted, events: &[Value]) -> Markup {
     let first = events.first().and_then(|event| event["id"].as_i64());
     html! {
         @if events.is_empty() { p.empty { "No event fits." } }
         @else {
-            table.wide.events {
-                thead { tr { th { "Time (UTC)" } th { "What" } th { "Change" } th { "Of" } th { "Who" } } }
-                tbody { @for event in events.iter().rev() { (line(context, event)) } }
-            }
+            (table(
+                &["Time (UTC)", "What", "Change", "Of", "Who"],
+                events.iter().rev().map(|event| line(context, event)),
+            ))
             @if let Some(first) = first.filter(|first| *first > 1) {
                 p.pages {
                     a href={ "events?since=" ((first - 1 - LINES).max(0)) (wanted.query()) } { "Earlier events" }
@@ -125,21 +126,19 @@ fn table(context: &Context, wanted: &Wanted, events: &[Value]) -> Markup {
     }
 }
 
-fn line(context: &Context, event: &Value) -> Markup {
+fn line(context: &Context, event: &Value) -> [Markup; 5] {
     let host = text(&event["host"]);
-    html! {
-        tr id={ "event-" (event["id"]) } {
-            td { (time(&event["time"])) br; small { "#" (event["id"]) } }
-            td { (text(&event["kind"])) }
-            td { (change(event)) }
-            td {
-                @if let Some(address) = event["address"].as_str() { a.address href=(function_page(host, address)) { (address) } " " }
-                @if let Some(server) = event["server_id"].as_str() { (server_link(context, server, &html! { small { code { (server) } } })) " " }
-                @if !host.is_empty() { small { "on " (host) } }
-            }
-            td { (who(event)) }
-        }
-    }
+    [
+        html! { (time(&event["time"])) br; small { "#" (event["id"]) } },
+        html! { (text(&event["kind"])) },
+        change(event),
+        html! {
+            @if let Some(address) = event["address"].as_str() { a.address href=(function_page(host, address)) { (address) } " " }
+            @if let Some(server) = event["server_id"].as_str() { (server_link(context, server, &html! { small { code { (server) } } })) " " }
+            @if !host.is_empty() { small { "on " (host) } }
+        },
+        who(event),
+    ]
 }
 
 fn change(event: &Value) -> Markup {
@@ -173,7 +172,7 @@ fn who(event: &Value) -> Markup {
             (None, None) => "hotslot",
         }
         @if let Some(project) = event["project"].as_str() { small { " in " (project) } }
-        br; small title=(text(&event["who"])) { (text(&event["who"]).chars().take(28).collect::<String>()) }
+        br; small.cut title=(text(&event["who"])) { (text(&event["who"])) }
     }
 }
 

@@ -9,13 +9,14 @@ use serde_json::Value;
 use crate::api::{id_part, part};
 use crate::attach::BY_ADDRESS;
 use crate::context::Context;
+use crate::guests::Guests;
 use crate::layout::Page;
 use crate::parts::{
     attachment_badge, badge, device_status, function_name, function_page, items, link_words, server_link,
     shown, size, text,
 };
 use crate::problem::Problem;
-use crate::tree::holder;
+use crate::table::{Row, table};
 
 #[derive(Deserialize)]
 pub(crate) struct Wanted {
@@ -29,6 +30,12 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         format!("/v2.1/os-hypervisors/{}/pci_devices/{}", id_part(&wanted.host)?, id_part(&wanted.address)?);
     let function = context.api.get(&path).await?["pci_device"].take();
     let (host, address) = (text(&function["host"]).to_owned(), text(&function["address"]).to_owned());
+    // Callers who may not see the host see the UUIDs of its guests instead of their names.
+    let mut on = Value::Null;
+    if context.may("os_compute_api:os-hypervisors:show") {
+        on = context.api.get(&format!("/v2.1/os-hypervisors/{}", id_part(&host)?)).await.unwrap_or_default();
+    }
+    let guests = Guests::of(&context, &on["hypervisor"]);
     let title = format!("{address} on {host}");
     let content = html! {
         p.crumbs {
@@ -36,7 +43,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         }
         h1 { (function_name(&function)) " " small { code { (address) } } }
         div #function data-live {
-            (verdict(&context, &function))
+            (verdict(&guests, &function))
             @if function["offered"] == true && context.may(BY_ADDRESS) {
                 p.actions { a.button href={ "attach?host=" (part(&host)) "&address=" (part(&address)) } { "Attach to a server" } }
             }
@@ -45,8 +52,8 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
                 section { h2 { "Why" } (reasons(&context, &function)) }
             }
             (whitelist(&function))
-            (group(&context, &host, &function))
-            (mediated(&context, &function))
+            (group(&guests, &host, &function))
+            (mediated(&guests, &function))
         }
     };
     let live = Some(format!("host={}", part(&host)));
@@ -54,13 +61,13 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
 }
 
 /// Returns in one sentence whether the function is offered.
-fn verdict(context: &Context, function: &Value) -> Markup {
+fn verdict(guests: &Guests<'_>, function: &Value) -> Markup {
     let (word, colour) = device_status(function);
     html! {
         @if function["offered"] == true {
             p.verdict.good { (badge("offered", "free")) " A server can have this function now." }
         } @else {
-            p.verdict { (badge(word, colour)) " " (why_not(function)) " " (holder(context, function)) }
+            p.verdict { (badge(word, colour)) " " (why_not(function)) " " (guests.holder(function)) }
         }
     }
 }
@@ -150,71 +157,70 @@ fn reasons(context: &Context, function: &Value) -> Markup {
 
 fn whitelist(function: &Value) -> Markup {
     let lines = items(&function["whitelist"]);
+    let line = |entry: &Value| {
+        let matches = html! {
+            @if entry["counts"] == true { (badge("decides", "free")) }
+            @else if entry["matches"] == true { (badge("matches", "used")) }
+            @else { (shown(&entry["why"])) }
+        };
+        let (position, place) = (&entry["position"], text(&entry["place"]));
+        let cells =
+            vec![html! { (position) }, html! { code { (entry["entry"]) } }, matches, html! { (place) }];
+        Row(if entry["matches"] == true { "" } else { "quiet" }, cells)
+    };
     html! {
         h2 { "Entries of device_spec" }
         @if lines.is_empty() { p.empty { "There is no entry. Without one, no device is assignable." } }
-        @else {
-            table.wide {
-                thead { tr { th { "#" } th { "Entry" } th { "Matches" } th { "From" } } }
-                tbody {
-                    @for line in lines {
-                        tr.quiet[line["matches"] != true] {
-                            td { (line["position"]) }
-                            td { code { (line["entry"]) } }
-                            td {
-                                @if line["counts"] == true { (badge("decides", "free")) }
-                                @else if line["matches"] == true { (badge("matches", "used")) }
-                                @else { (shown(&line["why"])) }
-                            }
-                            td { (text(&line["place"])) }
-                        }
-                    }
-                }
-            }
-        }
+        @else { (table(&["#", "Entry", "Matches", "From"], lines.iter().map(line))) }
     }
 }
 
-fn group(context: &Context, host: &str, function: &Value) -> Markup {
+fn group(guests: &Guests<'_>, host: &str, function: &Value) -> Markup {
     let members = items(&function["group_members"]);
+    let line = |member: &Value| {
+        let address = text(&member["address"]);
+        [
+            html! { a.address href=(function_page(host, address)) { (address) } },
+            html! { (shown(&member["driver"])) },
+            html! { @if member["status"] == "available" { "not in use" } @else { (device_status(member).0) } },
+            guests.server(member),
+        ]
+    };
     html! {
         @if members.len() > 1 {
             h2 { "IOMMU group " (function["iommu_group"]["number"]) }
-            table.wide {
-                thead { tr { th { "Function" } th { "Driver" } th { "Status" } th { "Server" } } }
-                tbody { @for member in members { tr {
-                    th scope="row" { a.address href=(function_page(host, text(&member["address"]))) { (text(&member["address"])) } }
-                    td { (shown(&member["driver"])) }
-                    td { (device_status(member).0) }
-                    td { @if let Some(server) = member["instance_uuid"].as_str() { (server_link(context, server, &html! { code { (server) } })) } }
-                } } }
-            }
+            (table(&["Function", "Driver", "Status", "Server"], members.iter().map(line)))
         }
     }
 }
 
-fn mediated(context: &Context, function: &Value) -> Markup {
+fn mediated(guests: &Guests<'_>, function: &Value) -> Markup {
     let (types, devices) = (items(&function["mdev_types"]), items(&function["mdevs"]));
+    let kind = |one: &Value| {
+        [
+            html! { code { (text(&one["id"])) } },
+            html! { (shown(&one["name"])) },
+            html! { (text(&one["device_api"])) },
+            html! { (one["available"]) },
+        ]
+    };
+    let device = |one: &Value| {
+        [
+            html! { code { (text(&one["uuid"])) } },
+            html! { (text(&one["type"])) },
+            html! { (one["holder"].as_str().unwrap_or("somebody else")) },
+            guests.server(one),
+            html! { @if let Some(status) = one["status"].as_str() { (attachment_badge(status)) } },
+        ]
+    };
     html! {
         @if !types.is_empty() {
             h2 { "Types of mediated devices" }
-            table.wide {
-                thead { tr { th { "Type" } th { "Name" } th { "API" } th { "Can still be made" } } }
-                tbody { @for one in types { tr {
-                    td { code { (text(&one["id"])) } } td { (shown(&one["name"])) } td { (text(&one["device_api"])) } td { (one["available"]) }
-                } } }
-            }
+            (table(&["Type", "Name", "API", "Can still be made"], types.iter().map(kind)))
         }
         @if !devices.is_empty() {
             h2 { "Mediated devices" }
-            table.wide {
-                thead { tr { th { "UUID" } th { "Type" } th { "Made for" } th { "Server" } th { "State" } } }
-                tbody { @for one in devices { tr {
-                    td { code { (text(&one["uuid"])) } } td { code { (text(&one["type"])) } } td { (one["holder"].as_str().unwrap_or("somebody else")) }
-                    td { @if let Some(server) = one["instance_uuid"].as_str() { (server_link(context, server, &html! { code { (server) } })) } }
-                    td { @if let Some(status) = one["status"].as_str() { (attachment_badge(status)) } }
-                } } }
-            }
+            (table(&["UUID", "Type", "Made for", "Server", "State"], devices.iter().map(device)))
         }
     }
 }

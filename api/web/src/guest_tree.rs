@@ -16,6 +16,7 @@ const SHOWN_FREE: usize = 3;
 /// The parts of the tree, by the index of the controller that they are behind.
 pub(crate) struct GuestTree<'a> {
     host: Option<&'a str>,
+    is_running: bool,
     controllers: BTreeMap<u64, Vec<&'a Value>>,
     roots: Vec<&'a Value>,
     devices: BTreeMap<u64, Vec<&'a Value>>,
@@ -48,6 +49,7 @@ impl<'a> GuestTree<'a> {
         }
         Self {
             host: topology["host"].as_str(),
+            is_running: topology["running"] == true,
             controllers: by_bus(all),
             roots: all.iter().filter(|controller| controller["address"].is_null()).collect(),
             devices: by_bus(items(&topology["devices"])),
@@ -64,7 +66,7 @@ impl<'a> GuestTree<'a> {
                 @else { strong { (free) } @if free == 1 { " port is" } @else { " ports are" } " free for another device." }
             }
             @let usual: BTreeSet<_> = self.free.keys().chain(self.devices.keys()).filter_map(|bus| self.unplug_by(*bus)).collect();
-            @if let (1, Some(by)) = (usual.len(), usual.first()) { p.legend { (unplug_words(by)) } }
+            @if let (true, 1, Some(by)) = (self.is_running, usual.len(), usual.first()) { p.legend { (unplug_words(by)) } }
             ul.tree.guest { @for root in &self.roots { (self.controller(root, 0)) } }
         }
     }

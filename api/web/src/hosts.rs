@@ -8,10 +8,12 @@ use serde_json::Value;
 
 use crate::api::{id_part, part};
 use crate::context::Context;
+use crate::guests::Guests;
 use crate::layout::Page;
 use crate::parts::{badge, device_status, function_name, function_page, guard, items, link_words, text};
 use crate::problem::Problem;
-use crate::tree::{Tree, holder};
+use crate::table::{Row, table};
+use crate::tree::Tree;
 
 /// The number of functions in a page of a filtered list.
 const LINES: usize = 250;
@@ -22,31 +24,28 @@ pub(crate) async fn list(context: Context) -> Result<Response, Problem> {
     let content = html! {
         h1 { "Hosts" }
         div #hosts data-live {
-            table.wide {
-                thead { tr { th { "Host" } th { "State" } th { "Guests" } th { "Free devices" } th { "libvirt" } } }
-                tbody { @for host in &hosts { (line(host)) } }
-            }
+            (table(&["Host", "State", "Guests", "Free devices", "libvirt"], hosts.iter().map(line)))
         }
     };
     Ok(Page { title: "Hosts", place: "hosts", live: Some(String::new()), content }.show(&context))
 }
 
-fn line(host: &Value) -> Markup {
+fn line(host: &Value) -> Row {
     let name = text(&host["hypervisor_hostname"]);
     let free: u64 = items(&host["pci_stats"]).iter().filter_map(|stat| stat["count"].as_u64()).sum();
-    html! {
-        tr.stale[host["state"] != "up"] {
-            th scope="row" {
-                a href={ "host?host=" (part(name)) } { (name) }
-                @if host["simulated"] == true { " " small.kind { "simulated" } }
-                br; small { code { (text(&host["uri"])) } }
-            }
-            td { (state(host)) }
-            td { (host["running_vms"]) " running of " (items(&host["servers"]).len()) }
-            td { (free) }
-            td { (version(&host["libvirt_version"])) }
-        }
-    }
+    let head = html! {
+        a href={ "host?host=" (part(name)) } { (name) }
+        @if host["simulated"] == true { " " small.kind { "simulated" } }
+        br; small { code { (text(&host["uri"])) } }
+    };
+    let cells = vec![
+        head,
+        state(host),
+        html! { (host["running_vms"]) " running of " (items(&host["servers"]).len()) },
+        html! { (free) },
+        html! { (version(&host["libvirt_version"])) },
+    ];
+    Row(if host["state"] == "up" { "" } else { "stale" }, cells)
 }
 
 /// Returns whether a host is reachable and what may be changed there, and why.
@@ -88,6 +87,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
     let path = format!("/v2.1/os-hypervisors/{}", id_part(&wanted.host)?);
     let host = context.api.get(&path).await?["hypervisor"].take();
     let name = text(&host["hypervisor_hostname"]).to_owned();
+    let guests = Guests::of(&context, &host);
     let functions = context.api.get(&format!("{path}/pci_devices")).await;
     let content = html! {
         p.crumbs { a href="hosts" { "Hosts" } " / " (name) }
@@ -97,7 +97,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         (filter(&wanted, &name))
         div #functions data-live {
             @match &functions {
-                Ok(functions) => (content_of(&context, &wanted, &name, items(&functions["pci_devices"]))),
+                Ok(functions) => (content_of(&guests, &wanted, &name, items(&functions["pci_devices"]))),
                 Err(problem) => div.refusal role="alert" {
                     p { "The functions of this host cannot be read now: " (problem.message) }
                 },
@@ -142,7 +142,7 @@ impl Wanted {
         self.q.trim().is_empty() && self.status.is_empty()
     }
 
-    fn passes(&self, function: &Value) -> bool {
+    fn passes(&self, function: &Value, guests: &Guests<'_>) -> bool {
         if !self.status.is_empty() && device_status(function).1 != self.status {
             return false;
         }
@@ -163,20 +163,21 @@ impl Wanted {
             let mut texts = keys.iter().map(|key| text(&function[key])).chain([ids.as_str()]);
             let mut names = items(&function["net"]).iter().chain(items(&function["block"])).map(text);
             texts.any(|text| text.to_lowercase().contains(word))
+                || guests.name_of(function).is_some_and(|name| name.to_lowercase().contains(word))
                 || names.any(|name| name.to_lowercase().contains(word))
         })
     }
 }
 
-fn content_of(context: &Context, wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
+fn content_of(guests: &Guests<'_>, wanted: &Wanted, host: &str, functions: &[Value]) -> Markup {
     if wanted.is_all() {
         return html! {
             (summary(functions))
             (legend())
-            (Tree::of(context, host, functions).show())
+            (Tree::of(guests, host, functions).show())
         };
     }
-    let found: Vec<_> = functions.iter().filter(|function| wanted.passes(function)).collect();
+    let found: Vec<_> = functions.iter().filter(|function| wanted.passes(function, guests)).collect();
     let shown = found.iter().skip(wanted.from).take(LINES);
     let more = |from: usize| {
         format!("host?host={}&q={}&status={}&from={from}", part(host), part(&wanted.q), part(&wanted.status))
@@ -185,10 +186,7 @@ fn content_of(context: &Context, wanted: &Wanted, host: &str, functions: &[Value
         p { (found.len()) " of " (functions.len()) " functions" }
         @if found.is_empty() { p.empty { "No function of this host fits. Use fewer words, or another status." } }
         @else {
-            table.wide {
-                thead { tr { th { "Address" } th { "What" } th { "Status" } th { "Who has it" } th { "Driver" } th { "Link" } th { "NUMA" } th { "Group" } } }
-                tbody { @for function in shown { (row(context, host, function)) } }
-            }
+            (table(&COLUMNS, shown.map(|function| row(guests, host, function))))
             p.pages {
                 @if wanted.from > 0 { a href=(more(wanted.from.saturating_sub(LINES))) { "Earlier" } " " }
                 @if wanted.from.saturating_add(LINES) < found.len() { a href=(more(wanted.from + LINES)) { "Next " (LINES) } }
@@ -197,21 +195,23 @@ fn content_of(context: &Context, wanted: &Wanted, host: &str, functions: &[Value
     }
 }
 
-fn row(context: &Context, host: &str, function: &Value) -> Markup {
+/// The columns of a list of functions.
+const COLUMNS: [&str; 8] =
+    ["Address", "What", "Status", "Who has it", "Driver", "Link", "NUMA node", "IOMMU group"];
+
+fn row(guests: &Guests<'_>, host: &str, function: &Value) -> [Markup; 8] {
     let (word, colour) = device_status(function);
     let address = text(&function["address"]);
-    html! {
-        tr {
-            th scope="row" { a.address href=(function_page(host, address)) { (address) } }
-            td { (function_name(function)) }
-            td { (badge(word, colour)) }
-            td { (holder(context, function)) (guard(function)) }
-            td { (text(&function["driver"])) }
-            td { @if let Some((link, _)) = link_words(&function["link"]) { (link) } }
-            td { @if let Some(node) = function["numa_node"].as_u64() { (node) } }
-            td { @if let Some(group) = function["iommu_group"]["number"].as_u64() { (group) } }
-        }
-    }
+    [
+        html! { a.address href=(function_page(host, address)) { (address) } },
+        html! { (function_name(function)) },
+        badge(word, colour),
+        html! { (guests.holder(function)) (guard(function)) },
+        html! { @if let Some(driver) = function["driver"].as_str() { span.driver { (driver) } } },
+        html! { @if let Some((link, _)) = link_words(&function["link"]) { span.linkspeed { (link) } } },
+        html! { @if let Some(node) = function["numa_node"].as_u64() { (node) } },
+        html! { @if let Some(group) = function["iommu_group"]["number"].as_u64() { (group) } },
+    ]
 }
 
 /// Returns how many functions have which status, as a bar.

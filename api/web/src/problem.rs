@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use maud::{Markup, html};
 
 /// A refused or failed request: its status code, and what to tell the person.
 #[derive(Debug, Clone)]
@@ -26,6 +27,17 @@ impl Problem {
         let mut response = status.into_response();
         response.extensions_mut().insert(self);
         response
+    }
+
+    /// Returns the problem as a part of a page: what happened, the message, and more that is to be said about it.
+    pub(crate) fn alert(&self, more: &str) -> Markup {
+        html! {
+            div.refusal role="alert" {
+                h2 { (self.title()) }
+                p { (self.message) }
+                @if !more.is_empty() { p { (more) } }
+            }
+        }
     }
 
     /// Returns what happened, in a few words.

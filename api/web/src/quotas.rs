@@ -14,6 +14,7 @@ use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
 use crate::parts::badge;
 use crate::problem::Problem;
+use crate::table::table;
 
 /// The right to set limits.
 const UPDATE: &str = "os_compute_api:os-quota-sets:update";
@@ -40,9 +41,7 @@ async fn page(context: &Context, project: &str, refused: Option<&Problem>) -> Re
     let may_set = context.may(UPDATE);
     let content = html! {
         h1 { "Quotas" @if !project.is_empty() { " " small { "of project " code { (project) } } } }
-        @if let Some(problem) = refused {
-            div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } }
-        }
+        @if let Some(problem) = refused { (problem.alert("")) }
         @if may_set {
             form.filter method="get" action="quotas" role="search" {
                 label { span { "Project" } input name="project" value=(project) placeholder="id of the project" autocomplete="off"; }
@@ -52,7 +51,7 @@ async fn page(context: &Context, project: &str, refused: Option<&Problem>) -> Re
         @match &usage {
             None => p.empty { "You act in no project. Name the id of one to see its limits and what it uses." },
             Some(usage) if may_set => (form(context, project, usage)),
-            Some(usage) => (table(usage, false)),
+            Some(usage) => (limits(usage, false)),
         }
     };
     let status = refused.map_or(200, |problem| problem.status);
@@ -83,18 +82,16 @@ fn words(resource: &str) -> Markup {
     html! { (name) }
 }
 
-fn table(usage: &BTreeMap<String, Value>, editable: bool) -> Markup {
-    html! {
-        section { table.wide {
-            thead { tr { th { "What" } th { "In use" } th { "Being attached" } th { "Limit" } } }
-            tbody { @for (resource, of) in usage { tr {
-                th scope="row" { (words(resource)) " " small { code { (resource) } } }
-                td { (of["in_use"]) }
-                td { (of["reserved"]) }
-                td { (limit(resource, of, editable)) }
-            } } }
-        } }
-    }
+fn limits(usage: &BTreeMap<String, Value>, editable: bool) -> Markup {
+    let line = |(resource, of): (&String, &Value)| {
+        [
+            html! { (words(resource)) " " small { code { (resource) } } },
+            html! { (of["in_use"]) },
+            html! { (of["reserved"]) },
+            limit(resource, of, editable),
+        ]
+    };
+    html! { section { (table(&["What", "In use", "Being attached", "Limit"], usage.iter().map(line))) } }
 }
 
 fn limit(resource: &str, of: &Value, editable: bool) -> Markup {
@@ -113,7 +110,7 @@ fn form(context: &Context, project: &str, usage: &BTreeMap<String, Value>) -> Ma
         form method="post" action="quotas" {
             (form_token(context))
             input type="hidden" name="project" value=(project);
-            (table(usage, true))
+            (limits(usage, true))
             p.help { "-1 is no limit. A limit below what is used takes nothing away: it only refuses what is new." }
             div.filter {
                 label { span { "Limit for one more alias" } input name="alias" placeholder="name of the alias" autocomplete="off"; }

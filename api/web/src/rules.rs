@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 
 use crate::api::part;
 use crate::context::{Context, Fields};
+use crate::guests::Guests;
 use crate::layout::{Page, form_token, go};
 use crate::parts::{badge, device_status, function_name, function_page, guard, items, text, visible_json};
 use crate::problem::Problem;
-use crate::tree::holder;
+use crate::table::{ACTIONS, table};
 
 /// A kind of rules: its name in the API, its title, what it is for, and an example.
 struct Kind {
@@ -63,7 +64,7 @@ pub(crate) async fn list(context: Context) -> Result<Response, Problem> {
                 section {
                     h2 { (kind.title) }
                     p.lead { (kind.purpose) }
-                    (table(&context, kind, rules))
+                    (entries(&context, kind, rules))
                     @if context.may("hotslot:rule:create") {
                         p { a.button.small href={ "rule?kind=" (kind.name) } { "Add an entry" } }
                     }
@@ -74,24 +75,27 @@ pub(crate) async fn list(context: Context) -> Result<Response, Problem> {
     Ok(Page { title: "Rules", place: "rules", live: Some("kind=rule".to_owned()), content }.show(&context))
 }
 
-fn table(context: &Context, kind: &Kind, rules: &[Value]) -> Markup {
+fn entries(context: &Context, kind: &Kind, rules: &[Value]) -> Markup {
     html! {
         @if rules.is_empty() { p.empty { "There is no entry yet. Example: " code { (kind.example) } } }
         @else {
-            table.wide {
-                thead { tr { th { "#" } th { "Entry" } th { "From" } th { span.unseen { "Actions" } } } }
-                tbody { @for rule in rules { tr {
-                    td { (rule["position"]) }
-                    td { code { (rule["entry"]) }
-                        @if let Some(problem) = rule["problem"].as_str() { br; (badge("has no effect", "bad")) " " span.reason { (problem) } } }
-                    td { (rule["place"].as_str().unwrap_or("the API")) }
-                    td { @if rule["read_only"] != true && context.may("hotslot:rule:update") {
-                        a.button.small href={ "rule?kind=" (kind.name) "&id=" (part(text(&rule["id"]))) } { "Change" span.unseen { " entry " (rule["position"]) } }
-                    } }
-                } } }
-            }
+            (table(&["#", "Entry", "From", ACTIONS], rules.iter().map(|rule| line(context, kind, rule))))
         }
     }
+}
+
+fn line(context: &Context, kind: &Kind, rule: &Value) -> [Markup; 4] {
+    [
+        html! { (rule["position"]) },
+        html! {
+            code { (rule["entry"]) }
+            @if let Some(problem) = rule["problem"].as_str() { br; (badge("has no effect", "bad")) " " span.reason { (problem) } }
+        },
+        html! { (rule["place"].as_str().unwrap_or("the API")) },
+        html! { @if rule["read_only"] != true && context.may("hotslot:rule:update") {
+            a.button.small href={ "rule?kind=" (kind.name) "&id=" (part(text(&rule["id"]))) } { "Change" span.unseen { " entry " (rule["position"]) } }
+        } },
+    ]
 }
 
 /// Which rule to change; without an id, a new one.
@@ -145,7 +149,7 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
         h1 { @if is_new { "Add an entry" } @else { "Change an entry" } }
         p.lead { (kind.purpose) }
         @match &found {
-            Some(Found::Refused(problem)) => div.refusal role="alert" { h2 { (problem.title()) } p { (problem.message) } },
+            Some(Found::Refused(problem)) => (problem.alert("")),
             Some(Found::Preview(preview)) => (previewed(context, kind, preview)),
             None => {},
         }
@@ -174,6 +178,8 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
 fn previewed(context: &Context, kind: &Kind, preview: &Value) -> Markup {
     let (functions, count) = (items(&preview["pci_devices"]), preview["count"].as_u64().unwrap_or(0));
     let withdrawn = items(&preview["withdrawn"]);
+    // The functions may be those of several hosts.
+    let guests = Guests::of(context, &Value::Null);
     let without_effect = match kind.name {
         "whitelist" => "an earlier entry decides",
         _ => "not assignable, so without effect",
@@ -193,27 +199,25 @@ fn previewed(context: &Context, kind: &Kind, preview: &Value) -> Markup {
                 ul { @for one in withdrawn { li { (text(one)) } } }
             }
             @if !functions.is_empty() {
-                table.wide {
-                    thead { tr { th { "Function" } th { "What" } th { "Status now" } th { "Effect" } } }
-                    tbody { @for function in functions { (previewed_function(context, function, without_effect)) } }
-                }
+                (table(
+                    &["Function", "What", "Status now", "Effect"],
+                    functions.iter().map(|function| previewed_function(&guests, function, without_effect)),
+                ))
                 @if (functions.len() as u64) < count { p { "Only the first " (functions.len()) " are shown." } }
             }
         }
     }
 }
 
-fn previewed_function(context: &Context, function: &Value, without_effect: &str) -> Markup {
+fn previewed_function(guests: &Guests<'_>, function: &Value, without_effect: &str) -> [Markup; 4] {
     let (host, address) = (text(&function["host"]), text(&function["address"]));
     let (word, colour) = device_status(function);
-    html! {
-        tr {
-            th scope="row" { a.address href=(function_page(host, address)) { (address) } " " small { "on " (host) } }
-            td { (function_name(function)) }
-            td { (badge(word, colour)) " " (holder(context, function)) (guard(function)) }
-            td { @if function["counts"] == true { (badge("applies", "free")) } @else { span.quiet { (without_effect) } } }
-        }
-    }
+    [
+        html! { a.address href=(function_page(host, address)) { (address) } " " small { "on " (host) } },
+        html! { (function_name(function)) },
+        html! { (badge(word, colour)) " " (guests.holder(function)) (guard(function)) },
+        html! { @if function["counts"] == true { (badge("applies", "free")) } @else { span.quiet { (without_effect) } } },
+    ]
 }
 
 /// Shows what an entry would do, saves it, or removes it.

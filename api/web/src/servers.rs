@@ -15,6 +15,7 @@ use crate::layout::Page;
 use crate::parts::{attachment_badge, badge, function_page, server_badge, server_link, shown, text, time};
 use crate::problem::Problem;
 use crate::steps::steps;
+use crate::table::{ACTIONS, table};
 
 /// The maximum number of servers in the list.
 const MOST: usize = 2000;
@@ -34,7 +35,6 @@ pub(crate) async fn list(context: Context, Query(find): Query<Find>) -> Result<R
         Err(problem) => (BTreeMap::new(), Some(problem)),
     };
     let away = hosts_away(&context).await;
-    let sees_hosts = servers.iter().any(|server| server["host"].is_string());
     let content = html! {
         h1 { "Servers" }
         form.filter method="get" action="servers" role="search" {
@@ -56,10 +56,7 @@ pub(crate) async fn list(context: Context, Query(find): Query<Find>) -> Result<R
                     } @else { "No server has this name." }
                 }
             } @else {
-                table.wide {
-                    thead { tr { th { "Server" } th { "State" } @if sees_hosts { th { "Host" } } th { "Devices by hotslot" } th { "Project" } } }
-                    tbody { @for server in &servers { (line(&context, server, &attachments, sees_hosts)) } }
-                }
+                (table(&COLUMNS, servers.iter().map(|server| line(&context, server, &attachments))))
             }
             @if more { p { "Only the first " (MOST) " are shown; filter by name." } }
         }
@@ -92,28 +89,24 @@ async fn attachments_by_server(context: &Context) -> Result<BTreeMap<String, Vec
     Ok(by_server)
 }
 
-fn line(
-    context: &Context,
-    server: &Value,
-    attachments: &BTreeMap<String, Vec<Value>>,
-    sees_hosts: bool,
-) -> Markup {
+/// The columns of the list.
+const COLUMNS: [&str; 5] = ["Server", "State", "Host", "Devices", "Project"];
+
+fn line(context: &Context, server: &Value, attachments: &BTreeMap<String, Vec<Value>>) -> [Markup; 5] {
     let id = text(&server["id"]);
     let own = attachments.get(id).map(Vec::as_slice).unwrap_or_default();
     let in_transition =
         own.iter().filter(|one| ["attaching", "detaching"].contains(&text(&one["status"]))).count();
-    html! {
-        tr {
-            th scope="row" { (server_link(context, id, &html! { (text(&server["name"])) })) br; small { code { (id) } } }
-            td { (server_badge(text(&server["status"]))) }
-            @if sees_hosts { td { @if let Some(host) = server["host"].as_str() { a href={ "host?host=" (part(host)) } { (host) } } } }
-            td {
-                @if own.is_empty() { "–" } @else { (own.len()) }
-                @if in_transition > 0 { " " (badge(&format!("{in_transition} in transition"), "busy")) }
-            }
-            td { (shown(&server["tenant_id"])) }
-        }
-    }
+    [
+        html! { (server_link(context, id, &html! { (text(&server["name"])) })) br; small { code { (id) } } },
+        server_badge(text(&server["status"])),
+        html! { @if let Some(host) = server["host"].as_str() { a href={ "host?host=" (part(host)) } { (host) } } },
+        html! {
+            @if own.is_empty() { "–" } @else { (own.len()) }
+            @if in_transition > 0 { " " (badge(&format!("{in_transition} in transition"), "busy")) }
+        },
+        html! { (shown(&server["tenant_id"])) },
+    ]
 }
 
 #[derive(Deserialize)]
@@ -153,7 +146,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         div #steps data-live { (steps) }
         div #attachments data-live {
             @match &listed {
-                Ok(attachments) => (table(&context, &wanted.id, attachments)),
+                Ok(attachments) => (devices(&context, &wanted.id, attachments)),
                 Err(problem) => p.refusal role="alert" { "The devices of this server cannot be read now: " (problem.message) },
             }
         }
@@ -204,49 +197,43 @@ fn lead(topology: &Result<Value, Problem>, id: &str) -> Markup {
     }
 }
 
-fn table(context: &Context, server: &str, attachments: &[Value]) -> Markup {
-    let sees_hosts = attachments.iter().any(|one| one["address"].is_string());
+fn devices(context: &Context, server: &str, attachments: &[Value]) -> Markup {
+    let columns = ["Device", "On the host", "In the guest", "State", "Since", ACTIONS];
     html! {
         h2 { "Devices by hotslot" }
         @if attachments.is_empty() {
             p.empty { "This server has no device by hotslot." @if context.may("hotslot:attachment:create") { " Attach devices to give it one." } }
         } @else {
-            table.wide {
-                thead { tr { th { "Device" } @if sees_hosts { th { "On the host" } } th { "In the guest" } th { "State" } th { "Since" } th { span.unseen { "Actions" } } } }
-                tbody { @for one in attachments { (attachment(context, server, one, sees_hosts)) } }
-            }
+            (table(&columns, attachments.iter().map(|one| attachment(context, server, one))))
         }
     }
 }
 
-fn attachment(context: &Context, server: &str, one: &Value, sees_hosts: bool) -> Markup {
+fn attachment(context: &Context, server: &str, one: &Value) -> [Markup; 6] {
     let status = text(&one["status"]);
-    html! {
-        tr {
-            th scope="row" {
-                (one["alias"].as_str().or_else(|| one["holder"].as_str()).unwrap_or("adopted"))
-                " " small { code { (text(&one["vendor_id"])) ":" (text(&one["product_id"])) } }
+    let address = one["address"].as_str();
+    [
+        html! {
+            (one["alias"].as_str().or_else(|| one["holder"].as_str()).unwrap_or("adopted"))
+            " " small { code { (text(&one["vendor_id"])) ":" (text(&one["product_id"])) } }
+        },
+        html! { @if let Some(address) = address { a.address href=(function_page(text(&one["host"]), address)) { (address) } } },
+        inner(one),
+        html! {
+            (attachment_badge(status))
+            @if status == "detaching" { " " (waiting(one)) }
+            @if is_refused(one) { " " (badge("detach refused", "bad")) }
+            @if let Some(reason) = one["status_reason"].as_str() { " " span.reason { (reason) } }
+            @if one["persistent"] == false { " " small { "until the next power cycle" } }
+        },
+        time(if one["attached_at"].is_null() { &one["created_at"] } else { &one["attached_at"] }),
+        html! { @if context.may("hotslot:attachment:delete") && status != "attaching" {
+            a.button.small href={ "detach?server=" (part(server)) "&attachment=" (part(text(&one["attachment_id"]))) } {
+                @if status == "detaching" { "Detach again" } @else { "Detach" }
+                @if let Some(address) = address { span.unseen { " " (address) } }
             }
-            @if sees_hosts { td { a.address href=(function_page(text(&one["host"]), text(&one["address"]))) { (text(&one["address"])) } } }
-            td { (inner(one)) }
-            td {
-                (attachment_badge(status))
-                @if status == "detaching" { " " (waiting(one)) }
-                @if is_refused(one) { " " (badge("detach refused", "bad")) }
-                @if let Some(reason) = one["status_reason"].as_str() { " " span.reason { (reason) } }
-                @if one["persistent"] == false { " " small { "until the next power cycle" } }
-            }
-            td { (time(if one["attached_at"].is_null() { &one["created_at"] } else { &one["attached_at"] })) }
-            td {
-                @if context.may("hotslot:attachment:delete") && status != "attaching" {
-                    a.button.small href={ "detach?server=" (part(server)) "&attachment=" (part(text(&one["attachment_id"]))) } {
-                        @if status == "detaching" { "Detach again" } @else { "Detach" }
-                        span.unseen { " " (text(&one["address"])) }
-                    }
-                }
-            }
-        }
-    }
+        } },
+    ]
 }
 
 /// Returns that the guest has been asked and has not answered.

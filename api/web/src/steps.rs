@@ -1,7 +1,9 @@
-//! What happens to the devices of a server, step by step: the events of its attachments in words.
+//! What happens to the devices of a server, step by step: the events of its attachments in words, and what is being done
+//! now.
 
 use std::collections::BTreeSet;
 
+use hotslot_model::under_way;
 use maud::{Markup, html};
 use serde_json::Value;
 
@@ -13,7 +15,7 @@ use crate::parts::{badge, items, text, time};
 const EVENTS: u32 = 100;
 
 /// Returns the steps of the devices that are being attached or detached, and after a form also those of the request that
-/// the form sent. Empty for callers who may not read events.
+/// the form sent. Callers who may not read events see only what is being done now.
 pub(crate) async fn steps(
     context: &Context,
     server: &str,
@@ -21,20 +23,38 @@ pub(crate) async fn steps(
     after_form: bool,
 ) -> Markup {
     let is_pending = |one: &&Value| ["attaching", "detaching"].contains(&text(&one["status"]));
-    let pending: BTreeSet<_> =
-        attachments.iter().filter(is_pending).map(|one| text(&one["attachment_id"])).collect();
-    if !context.may("hotslot:event:list") || (pending.is_empty() && !after_form) {
-        return html! {};
+    let pending: Vec<_> = attachments.iter().filter(is_pending).collect();
+    let mut found = Value::Null;
+    if context.may("hotslot:event:list") && (after_form || !pending.is_empty()) {
+        let path = format!("/events?server={}&kind=attachment&limit={EVENTS}&last={EVENTS}", part(server));
+        found = context.api.get(&path).await.unwrap_or_default();
     }
-    let path = format!("/events?server={}&kind=attachment&limit={EVENTS}&last={EVENTS}", part(server));
-    let found = context.api.get(&path).await.unwrap_or_default();
-    let shown = of_interest(items(&found["events"]), pending, after_form);
+    let ids = pending.iter().map(|one| text(&one["attachment_id"])).collect();
+    let past = of_interest(items(&found["events"]), ids, after_form);
+    let present: Vec<_> = pending.into_iter().filter_map(now).collect();
     html! {
-        @if !shown.is_empty() {
+        @if !past.is_empty() || !present.is_empty() {
             h2 { "Step by step" }
-            ol.steps aria-live="polite" { @for event in shown { li { (step(event)) } } }
+            ol.steps aria-live="polite" {
+                @for event in past { li { (step(event)) } }
+                @for doing in present { li.now { (doing) } }
+            }
         }
     }
+}
+
+/// Returns what the service is doing for an attachment now, and how long that may take; `None` when it is not working on
+/// it.
+fn now(attachment: &Value) -> Option<Markup> {
+    let operation = &attachment["operation"];
+    let doing = || operation["step"].as_str().map(|name| under_way::step(name).to_owned());
+    let doing = under_way::unplug_request(&attachment["progress"]).or_else(doing)?;
+    Some(html! {
+        (time(&operation["step_began_at"])) " "
+        @if let Some(address) = attachment["address"].as_str() { code { (address) } " " }
+        (badge("now", "busy")) " " (doing)
+        @if operation["ends_by"].is_string() { ", until " (time(&operation["ends_by"])) " at the latest" }
+    })
 }
 
 /// Returns the events of each attachment since it began to be attached or detached for the last time.
@@ -89,7 +109,7 @@ fn words(event: &Value) -> (&'static str, &'static str, String) {
         ("attachment.inner_address", _, _) => return ("address", "none", seen()),
         ("attachment.reason", _, _) => ("pending", "busy", "it is not gone yet"),
         ("attachment.given_back", _, _) => ("given back", "none", "it is bound to its host driver again"),
-        (_, _, "attaching") => ("reserved", "busy", "it is reserved, and is now plugged into the guest"),
+        (_, _, "attaching") => ("reserved", "busy", "it is reserved for this server"),
         (_, "detaching", "attached") => ("refused", "bad", "the guest keeps it, and everything is as before"),
         (_, _, "attached") => ("attached", "used", "it is plugged in"),
         (_, _, "detaching") => ("asked", "busy", "the guest is asked to release it"),

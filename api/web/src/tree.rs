@@ -7,10 +7,8 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use crate::api::part;
-use crate::context::Context;
-use crate::parts::{
-    badge, device_status, function_name, function_page, guard, items, link_words, server_link, text,
-};
+use crate::guests::Guests;
+use crate::parts::{badge, device_status, function_name, function_page, guard, items, link_words, text};
 
 /// The number of functions of a host up to which the tree has a line for each VF. Above it, a PF shows its VFs as a
 /// picture and a link to their list.
@@ -21,7 +19,7 @@ const DEEPEST: usize = 32;
 
 /// The functions of a host, by what they are below of.
 pub(crate) struct Tree<'a> {
-    context: &'a Context,
+    guests: &'a Guests<'a>,
     host: &'a str,
     all: &'a [Value],
     below: BTreeMap<&'a str, Vec<&'a Value>>,
@@ -30,11 +28,11 @@ pub(crate) struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    pub(crate) fn of(context: &'a Context, host: &'a str, all: &'a [Value]) -> Self {
+    pub(crate) fn of(guests: &'a Guests<'a>, host: &'a str, all: &'a [Value]) -> Self {
         let names: BTreeSet<_> = all.iter().map(|function| text(&function["dev_id"])).collect();
         let addresses: BTreeSet<_> = all.iter().map(|function| text(&function["address"])).collect();
         let mut tree =
-            Self { context, host, all, below: BTreeMap::new(), vfs: BTreeMap::new(), roots: Vec::new() };
+            Self { guests, host, all, below: BTreeMap::new(), vfs: BTreeMap::new(), roots: Vec::new() };
         for function in all {
             let (parent, physical) = (text(&function["parent"]), text(&function["parent_addr"]));
             if addresses.contains(physical) {
@@ -116,7 +114,7 @@ impl<'a> Tree<'a> {
         let vfs = self.vfs.get(text(&function["address"]));
         html! {
             li {
-                (entry(self.context, self.host, function))
+                (entry(self.guests, self.host, function))
                 @if let Some(vfs) = vfs { (self.vfs(function, vfs)) }
                 @if let Some(below) = below { (self.list(below, group, depth + 1)) }
             }
@@ -139,7 +137,7 @@ impl<'a> Tree<'a> {
             } @else {
                 details.vfs id={ "vfs-" (address) } {
                     summary { (summary) }
-                    ul.tree { @for vf in vfs { li { (entry(self.context, self.host, vf)) } } }
+                    ul.tree { @for vf in vfs { li { (entry(self.guests, self.host, vf)) } } }
                 }
             }
         }
@@ -170,7 +168,7 @@ fn picture(vfs: &[&Value]) -> Markup {
 }
 
 /// Returns the line of a function: what it is, whether it is free, and who has it.
-fn entry(context: &Context, host: &str, function: &Value) -> Markup {
+fn entry(guests: &Guests<'_>, host: &str, function: &Value) -> Markup {
     let (word, colour) = device_status(function);
     let address = text(&function["address"]);
     html! {
@@ -178,7 +176,7 @@ fn entry(context: &Context, host: &str, function: &Value) -> Markup {
             a.address href=(function_page(host, address)) { (address) }
             span.name { (function_name(function)) @if let Some(kind) = kind(function) { " " small.kind { (kind) } } }
             @if colour != "none" || word != "bridge" { (badge(word, colour)) }
-            (holder(context, function))
+            (guests.holder(function))
             (guard(function))
             (facts(function))
         }
@@ -191,20 +189,6 @@ fn kind(function: &Value) -> Option<&'static str> {
         "type-VF" => Some("VF"),
         "vdpa" => Some("vDPA"),
         _ => None,
-    }
-}
-
-/// Returns who has a function, with a link where it is a server.
-pub(crate) fn holder(context: &Context, function: &Value) -> Markup {
-    let server = function["instance_uuid"].as_str().or_else(|| function["foreign"]["uuid"].as_str());
-    html! {
-        @if let Some(owner) = function["owner"].as_str() {
-            span.holder {
-                @if let Some(server) = server {
-                    (server_link(context, server, &html! { (owner) }))
-                } @else { (owner) }
-            }
-        }
     }
 }
 

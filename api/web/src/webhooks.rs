@@ -10,6 +10,7 @@ use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token, go};
 use crate::parts::{badge, items, text, time};
 use crate::problem::Problem;
+use crate::table::table;
 
 /// Returns the list of the webhooks.
 pub(crate) async fn show(context: Context) -> Result<Response, Problem> {
@@ -75,18 +76,19 @@ fn dead_letters(webhook: &Value, count: i64) -> Markup {
     html! {
         details id={ "letters-" (text(&webhook["name"])) } {
             summary { (count) @if count == 1 { " dead letter" } @else { " dead letters" } }
-            table.wide {
-                thead { tr { th { "Event" } th { "Given up" } th { "Attempts" } th { "Why" } } }
-                tbody { @for letter in shown { tr {
-                    th scope="row" { "#" (letter["event_id"]) @if letter["due"] == true { " " (badge("to be sent", "busy")) } }
-                    td { (time(&letter["died_at"])) }
-                    td { (letter["attempts"]) }
-                    td { (text(&letter["reason"])) }
-                } } }
-            }
+            (table(&["Event", "Given up", "Attempts", "Why"], shown.iter().map(letter)))
             @if (shown.len() as i64) < count { p { "Only the first " (shown.len()) " are shown." } }
         }
     }
+}
+
+fn letter(letter: &Value) -> [Markup; 4] {
+    [
+        html! { "#" (letter["event_id"]) @if letter["due"] == true { " " (badge("to be sent", "busy")) } },
+        time(&letter["died_at"]),
+        html! { (letter["attempts"]) },
+        html! { (text(&letter["reason"])) },
+    ]
 }
 
 /// Has a webhook deliver its dead letters again.

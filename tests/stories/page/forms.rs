@@ -1,6 +1,6 @@
 //! The forms of the page, without a browser: attach by address, the preview of a rule, quotas and webhooks.
 
-use hotslot_tests::{Hotslot, Q35, host};
+use hotslot_tests::{Hotslot, Q35, SWITCH, host};
 use serde_json::json;
 
 use super::person::{Person, form_token, html, place};
@@ -17,9 +17,9 @@ async fn a_device_is_attached_by_its_address_from_its_page() {
         "{}",
         html(&function)
     );
-    // A server is chosen from those of the host that run.
+    // A server is chosen from those of the host, which need not run.
     let servers = person.get(&format!("attach?host=node1&address={address}")).await.expect(200);
-    assert!(html(&servers).contains("q35") && !html(&servers).contains(">switch<"), "{}", html(&servers));
+    assert!(html(&servers).contains(">q35<") && html(&servers).contains(">switch<"), "{}", html(&servers));
     let attach = format!("attach?id={Q35}&address={address}");
     let form = person.get(&attach).await.expect(200);
     assert!(html(&form).contains(&format!("name=\"addresses\" value=\"{address}\"")), "{}", html(&form));
@@ -51,6 +51,30 @@ async fn a_device_is_attached_by_its_address_from_its_page() {
             "{addresses}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_run_gets_its_devices_at_its_next_start() {
+    let service = Hotslot::on("small").await;
+    let mut person = Person::at(&service);
+    let attach = format!("attach?id={SWITCH}");
+    let form = person.get(&attach).await.expect(200);
+    assert!(html(&form).contains("gets the devices at its next start"), "{}", html(&form));
+    let fields = [("id", SWITCH), ("alias0", "vf"), ("step", "attach")];
+    let done = person.send(&attach, "attach", &fields).await.expect(303);
+    let page = person.get(place(&done)).await.expect(200);
+    assert!(html(&page).contains("The devices are attached."), "{}", html(&page));
+    let id = service.attachments(SWITCH).await[0]["attachment_id"].as_str().unwrap().to_owned();
+    let detach = format!("detach?server={SWITCH}&attachment={id}");
+    let form = person.get(&detach).await.expect(200);
+    let page = html(&form);
+    assert!(page.contains("free for others at once") && !page.contains("The guest is asked"), "{page}");
+    let fields = [("server", SWITCH), ("attachment", id.as_str())];
+    let done = person.send(&detach, "detach", &fields).await.expect(303);
+    service.until("it is gone", async || service.attachments(SWITCH).await.is_empty()).await;
+    let page = person.get(place(&done)).await.expect(200);
+    assert!(html(&page).contains("does not have the device any more"), "{}", html(&page));
+    service.expect_clean().await;
 }
 
 #[tokio::test]
@@ -123,6 +147,13 @@ async fn a_refused_detach_is_told_apart_from_a_pending_one() {
     let page = person.get(&server).await.expect(200);
     let page = html(&page);
     assert!(page.contains(">pending<") && page.contains("is asked to release it"), "{page}");
+    // How often it was asked is told until the service gives up.
+    service
+        .until("the attempt is told", async || {
+            let page = Person::at(&service).get(&server).await;
+            html(&page).contains("asked the guest to release the device, attempt ")
+        })
+        .await;
     assert!(!page.contains("detach refused"), "{page}");
     service.sim("guest q35 unplug=normal");
     service.sim("reboot q35");

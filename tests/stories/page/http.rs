@@ -1,5 +1,6 @@
 //! The page without a browser: sessions, forms, rights, and texts of guests and callers.
 
+use hotslot_driver::sim::generate;
 use hotslot_tests::{Hotslot, Q35, host};
 use reqwest::Method;
 
@@ -159,6 +160,7 @@ async fn a_refusal_is_a_page_with_its_cure() {
         let answer = person.get(page).await.expect(status);
         assert!(html(&answer).starts_with("<!DOCTYPE html>"), "{page}: {}", answer.body);
         assert!(html(&answer).contains("href=\"hosts\""), "a page of a problem has the navigation: {page}");
+        assert!(!html(&answer).contains("GET "), "a page names no route: {}", html(&answer));
     }
     service.expect_clean().await;
 }
@@ -201,6 +203,28 @@ async fn what_a_caller_may_not_do_is_not_shown_and_is_refused() {
     app.send(&from, "attach", &fields).await.expect(303);
     let page = app.get(&format!("server?id={Q35}")).await.expect(200);
     assert!(html(&page).contains("attached") && !html(&page).contains("0000:04:10"), "{}", html(&page));
+}
+
+/// A host of 4,096 functions: 32 PFs with 127 VFs each.
+#[tokio::test]
+async fn the_pages_of_a_large_host_stay_small() {
+    let dir = tempfile::tempdir().unwrap();
+    generate::Size { pfs: 32, vfs: 127, guests: 16, ports: 8 }.write(dir.path()).unwrap();
+    let config = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']\n";
+    let service = Hotslot::bare(dir.path(), config, |_| ()).await;
+    let mut person = Person::at(&service);
+    for (page, text) in [
+        ("host?host=node1".to_owned(), "127 VFs, 127 free"),
+        ("host?host=node1&q=10ca".to_owned(), "4064 of 4096 functions"),
+        ("hosts".to_owned(), "node1"),
+        ("servers".to_owned(), ">g15<"),
+        (format!("server?id={}", generate::guest_uuid(0)), "PCI tree of the guest"),
+        ("events".to_owned(), "device"),
+    ] {
+        let answer = person.get(&page).await.expect(200);
+        assert!(html(&answer).contains(text), "{page}: {}", html(&answer));
+        assert!(html(&answer).len() <= 1_000_000, "{page} has {} bytes", html(&answer).len());
+    }
 }
 
 #[tokio::test]

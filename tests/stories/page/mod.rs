@@ -3,6 +3,7 @@
 mod chromium;
 mod forms;
 mod http;
+mod looks;
 mod own;
 mod person;
 mod sessions;

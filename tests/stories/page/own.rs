@@ -11,7 +11,7 @@ use crate::socket::at_socket;
 use crate::users::as_nobody;
 
 /// A program that runs until it is dropped.
-struct Running(Child);
+pub(super) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -34,6 +34,13 @@ fn link_of(arguments: &[&str]) -> (Running, String) {
     let link = lines.find(|line| line.trim().starts_with("http://")).expect("a link");
     std::thread::spawn(move || lines.for_each(drop));
     (Running(child), link.trim().to_owned())
+}
+
+/// Serves the made-up host. Returns the program, the service, and the token of its administrator.
+pub(super) fn made_up_host() -> (Running, Api, String) {
+    let (running, link) = link_of(&["serve", "--simulate"]);
+    let (url, token) = link.split_once("/ui/sign-in#token=").expect("the link of the page");
+    (running, Api::at(url.to_owned()), token.to_owned())
 }
 
 #[tokio::test]
@@ -77,11 +84,9 @@ async fn only_the_browser_that_opened_the_link_acts_as_the_user() {
 
 #[tokio::test]
 async fn the_made_up_host_is_served_with_a_link_that_signs_in() {
-    let (running, link) = link_of(&["serve", "--simulate"]);
-    let (url, token) = link.split_once("/ui/sign-in#token=").expect("the link of the page");
-    let api = Api::at(url.to_owned());
+    let (running, api, token) = made_up_host();
     api.until("the host is read", async || {
-        let headers = vec![("x-auth-token".to_owned(), token.to_owned())];
+        let headers = vec![("x-auth-token".to_owned(), token.clone())];
         let page = api.send_with(Method::GET, "/ui/host?host=demo", headers, None).await;
         let text = page.body.as_str().unwrap_or_default().to_owned();
         page.status == 200
@@ -90,7 +95,7 @@ async fn the_made_up_host_is_served_with_a_link_that_signs_in() {
             && text.contains("16 VFs, 16 free")
     })
     .await;
-    let headers = || vec![("x-auth-token".to_owned(), token.to_owned())];
+    let headers = || vec![("x-auth-token".to_owned(), token.clone())];
     // The host needs its disk and the interface of its default route, and says so.
     for (address, reason) in [("0000:4b:00.0", "root-filesystem"), ("0000:01:00.0", "network-route")] {
         let path = format!("/ui/function?host=demo&address={address}");

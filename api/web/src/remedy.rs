@@ -1,0 +1,59 @@
+//! The service names REST routes and JSON fields in its messages. Here they become pages and fields of forms.
+
+use hotslot_model::remedy::{Words, translate};
+
+/// A request as a message of the service names it, and the page that does the same.
+const ROUTES: [Words; 11] = [
+    ("GET servers", "the page Servers"),
+    ("GET os-pci", "the page of the host"),
+    ("GET os-pci/detail", "the page of the host"),
+    ("GET os-pci_attachments", "the page of each server"),
+    ("GET os-hypervisors", "the page Hosts"),
+    ("GET os-hypervisors/{}/pci_devices", "the page of the host {}"),
+    ("GET os-hypervisors/{}/pci_devices/{}", "the page of the function"),
+    ("GET accelerators", "the page Accelerators"),
+    ("GET drift", "the page Drift"),
+    ("GET events", "the page Events"),
+    ("PUT os-quota-sets/{}", "the page Quotas"),
+];
+
+/// Phrases of the service that are not a method with a route, and what they are on a page.
+const PHRASES: [Words; 5] = [
+    ("add ?force=true", "mark that it is wanted also when devices in use depend on it"),
+    ("with force", "by force"),
+    ("with whole_group", "for whole IOMMU groups (in the options)"),
+    ("without whole_group", "without whole IOMMU groups (in the options)"),
+    ("(see `hotslot explain DEVICE`)", "(the page of the function tells it)"),
+];
+
+/// Returns a message of the service with pages in place of REST routes. A route for which there is no page stays as it is.
+pub(crate) fn by_pages(message: &str) -> String {
+    translate(message, &ROUTES, &PHRASES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::by_pages;
+
+    #[test]
+    fn routes_and_fields_become_pages() {
+        for (message, expected) in [
+            (
+                "server x not found; GET servers lists all servers",
+                "server x not found; the page Servers lists all servers",
+            ),
+            (
+                "host demo has no PCI function 0000:17:01.5; GET os-hypervisors/demo/pci_devices lists those that it has",
+                "host demo has no PCI function 0000:17:01.5; the page of the host demo lists those that it has",
+            ),
+            (
+                "correct that and detach again, or detach with force",
+                "correct that and detach again, or detach by force",
+            ),
+            ("ask with whole_group", "ask for whole IOMMU groups (in the options)"),
+            ("busy", "busy"),
+        ] {
+            assert_eq!(by_pages(message), expected);
+        }
+    }
+}
