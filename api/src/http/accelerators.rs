@@ -350,8 +350,8 @@ struct AttachBody {
     /// The driver to which the host binds the devices; by default the one that it has for them.
     #[schema(value_type = String, required = false)]
     driver: Option<String>,
-    /// Whether an accelerator whose spec does not say which devices it takes may be given a storage, network or display
-    /// controller.
+    /// Whether an accelerator whose spec does not say which devices it takes may be given any device, not only an FPGA,
+    /// QAT, CRYPTO or AICHIP device.
     #[serde(default)]
     #[schema(required = false)]
     any_device: bool,

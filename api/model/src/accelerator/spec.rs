@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::{self, DeviceType};
-use hotslot_driver::pci::{PciClass, PciId};
+use hotslot_driver::pci::PciId;
 use hotslot_driver::text;
 use serde_json::{Map, Value, json};
 
@@ -199,13 +199,13 @@ impl AccSpec {
     /// Describes in words which devices an attach takes.
     pub fn takes(&self) -> String {
         let known: BTreeSet<_> = self.capability.keys().map(String::as_str).collect();
-        let but =
-            if self.names_devices(&known) { "" } else { " but storage, network and display controllers" };
+        let assignable =
+            if self.names_devices(&known) { "assignable" } else { "FPGA, QAT, CRYPTO or AICHIP" };
         let noun = match (&self.mdev_type, self.num) {
             (Some(of), 1) => format!("a mediated device of type {of}"),
             (Some(of), num) => format!("{num} mediated devices of type {of}"),
-            (None, 1) => format!("any assignable device{but}"),
-            (None, num) => format!("any {num} assignable devices{but}"),
+            (None, 1) => format!("any {assignable} device"),
+            (None, num) => format!("any {num} {assignable} devices"),
         };
         let kind =
             if is_any(&self.device_type) { String::new() } else { format!(" of type {}", self.device_type) };
@@ -350,9 +350,12 @@ fn inexact(value: &Value) -> Option<&serde_json::Number> {
 /// 2^53. From here on a float cannot represent every integer.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Whether a function is a storage, network or display controller, which hosts have for themselves too.
-pub fn is_common(class: PciClass) -> bool {
-    matches!(class.base(), 0x01..=0x03)
+/// Whether a function is an accelerator and nothing else, so that hosts do not have it for themselves.
+pub fn is_accelerator(device: &HostDevice) -> bool {
+    match device_type::device_type(device) {
+        DeviceType::Fpga | DeviceType::Qat | DeviceType::Crypto | DeviceType::AiChip => true,
+        DeviceType::Gpu | DeviceType::Nic | DeviceType::Nvme | DeviceType::Pci => false,
+    }
 }
 
 /// Whether a device type matches the type in a spec.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::accelerator::{MAX_NUM, Status, Target, View, is_common};
+use hotslot_model::accelerator::{MAX_NUM, Status, Target, View, is_accelerator};
 use hotslot_model::assignment::{Assignment, Holder};
 use hotslot_model::device::{DevType, Device, DeviceStatus, Owner};
 use hotslot_model::id::{AcceleratorId, AttachmentId, DeviceId, ServerId};
@@ -210,9 +210,9 @@ impl Accelerators {
     }
 
     /// Returns the devices of a host that match an accelerator, free or not. PFs are only included when too few other
-    /// devices are free, or when mediated devices are requested. A pinned device is the only candidate. A storage, network
-    /// or display controller is only included when the spec says which devices it takes, or with `any_device`: otherwise a
-    /// guest would get the data or the network of somebody else by a forgotten spec.
+    /// devices are free, or when mediated devices are requested. A pinned device is the only candidate. When the
+    /// spec does not say which devices it takes, only those are included that are accelerators and nothing else, unless
+    /// `any_device` is set: otherwise a guest would get the data or the network of somebody else by a forgotten spec.
     ///
     /// # Errors
     /// When no device matches: the reason of the one that came nearest.
@@ -229,13 +229,13 @@ impl Accelerators {
         }
         let answered: BTreeSet<_> = rows.iter().flat_map(|row| row.facts.extra_info.keys()).collect();
         let unnamed = !any_device && !spec.names_devices(&answered);
-        let mut left_out = None;
+        let mut left_out = false;
         let (mut found, mut free, mut pfs) = (BTreeSet::new(), 0, BTreeSet::new());
         let mut nearest: Option<(usize, String)> = None;
         for row in &rows {
             let Some(function) = functions.get(&row.facts.address) else { continue };
-            if let Some(class) = function.class.filter(|class| unnamed && is_common(*class)) {
-                left_out = left_out.or(Some((row.facts.address, class)));
+            if unnamed && !is_accelerator(function) {
+                left_out = true;
                 continue;
             }
             match spec.mismatch(function, &row.facts, &answered) {
@@ -254,15 +254,13 @@ impl Accelerators {
         if free < spec.count() || spec.mdev_type.is_some() {
             found.extend(pfs);
         }
-        if let Some((address, class)) = left_out.filter(|_| found.is_empty()) {
+        if left_out && found.is_empty() {
             return Err(format!(
-                "the spec of accelerator {} does not say which devices it takes, and then an attach takes no storage, \
-                 network or display controller, such as {address} of host {} ({}); name the devices with PUT \
-                 accelerators/{}/acc_specs, or attach it with \"any_device\": true",
-                view.row.id,
+                "the spec of accelerator {id} does not say which devices it takes, and then an attach takes only an FPGA, \
+                 QAT, CRYPTO or AICHIP device, which host {} does not have; name the devices with PUT \
+                 accelerators/{id}/acc_specs, or attach it with \"any_device\": true",
                 host.name,
-                class.description(),
-                view.row.id
+                id = view.row.id
             ));
         }
         if found.is_empty() {
