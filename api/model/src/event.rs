@@ -203,12 +203,17 @@ impl EventKind {
             .filter(|(distance, known)| *distance <= known.len() / 3)
             .min();
         let meant = nearest.map_or_else(String::new, |(_, known)| format!("did you mean `{known}`? "));
-        let noun = lower.split('.').next().unwrap_or_default();
+        let first = |text: &str| text.split('.').next().unwrap_or_default().to_owned();
+        let written = first(&lower);
+        let noun = match nearest {
+            Some((_, known)) if !nouns.contains(written.as_str()) => first(known),
+            _ => written,
+        };
         let of_noun: Vec<_> =
             Self::ALL.iter().filter(|kind| kind.noun() == noun).map(|kind| kind.as_str()).collect();
         let (what, which) = match &of_noun[..] {
-            [] => ("every event has one of these nouns", nouns.into_iter().collect::<Vec<_>>()),
-            _ => ("its noun has these kinds", of_noun),
+            [] => ("every event has one of these nouns".to_owned(), nouns.into_iter().collect::<Vec<_>>()),
+            _ => (format!("the kinds of {noun} are"), of_noun),
         };
         Err(format!("`{shown}` is no kind of events; {meant}{what}: {}", which.join(", ")))
     }

@@ -137,10 +137,15 @@ impl Requirement {
             Self::Rule(name) => {
                 rules.get(name).map_or_else(|| "what nobody has".to_owned(), |rule| rule.in_words(rules))
             }
-            Self::Not(one) => match one.written_out(rules) {
-                Self::And(_) | Self::Or(_) => format!("not ({})", one.in_words(rules)),
-                one => format!("not {}", one.in_words(rules)),
-            },
+            Self::Not(one) => {
+                let one = one.written_out(rules);
+                let words = one.in_words(rules);
+                if matches!(one, Self::And(_) | Self::Or(_)) {
+                    format!("not ({words})")
+                } else {
+                    format!("not {words}")
+                }
+            }
             Self::And(all) => all_in_words(all, rules),
             Self::Or(_) => {
                 let mut parts = Vec::new();
@@ -159,22 +164,20 @@ impl Requirement {
 
     /// Returns the requirement of the rule that this names, or this itself.
     fn written_out<'a>(&'a self, rules: &'a BTreeMap<String, Self>) -> &'a Self {
-        match self {
-            Self::Rule(name) => rules.get(name).map_or(self, |rule| rule.written_out(rules)),
-            _ => self,
-        }
+        let named = if let Self::Rule(name) = self { rules.get(name) } else { None };
+        named.map_or(self, |rule| rule.written_out(rules))
     }
 
     /// Adds the alternatives of an `or` in words, with those of the rules that it names, each once.
     fn add_alternatives(&self, rules: &BTreeMap<String, Self>, parts: &mut Vec<String>) {
-        match self.written_out(rules) {
-            Self::Or(any) => any.iter().for_each(|one| one.add_alternatives(rules, parts)),
-            one => {
-                let words = one.in_words(rules);
-                if !parts.contains(&words) {
-                    parts.push(words);
-                }
-            }
+        let one = self.written_out(rules);
+        if let Self::Or(any) = one {
+            any.iter().for_each(|one| one.add_alternatives(rules, parts));
+            return;
+        }
+        let words = one.in_words(rules);
+        if !parts.contains(&words) {
+            parts.push(words);
         }
     }
 }
@@ -183,11 +186,14 @@ impl Requirement {
 fn all_in_words(all: &[Requirement], rules: &BTreeMap<String, Requirement>) -> String {
     let (mut what, mut wherein) = (Vec::new(), Vec::new());
     for one in all {
-        match one.written_out(rules) {
-            Requirement::SystemScope => wherein.push("in the whole system"),
-            Requirement::OwnProject => wherein.push("in the project that owns it"),
-            Requirement::Or(_) => what.push(format!("({})", one.in_words(rules))),
-            one => what.push(one.in_words(rules)),
+        let one = one.written_out(rules);
+        if *one == Requirement::SystemScope {
+            wherein.push("in the whole system");
+        } else if *one == Requirement::OwnProject {
+            wherein.push("in the project that owns it");
+        } else {
+            let words = one.in_words(rules);
+            what.push(if matches!(one, Requirement::Or(_)) { format!("({words})") } else { words });
         }
     }
     if what.is_empty() {

@@ -111,10 +111,7 @@ impl Reason<'_> {
 
     /// Returns the address of the device that has the reason: `device`, or a member of its IOMMU group.
     pub(super) fn subject(&self, device: &Device) -> PciAddress {
-        match self {
-            Self::Member(member, reason) => reason.subject(member),
-            _ => device.facts.address,
-        }
+        if let Self::Member(member, reason) = self { reason.subject(member) } else { device.facts.address }
     }
 
     /// Returns the reason as a clause about `device`.
