@@ -143,9 +143,9 @@ impl AcceleratorCommand {
                 show(cli, &put_spec(cli, &id, spec).await?)?;
             }
             Self::Attach { accelerator, server, host, driver, any } => {
-                let id =
-                    if any { find(cli, &accelerator).await? } else { specified(cli, &accelerator).await? };
-                attach(cli, (&accelerator, &id), server.as_deref(), host.as_deref(), driver).await?;
+                let id = find(cli, &accelerator).await?;
+                let target = (server.as_deref(), host.as_deref(), driver);
+                attach(cli, (&accelerator, &id), target, any).await?;
             }
             Self::Detach { accelerator, timeout, force } => {
                 release(cli, &accelerator, timeout, force).await?;
@@ -172,11 +172,10 @@ async fn create(cli: &Cli, name: &str, uuid: Option<Uuid>, spec: Option<Spec>) -
 async fn attach(
     cli: &Cli,
     (accelerator, id): (&str, &str),
-    server: Option<&str>,
-    host: Option<&str>,
-    driver: Option<HostDriver>,
+    (server, host, driver): (Option<&str>, Option<&str>, Option<HostDriver>),
+    any: bool,
 ) -> anyhow::Result<()> {
-    let (body, what) = match server {
+    let (mut body, what) = match server {
         Some(name) => {
             let server = lookup::server(cli, name).await?;
             (json!({ "instance_uuid": server }), format!("attaching {accelerator} to {name}"))
@@ -189,32 +188,24 @@ async fn attach(
             (body, format!("attaching {accelerator} to its host"))
         }
     };
-    show(cli, &waiting(cli.output, &what, cli.client.put(&[NOUN, id], &body)).await??)
-}
-
-/// Finds an accelerator whose spec says which devices it takes.
-///
-/// # Errors
-/// [`Exit::Refused`] when it would take any device; as [`find`].
-async fn specified(cli: &Cli, accelerator: &str) -> anyhow::Result<String> {
-    let id = find(cli, accelerator).await?;
-    let takes = at(&cli.client.get(&[NOUN, &id]).await?, "/takes");
-    if takes.starts_with("any ") && (takes.ends_with(" device") || takes.ends_with(" devices")) {
-        let message = format!(
-            "the spec of {accelerator} requires nothing, so it takes {takes}, such as a NIC; say what it takes with \
-             `hotslot accelerator spec {id} '{{\"device_type\": \"GPU\"}}'`, or attach with --any"
-        );
-        return Err(Failure::new(Exit::Refused, message).into());
+    if any {
+        body["any_device"] = true.into();
     }
-    Ok(id)
+    show(cli, &waiting(cli.output, &what, cli.client.put(&[NOUN, id], &body)).await??)
 }
 
 async fn release(cli: &Cli, accelerator: &str, timeout: Option<String>, force: bool) -> anyhow::Result<()> {
     let id = find(cli, accelerator).await?;
     let path = [NOUN, id.as_str()];
     let query = detach::query(timeout, force)?;
+    let before = cli.client.get(&path).await?;
+    let held = before["devices"].as_array().is_some_and(|devices| !devices.is_empty());
     waiting(cli.output, &format!("detaching {accelerator}"), cli.client.remove(&path, &query)).await??;
-    done(cli, &id, "detached")
+    if held {
+        return done(cli, &id, "detached");
+    }
+    let item = json!({ "uuid": id, "status": before["status"] });
+    output::done(cli.output, "nothing was detached; no device is held by", &id, &item)
 }
 
 async fn delete(cli: &Cli, accelerator: &str) -> anyhow::Result<()> {
@@ -296,6 +287,7 @@ fn show(cli: &Cli, item: &Value) -> anyhow::Result<()> {
         message("Reason", "/status_reason"),
         column("Type", "/device_type"),
         column("Takes", "/takes"),
+        column("Ignored keys", "/ignored_keys"),
         column("Host", "/host"),
         Column::new("Address", |item| each(item, "/address")),
         column("Server", "/instance_uuid"),

@@ -5,7 +5,7 @@ use hotslot_model::remedy::translate;
 /// A request as a message of the service names it, and the command that does the same. Each `{}` of a route stands for
 /// one segment of a path; the first one is inserted for `{}` in the command. The commands of Cyborg's v2 API are those
 /// of python-openstackclient, because the command line has none for it.
-const ROUTES: [(&str, &str); 15] = [
+const ROUTES: [(&str, &str); 23] = [
     ("GET servers", "`hotslot server list`"),
     ("GET os-pci", "`hotslot pci list`"),
     ("GET os-pci/detail", "`hotslot pci list -l`"),
@@ -17,6 +17,14 @@ const ROUTES: [(&str, &str); 15] = [
     ("GET drift", "`hotslot drift`"),
     ("GET events", "`hotslot events`"),
     ("GET flavors", "`hotslot flavor list`"),
+    ("GET caller", "`hotslot whoami`"),
+    ("GET os-pci-config/whitelist", "`hotslot config device-spec list`"),
+    ("GET os-pci-config/alias", "`hotslot config alias list`"),
+    ("GET os-pci-config/extra_info", "`hotslot config extra-info list`"),
+    ("PUT os-hypervisors/{}/mode", "`hotslot host thaw {}`"),
+    ("POST servers/{}/pci_ports", "`hotslot server prepare {}`"),
+    ("PUT accelerators/{}/acc_specs", "`hotslot accelerator spec {} SPEC`"),
+    ("PUT accelerators/{}", "`hotslot accelerator attach {}`"),
     ("PUT os-quota-sets/{}", "`hotslot quota set {} RESOURCE=NUMBER`"),
     ("DELETE accelerators/{}", "`hotslot accelerator detach {}`"),
     ("DELETE accelerator/v2/accelerator_requests/{}", "`openstack accelerator arq delete {}`"),
@@ -24,13 +32,32 @@ const ROUTES: [(&str, &str); 15] = [
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on the command line.
-const PHRASES: [(&str, &str); 13] = [
+const PHRASES: [(&str, &str); 26] = [
     // The command line makes the body of the request, and its user writes only the spec in it.
     (
         r#"send {"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#,
         r#"write a spec such as '{"device_type": "GPU", "num": 1}'"#,
     ),
     ("bad body: acc_specs: ", "bad spec: "),
+    ("bad body: the name must have", "the name must have"),
+    (r#"; send {"name": "IPSec Card"}"#, ""),
+    (r#"with "any_device": true"#, "with --any"),
+    (
+        "send a token (Authorization: Bearer …; `hotslot token create` makes one)",
+        "set HOTSLOT_TOKEN, or name --token-file (`hotslot token create` makes a token)",
+    ),
+    (
+        "send a token of Keystone's (X-Auth-Token; `openstack token issue` prints one)",
+        "name --os-cloud, or set HOTSLOT_TOKEN to a token of Keystone's (`openstack token issue` prints one)",
+    ),
+    (r#"omit "persistent" or set it to true"#, "omit --live-only"),
+    ("repeat the request with since=", "repeat the command with --since "),
+    ("query key kind: ", "--kind: "),
+    ("query key server: ", "--server: "),
+    ("query key device: ", "--device: "),
+    ("query key attachment: ", "--attachment: "),
+    ("` with count ", "` with --ports "),
+    ("omit mac_address", "omit --mac"),
     ("GET its pci_owner", "run `hotslot server show`"),
     ("DELETE the accelerator", "run `hotslot accelerator detach`"),
     ("DELETE it", "run `hotslot accelerator detach`"),
@@ -50,9 +77,20 @@ pub(crate) fn by_commands(message: &str) -> String {
     translate(message, &ROUTES, &PHRASES)
 }
 
+/// What the keys of the request of `hotslot attach` are on the command line.
+const KEYS_OF_ATTACH: [(&str, &str); 3] = [
+    ("another numa_policy", "another --numa-policy"),
+    ("mac_address, vlan, physical_network and trusted", "--mac, --vlan, --physical-network and --trusted"),
+    ("mac_address: ", "--mac: "),
+];
+
 /// [`by_commands`] for a message about a request of `hotslot attach`, whose options include `--numa-policy`.
 pub(crate) fn by_options_of_attach(message: &str) -> String {
-    by_commands(message).replace("another numa_policy", "another --numa-policy")
+    // The user names devices and a flavor, which the key before the message would only repeat.
+    let message =
+        ["addresses: ", "flavor: "].iter().find_map(|key| message.strip_prefix(key)).unwrap_or(message);
+    let message = by_commands(message);
+    KEYS_OF_ATTACH.iter().fold(message, |text, (key, option)| text.replace(key, option))
 }
 
 #[cfg(test)]
@@ -95,6 +133,36 @@ mod tests {
                 "raise the limit: PUT os-quota-sets/p1",
                 "raise the limit: `hotslot quota set p1 RESOURCE=NUMBER`",
             ),
+            (
+                "there until it is opened again (PUT os-hypervisors/node1/mode)",
+                "there until it is opened again (`hotslot host thaw node1`)",
+            ),
+            (
+                "add 7 port(s) to the definition of web1 (POST servers/8e45/pci_ports with count 7), and power-cycle",
+                "add 7 port(s) to the definition of web1 (`hotslot server prepare 8e45` with --ports 7), and power-cycle",
+            ),
+            (
+                "with PUT accelerators/8e45/acc_specs, or attach it with \"any_device\": true",
+                "with `hotslot accelerator spec 8e45 SPEC`, or attach it with --any",
+            ),
+            (
+                "has none; ask an administrator for it, or see with GET caller who you are",
+                "has none; ask an administrator for it, or see with `hotslot whoami` who you are",
+            ),
+            (
+                "does not show who calls; send a token (Authorization: Bearer …; `hotslot token create` makes one)",
+                "does not show who calls; set HOTSLOT_TOKEN, or name --token-file (`hotslot token create` makes a token)",
+            ),
+            (r#"is shut off; omit "persistent" or set it to true"#, "is shut off; omit --live-only"),
+            (
+                "the last event is 4; repeat the request with since=0:",
+                "the last event is 4; repeat the command with --since 0:",
+            ),
+            ("query key device: invalid id", "--device: invalid id"),
+            (
+                r#"bad body: the name must have 1 to 255 characters; send {"name": "IPSec Card"}"#,
+                "the name must have 1 to 255 characters",
+            ),
             ("POST nowhere/1, GET webhooks", "POST nowhere/1, GET webhooks"),
             ("GET ", "GET "),
             (
@@ -106,6 +174,23 @@ mod tests {
         }
         let numa = "ask with another numa_policy";
         assert_eq!(by_commands(numa), numa, "an accelerator has its policy in its spec");
-        assert_eq!(by_options_of_attach(numa), "ask with another --numa-policy");
+        for (message, expected) in [
+            (numa, "ask with another --numa-policy"),
+            ("addresses: write 0000:04:10.0", "write 0000:04:10.0"),
+            (
+                "flavor: there is no flavor `x`; GET flavors lists them",
+                "there is no flavor `x`; `hotslot flavor list` lists them",
+            ),
+            (
+                "mac_address: it applies to one device, and 2 are requested; omit mac_address, or",
+                "--mac: it applies to one device, and 2 are requested; omit --mac, or",
+            ),
+            (
+                "leave mac_address, vlan, physical_network and trusted out",
+                "leave --mac, --vlan, --physical-network and --trusted out",
+            ),
+        ] {
+            assert_eq!(by_options_of_attach(message), expected);
+        }
     }
 }

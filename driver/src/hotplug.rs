@@ -19,7 +19,8 @@ use std::time::Duration;
 pub use mdev::create_mdev;
 pub use ports::{ROOT_PORT, add_root_ports, has_express_root};
 pub use preflight::{
-    Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight, preflight_on_host,
+    Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, add_ports, preflight,
+    preflight_on_host,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;

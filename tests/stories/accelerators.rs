@@ -3,7 +3,7 @@
 mod attach;
 mod hosts;
 
-use hotslot_tests::{Hotslot, host};
+use hotslot_tests::{Hotslot, Q35, host};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -268,10 +268,57 @@ async fn an_attach_names_a_server_a_host_or_a_driver() {
         let refused = service.put(path, json!({})).await.expect(400);
         assert!(refused.message().contains("neither a server nor a host"), "{}", refused.message());
         assert_eq!(shown(&service, path).await["status"], "available");
-        service.put(path, json!({ "driver": "native" })).await.expect(200);
+        let any = json!({ "driver": "native", "any_device": true });
+        service.put(path, any).await.expect(200);
         service.delete(path).await.expect(204);
     }
     service.expect_clean().await;
+}
+
+/// The host has NICs, disks and other controllers, of which a forgotten spec takes none.
+#[tokio::test]
+async fn an_accelerator_without_a_spec_takes_no_nic_and_no_disk() {
+    let service = service("").await;
+    for (name, spec) in [
+        ("none", None),
+        ("empty", Some(json!({}))),
+        ("note", Some(json!({ "acc_capability": { "mine": 1 } }))),
+    ] {
+        let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
+        let location = created.location.unwrap();
+        let path = &location[location.find("/accelerators/").unwrap()..];
+        if let Some(spec) = spec {
+            service.put(path, json!({ "acc_specs": spec })).await.expect(200);
+        }
+        for target in
+            [json!({ "instance_uuid": Q35 }), json!({ "driver": "native" }), json!({ "host": "node1" })]
+        {
+            let refused = service.put(path, target.clone()).await.expect(409);
+            for says in ["does not say which devices it takes", &format!("PUT {}/acc_specs", &path[1..])] {
+                assert!(refused.message().contains(says), "{says}: {}", refused.message());
+            }
+            let mut any = target;
+            any["any_device"] = true.into();
+            service.put(path, any).await.expect(200);
+            service.delete(path).await.expect(204);
+        }
+        service.put(path, json!({ "host": "node1", "any_device": "yes" })).await.expect(400);
+        service.put(path, json!({ "acc_specs": { "device_type": "NIC" } })).await.expect(200);
+        service.put(path, json!({ "instance_uuid": Q35 })).await.expect(200);
+        service.delete(path).await.expect(204);
+    }
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn an_accelerator_names_the_keys_of_its_spec_that_have_no_effect() {
+    let service = service("").await;
+    let path = service.accelerator("a", json!({ "device_type": "NIC", "foo": 1, "mine": {} })).await;
+    assert_eq!(shown(&service, &path).await["ignored_keys"], json!(["foo", "mine"]));
+    for (key, meant) in [("count", "num"), ("vendor", "vendor_id"), ("Type", "device_type")] {
+        let refused = service.put(&path, json!({ "acc_specs": { key: "10de" } })).await.expect(400);
+        assert!(refused.message().contains(&format!("did you mean `{meant}`?")), "{}", refused.message());
+    }
 }
 
 #[tokio::test]
@@ -306,7 +353,6 @@ async fn an_unknown_device_type_is_refused() {
     assert_eq!((&kept["device_type"], &kept["num"]), (&json!("UNKNOWN"), &json!(1)), "nothing was put");
 }
 
-/// The API keeps to what was specified: an accelerator without a spec takes any device. The command line asks first.
 #[tokio::test]
 async fn a_command_attaches_any_device_only_when_that_is_said() {
     let service = Hotslot::on("small").await;
@@ -320,12 +366,17 @@ async fn a_command_attaches_any_device_only_when_that_is_said() {
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
     let (code, created, _) = run(&["accelerator", "create", "IPSec Card"]);
-    assert!(code == Some(0) && created.contains("any assignable device"), "{created}");
+    assert!(code == Some(0) && created.contains("any FPGA, QAT, CRYPTO or AICHIP device"), "{created}");
     let (code, _, refused) = run(&["accelerator", "attach", "IPSec Card", "q35"]);
     assert_eq!(code, Some(4), "{refused}");
-    for part in ["takes any assignable device, such as a NIC", "hotslot accelerator spec ", "--any"] {
+    for part in ["does not say which devices it takes", "`hotslot accelerator spec ", "with --any"] {
         assert!(refused.contains(part), "{part}: {refused}");
     }
+    let (code, released, _) = run(&["accelerator", "detach", "IPSec Card"]);
+    assert!(code == Some(0) && released.contains("nothing was detached"), "{released}");
+    let (code, _, nowhere) = run(&["accelerator", "attach", "IPSec Card", "--host", "nope", "--any"]);
+    assert_eq!(code, Some(3), "{nowhere}");
+    assert!(nowhere.contains("host nope not found; `hotslot host list` lists all"), "{nowhere}");
     let (code, attached, _) = run(&["accelerator", "attach", "IPSec Card", "q35", "--any"]);
     assert_eq!(code, Some(0), "{attached}");
     assert!(

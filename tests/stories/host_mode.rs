@@ -55,7 +55,7 @@ async fn nothing_is_changed_on_a_frozen_host_until_it_is_thawed() {
     refused.push(service.post(&attachments(Q35), aliases("vf:1")).await);
     for answer in refused {
         let message = answer.expect(409).message().to_owned();
-        for says in ["host node1 was frozen by ", "(new firmware)", "`hotslot host thaw node1`"] {
+        for says in ["host node1 was frozen by ", "(new firmware)", "PUT os-hypervisors/node1/mode"] {
             assert!(message.contains(says), "{says}: {message}");
         }
     }
@@ -63,7 +63,7 @@ async fn nothing_is_changed_on_a_frozen_host_until_it_is_thawed() {
     let host = shown(&service).await;
     assert_eq!((&host["mode"], &host["status"]), (&json!("frozen"), &json!("disabled")));
     let reason = host["service"]["disabled_reason"].as_str().unwrap();
-    assert!(reason.contains("hotslot host thaw node1"), "{reason}");
+    assert!(reason.contains("PUT os-hypervisors/node1/mode"), "{reason}");
     // Everything is still shown, and a repair of all hosts names the frozen one.
     assert_eq!(service.attachments(Q35).await.len(), 1);
     let all = service.post("/drift", json!({})).await.expect(200).body;
@@ -119,7 +119,7 @@ async fn a_draining_host_gets_nothing_new_and_releases_what_it_has() {
         service.put(&free, json!({ "host": "node1", "driver": "vfio-pci" })).await,
     ] {
         let message = refused.expect(409).message().to_owned();
-        let says = "nothing new is attached there until `hotslot host thaw node1`";
+        let says = "nothing new is attached there until it is opened again (PUT os-hypervisors/node1/mode)";
         assert!(message.contains("is being drained by") && message.contains(says), "{message}");
     }
     service.delete(&path(&vf)).await.expect(200);

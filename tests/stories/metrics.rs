@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -71,15 +72,23 @@ impl Guarded {
     }
 
     async fn as_whom(&self, name: &str, method: Method, path: &str, body: Option<String>) -> Answer {
+        self.service.send_with(method, path, vec![self.bearer(name)], body).await
+    }
+
+    fn bearer(&self, name: &str) -> (String, String) {
         let token = fs::read_to_string(self.service.database().with_file_name(name)).unwrap();
-        let bearer = vec![("authorization".to_owned(), format!("Bearer {token}"))];
-        self.service.send_with(method, path, bearer, body).await
+        ("authorization".to_owned(), format!("Bearer {token}"))
     }
 
     /// The metrics, as Prometheus reads them.
     async fn metrics(&self) -> String {
-        let answer = self.as_whom("prometheus", Method::GET, "/metrics", None).await.expect(200);
-        answer.body.as_str().unwrap().to_owned()
+        self.metrics_as("application/openmetrics-text").await.body.as_str().unwrap().to_owned()
+    }
+
+    /// The metrics in the format that `Accept` asks for.
+    async fn metrics_as(&self, accept: &str) -> Answer {
+        let headers = vec![self.bearer("prometheus"), ("accept".to_owned(), accept.to_owned())];
+        self.service.send_with(Method::GET, "/metrics", headers, None).await.expect(200)
     }
 
     async fn attach(&self, server: &str, alias: &str) -> Answer {
@@ -231,6 +240,32 @@ async fn a_prometheus_reads_what_happens_and_the_dashboard_shows_what_there_is()
         .await;
 
     expect_shown(&guarded.metrics().await, &prometheus).await;
+}
+
+/// The format of older scrapers and of `curl`, in which promtool finds no fault.
+#[tokio::test]
+async fn the_text_format_of_prometheus_is_answered_unless_openmetrics_is_preferred() {
+    let guarded = Guarded::new().await;
+    guarded.attach(Q35, "vf:1").await.expect(200);
+    for accept in ["text/plain", "*/*", "text/plain;version=0.0.4, application/openmetrics-text;q=0.5"] {
+        let answer = guarded.metrics_as(accept).await;
+        assert_eq!(answer.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8", "{accept}");
+        let text = answer.body.as_str().unwrap();
+        assert!(!text.contains("# EOF") && !text.contains("# UNIT"), "{text}");
+        let mut check = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = check.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}\n{text}");
+    }
+    let answer = guarded.metrics_as("application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
+    assert!(answer.headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    assert!(answer.body.as_str().unwrap().ends_with("# EOF\n"));
 }
 
 #[tokio::test]

@@ -21,9 +21,13 @@ fn printed(output: &Output, code: i32) -> String {
 #[tokio::test]
 async fn a_guest_without_a_free_port_is_prepared_and_has_room_after_its_next_start() {
     let service = Hotslot::on("small").await;
-    // The refusal names the command, with the guest.
+    // The refusal names the request or the command, with the guest.
     let refused = service.attach(FULL, "vf:1").await.expect(409).message().to_owned();
-    let command = format!("hotslot server prepare {FULL} --ports N");
+    let request =
+        format!("add 1 port(s) to the definition of full (POST servers/{FULL}/pci_ports with count 1)");
+    assert!(refused.contains(&request), "{refused}");
+    let refused = printed(&run(&service, &format!("attach {FULL} vf:1")), 4);
+    let command = format!("(`hotslot server prepare {FULL}` with --ports 1)");
     assert!(refused.contains(&command), "{refused}");
 
     let before = service.documents();

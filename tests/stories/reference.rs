@@ -2,6 +2,7 @@
 //! `HOTSLOT_RECORD=1 cargo test -p hotslot-tests --test stories reference::` writes it. The page of the commands is made in
 //! `cli/src/reference.rs`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
@@ -57,6 +58,13 @@ fn kind(root: &Value, schema: &Value) -> String {
             .filter(|one| *one != "null")
             .collect(),
     };
+    if types.is_empty() && !words.is_empty() {
+        // Forms that differ in their types, such as a table or a text.
+        let mut forms: Vec<_> =
+            words.into_iter().map(|form| kind(root, form)).filter(|form| form != "null").collect();
+        forms.dedup();
+        return forms.join(" or ");
+    }
     match types.as_slice() {
         ["array"] => format!("list of {}", kind(root, &schema["items"])),
         ["object"] => "table".into(),
@@ -104,6 +112,33 @@ fn explained(table: &str) -> String {
     }
     assert!(found.iter().any(|part| part.lines().any(is_head)), "[{table}] is not in hotslot.example.toml");
     found.join("\n\n")
+}
+
+/// The kinds of events in rest.md are those of the description. `.changed` there stands for the noun before it.
+#[test]
+fn the_reference_of_the_api_has_all_kinds_of_events() {
+    let read = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let description: Value = serde_json::from_str(&read("openapi.json")).unwrap();
+    let kinds = description["components"]["schemas"]["EventKindName"]["enum"].as_array().unwrap().iter();
+    let kinds: BTreeSet<_> = kinds.map(|kind| kind.as_str().unwrap().to_owned()).collect();
+    let page = read("reference/rest.md");
+    let paragraph = page.split("\n\n").find(|part| part.starts_with("The kinds are")).expect("the paragraph");
+    let mut noun = "";
+    let mut named = BTreeSet::new();
+    for word in paragraph.split('`').skip(1).step_by(2) {
+        match word.split_once('.') {
+            Some(("", rest)) => drop(named.insert(format!("{noun}.{rest}"))),
+            Some((first, _)) => {
+                noun = first;
+                named.insert(word.to_owned());
+            }
+            None => {}
+        }
+    }
+    assert_eq!(named, kinds);
 }
 
 #[test]

@@ -79,6 +79,9 @@ async fn every_prefix_serves_the_servers() {
     assert_eq!(json!(paged), all);
     let off = service.get("/v2.1/servers?status=SHUTOFF").await.expect(200);
     assert_eq!(off.body["servers"][0]["name"], "switch");
+    // Nova has this status, and no guest does.
+    let building = service.get("/v2.1/servers?status=build").await.expect(200);
+    assert_eq!(building.body["servers"], json!([]));
 }
 
 #[tokio::test]

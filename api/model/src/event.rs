@@ -197,10 +197,32 @@ impl EventKind {
         if Self::ALL.iter().any(|kind| kind.is_of(text)) {
             return Ok(text);
         }
-        let known: Vec<_> = Self::ALL.iter().map(|kind| kind.as_str()).collect();
-        let nouns: BTreeSet<_> = known.iter().filter_map(|kind| Some(kind.split_once('.')?.0)).collect();
-        let nouns = nouns.into_iter().collect::<Vec<_>>().join(", ");
-        Err(format!("`{text}` is neither one of {nouns}, nor one of {}", known.join(", ")))
+        let nouns: BTreeSet<_> = Self::ALL.iter().map(|kind| kind.noun()).collect();
+        let all = Self::ALL.iter().map(|kind| kind.as_str()).chain(nouns.iter().copied());
+        let (lower, shown) = (text.to_lowercase(), text.chars().take(80).collect::<String>());
+        let nearest = all
+            .map(|known| (strsim::osa_distance(&lower, known), known))
+            .filter(|(distance, known)| *distance <= known.len() / 3)
+            .min();
+        let meant = nearest.map_or_else(String::new, |(_, known)| format!("did you mean `{known}`? "));
+        let first = |text: &str| text.split('.').next().unwrap_or_default().to_owned();
+        let written = first(&lower);
+        let noun = match nearest {
+            Some((_, known)) if !nouns.contains(written.as_str()) => first(known),
+            _ => written,
+        };
+        let of_noun: Vec<_> =
+            Self::ALL.iter().filter(|kind| kind.noun() == noun).map(|kind| kind.as_str()).collect();
+        let (what, which) = match &of_noun[..] {
+            [] => ("every event has one of these nouns".to_owned(), nouns.into_iter().collect::<Vec<_>>()),
+            _ => (format!("the kinds of {noun} are"), of_noun),
+        };
+        Err(format!("`{shown}` is no kind of events; {meant}{what}: {}", which.join(", ")))
+    }
+
+    /// The first part of the kind.
+    fn noun(self) -> &'static str {
+        self.as_str().split('.').next().unwrap_or_default()
     }
 
     fn what(self) -> What {

@@ -52,11 +52,12 @@ impl Restriction {
         match (self.mode, change) {
             (HostMode::Open, _) | (HostMode::Draining, HostChange::Other) => None,
             (HostMode::Draining, HostChange::Attach) => Some(format!(
-                "host {name} is being drained by {by}{reason}: nothing new is attached there until `hotslot host thaw \
-                 {name}`"
+                "host {name} is being drained by {by}{reason}: nothing new is attached there until it is opened again \
+                 (PUT os-hypervisors/{name}/mode)"
             )),
             (HostMode::Frozen, _) => Some(format!(
-                "host {name} was frozen by {by}{reason}: nothing is changed there until `hotslot host thaw {name}`"
+                "host {name} was frozen by {by}{reason}: nothing is changed there until it is opened again \
+                 (PUT os-hypervisors/{name}/mode)"
             )),
             (HostMode::ReadOnly, _) => Some(format!(
                 "host {name} is read-only by the configuration: nothing is changed there until `mode` is removed from \
@@ -80,9 +81,9 @@ mod tests {
         };
         use HostChange::{Attach, Other};
         let frozen = "host node1 was frozen by user alice (uid 1000) (new firmware): nothing is changed there until \
-                      `hotslot host thaw node1`";
+                      it is opened again (PUT os-hypervisors/node1/mode)";
         let draining = "host node1 is being drained by user alice (uid 1000) (new firmware): nothing new is attached \
-                        there until `hotslot host thaw node1`";
+                        there until it is opened again (PUT os-hypervisors/node1/mode)";
         let read_only = Restriction::by_configuration().refusal("node1", Other).unwrap();
         for (mode, change, expected) in [
             (HostMode::Open, Attach, None),

@@ -37,13 +37,15 @@ impl Resource {
         Self::IdempotencyKeys,
     ];
 
-    /// Says what a project can do that has no more of it.
-    fn relief(&self) -> &'static str {
+    /// Says what a project can do by itself that uses `used` of it and may use no more, as the beginning of a choice;
+    /// nothing helps a project that uses none.
+    fn relief(&self, used: i64) -> &'static str {
         match self {
-            Self::Attachments | Self::AttachmentsOf(_) => "detach something",
-            Self::Accelerators | Self::AcceleratorRequests => "delete some",
-            Self::SpecBytes => "shorten some specs",
-            Self::IdempotencyKeys => "send the request without Idempotency-Key, or later",
+            Self::IdempotencyKeys => "send the request without Idempotency-Key, or later, or ",
+            _ if used == 0 => "",
+            Self::Attachments | Self::AttachmentsOf(_) => "detach something, or ",
+            Self::Accelerators | Self::AcceleratorRequests => "delete some, or ",
+            Self::SpecBytes => "shorten some specs, or ",
         }
     }
 }
@@ -174,9 +176,9 @@ pub fn of_aliases<'a>(aliases: impl IntoIterator<Item = &'a str>) -> BTreeMap<Re
 /// A request that would exceed a quota.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "Quota exceeded for {resource}: requested {requested}, but project {project} already uses {used} of {}; {}, or \
-     have an administrator raise the limit: PUT os-quota-sets/{project}",
-    .limit.get(), .resource.relief()
+    "Quota exceeded for {resource}: requested {requested}, but project {project} already uses {used} of {}; {}have \
+     an administrator raise the limit: PUT os-quota-sets/{project}",
+    .limit.get(), .resource.relief(*.used)
 )]
 pub struct Exceeded {
     /// The project.
@@ -238,5 +240,8 @@ mod tests {
             "Quota exceeded for pci_attachments:gpu: requested 2, but project p already uses 4 of 5; detach something, \
              or have an administrator raise the limit: PUT os-quota-sets/p"
         );
+        let none = Exceeded { used: 0, limit: Limit::new(0).unwrap(), ..refused };
+        let says = "already uses 0 of 0; have an administrator raise the limit: PUT os-quota-sets/p";
+        assert!(none.to_string().ends_with(says), "{none}");
     }
 }

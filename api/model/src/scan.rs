@@ -26,7 +26,7 @@ pub enum ScanScope<'a> {
 }
 
 /// The changes of one scan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ScanOutcome {
     /// The number of devices that were seen for the first time.
     pub added: usize,
@@ -34,8 +34,8 @@ pub struct ScanOutcome {
     pub changed: usize,
     /// The number of devices that are gone.
     pub removed: usize,
-    /// The number of devices that are gone while they are in use or wait to be cleaned. Their rows are kept.
-    pub gone_in_use: usize,
+    /// The addresses of the devices that are gone while they are in use or wait to be cleaned. Their rows are kept.
+    pub gone_in_use: Vec<PciAddress>,
     /// The number of devices whose facts changed while they are in use. The new facts are recorded when they are free.
     pub changed_in_use: usize,
     /// The number of rows that are written.
@@ -235,7 +235,7 @@ impl ScanPlan {
     /// Plans the row of a device that the host does not have any more.
     fn miss(&mut self, row: &Arc<Device>, now: Millis) {
         if stays(row) {
-            self.outcome.gone_in_use += 1;
+            self.outcome.gone_in_use.push(row.facts.address);
             self.change(row, |row| row.gone_at = row.gone_at.or(Some(now)));
         } else {
             self.outcome.removed += 1;

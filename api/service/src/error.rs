@@ -3,6 +3,7 @@
 //! `http/error.rs` of the routes maps each variant to an HTTP status.
 
 use hotslot_driver::hypervisor;
+use hotslot_model::host_mode::HostMode;
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_model::quota::Exceeded;
 use hotslot_model::rules::Shortage;
@@ -60,6 +61,14 @@ pub enum Error {
     /// Something else that the request names does not exist.
     #[error("{0} not found")]
     NotFound(String),
+    /// Something else that the request names does not exist, and a list has those that do.
+    #[error("{what} not found; GET {list} lists all")]
+    NotListed {
+        /// What does not exist.
+        what: String,
+        /// The route of the list.
+        list: &'static str,
+    },
     /// The requested data existed, but is no longer kept.
     #[error("{0}")]
     Gone(String),
@@ -70,9 +79,14 @@ pub enum Error {
     /// may read it.
     #[error("{0}")]
     Busy(String),
-    /// The host admits no such change now. The text says who decided that, and what to do.
-    #[error("{0}")]
-    Restricted(String),
+    /// The host admits no such change now.
+    #[error("{reason}")]
+    Restricted {
+        /// What may be changed on the host.
+        mode: HostMode,
+        /// Who decided that, and what to do.
+        reason: String,
+    },
     /// The name or id of what the request creates is in use.
     #[error("{0}")]
     AlreadyExists(String),

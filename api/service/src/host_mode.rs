@@ -42,8 +42,13 @@ impl Hosts {
     /// [`Error::Restricted`] with who decided that it may not, and what to do; errors of the database.
     pub(crate) async fn expect_open(&self, host: &Host, change: HostChange) -> Result<(), Error> {
         let restriction = self.restriction(host).await?;
-        let refusal = restriction.and_then(|restriction| restriction.refusal(&host.name, change));
-        refusal.map_or(Ok(()), |reason| Err(Error::Restricted(reason)))
+        let refusal = restriction.and_then(|restriction| {
+            Some(Error::Restricted {
+                mode: restriction.mode,
+                reason: restriction.refusal(&host.name, change)?,
+            })
+        });
+        refusal.map_or(Ok(()), Err)
     }
 
     /// Sets what may be changed on a host, from now on and also after a restart.
@@ -57,8 +62,8 @@ impl Hosts {
         reason: Option<&str>,
     ) -> Result<Option<Restriction>, Error> {
         if host.mode == HypervisorMode::ReadOnly {
-            let refusal = Restriction::by_configuration().refusal(&host.name, HostChange::Other);
-            return Err(Error::Restricted(refusal.unwrap_or_default()));
+            let reason = Restriction::by_configuration().refusal(&host.name, HostChange::Other);
+            return Err(Error::Restricted { mode: HostMode::ReadOnly, reason: reason.unwrap_or_default() });
         }
         let now = self.store.set_host_mode(host.row.id, mode, reason).await?;
         tracing::warn!(host = %host.name, "host {} is {mode} now", host.name);

@@ -89,7 +89,7 @@ impl Hosts {
     /// Finds a host by its configured name, its UUID, or the host name that it reports.
     ///
     /// # Errors
-    /// [`Error::Conflict`] with the names of the hosts, when none or several match.
+    /// [`Error::NotListed`] when none matches, and [`Error::Conflict`] with the names of the hosts when several do.
     pub(crate) async fn host_called(&self, name: &str) -> Result<&Arc<Host>, Error> {
         let called = |host: &&Arc<Host>| host.name == name || host.row.uuid.to_string() == name;
         if let Some(host) = self.all.iter().find(called) {
@@ -104,11 +104,10 @@ impl Hosts {
             |hosts: &[&Arc<Host>]| hosts.iter().map(|host| host.name.as_str()).collect::<Vec<_>>().join(", ");
         match called[..] {
             [host] => Ok(host),
-            [] => Err(Error::Conflict(format!(
-                "no host is called {}; name one of {}, or omit the host to use the one that has the device",
-                name.chars().take(80).collect::<String>(),
-                names(&self.all.iter().collect::<Vec<_>>())
-            ))),
+            [] => Err(Error::NotListed {
+                what: format!("host {}", name.chars().take(80).collect::<String>()),
+                list: "os-hypervisors",
+            }),
             _ => Err(Error::Conflict(format!(
                 "{} have the host name {name}; use one of these names instead",
                 names(&called)

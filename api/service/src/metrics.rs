@@ -189,10 +189,11 @@ fn outcome(error: &Error) -> &'static str {
         | Error::NoAttachment(_)
         | Error::NoAccelerator(_)
         | Error::NotFound(_)
+        | Error::NotListed { .. }
         | Error::Gone(_)
         | Error::Conflict(_)
         | Error::Busy(_)
-        | Error::Restricted(_)
+        | Error::Restricted { .. }
         | Error::AlreadyExists(_)
         | Error::Stale => "refused",
         Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => "unavailable",

@@ -72,7 +72,7 @@ pub(super) struct AcceleratorPath {
 impl AcceleratorPath {
     fn id(&self) -> Result<AcceleratorId, Error> {
         let shown = || self.accelerator_id.chars().take(80).collect::<String>();
-        id(&self.accelerator_id, "accelerator").map_err(|_| not_found(shown()).into())
+        id(&self.accelerator_id).ok_or_else(|| not_found(shown()).into())
     }
 }
 
@@ -260,8 +260,8 @@ struct SpecBody {
     acc_specs: NewSpec,
 }
 
-/// A spec: which devices an accelerator takes. Keys that are not described are kept, and have no effect; one that is
-/// nearly the name of a described key is refused.
+/// A spec: which devices an accelerator takes. Keys that are not described are kept, and have no effect, as
+/// `ignored_keys` of the accelerator says; one that is nearly the name of a described key is refused.
 #[derive(ToSchema)]
 #[schema(as = NewAcceleratorSpec)]
 #[allow(dead_code, reason = "as `SpecBody`")]
@@ -350,6 +350,11 @@ struct AttachBody {
     /// The driver to which the host binds the devices; by default the one that it has for them.
     #[schema(value_type = String, required = false)]
     driver: Option<String>,
+    /// Whether an accelerator whose spec does not say which devices it takes may be given any device, not only an FPGA,
+    /// QAT, CRYPTO or AICHIP device.
+    #[serde(default)]
+    #[schema(required = false)]
+    any_device: bool,
 }
 
 /// A change of an accelerator: a new spec, or an attach.
@@ -452,7 +457,8 @@ async fn update(
         // The caller may not know whether the server exists.
         Target::Server(server) => return Err(Error::NoServer(server).into()),
     }
-    let view = parts.accelerators.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
+    let (generations, any_device) = (expected(&headers), body.any_device);
+    let view = parts.accelerators.attach_accelerator(id, target, generations.as_deref(), any_device).await?;
     Ok(one(&parts, &identity, view, &uri, &headers).await)
 }
 

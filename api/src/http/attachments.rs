@@ -31,7 +31,7 @@ use self::request::{CreateBody, EXAMPLE};
 use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, described, shown, with_device};
 
 use super::Version;
-use super::body::{Page, PageParams, Pairs, Path, id, read};
+use super::body::{Page, PageParams, Pairs, Path, id, not_listed, read};
 use super::error::Fault;
 use super::permit::Permit;
 use super::schema;
@@ -50,7 +50,10 @@ pub(super) struct AttachmentPath {
 
 impl AttachmentPath {
     fn ids(&self) -> Result<(ServerId, AttachmentId), Error> {
-        Ok((id(&self.server_id, "server")?, id(&self.attachment_id, "PCI attachment")?))
+        let server = id(&self.server_id).ok_or_else(|| not_listed("server", &self.server_id, "servers"))?;
+        let attachment = id(&self.attachment_id);
+        let missing = || not_listed("PCI attachment", &self.attachment_id, "os-pci_attachments");
+        Ok((server, attachment.ok_or_else(missing)?))
     }
 }
 

@@ -266,10 +266,14 @@ impl Page {
     }
 }
 
-/// Parses an id of a path. An id in another notation than hotslot writes is [`Error::NotFound`].
-pub(super) fn id<T: std::str::FromStr + ToString>(text: &str, noun: &str) -> Result<T, Error> {
-    let parsed = text.parse::<T>().ok().filter(|id| id.to_string().eq_ignore_ascii_case(text));
-    parsed.ok_or_else(|| Error::NotFound(format!("{noun} {}", text.chars().take(80).collect::<String>())))
+/// Parses an id of a path; `None` for an id in another notation than hotslot writes.
+pub(super) fn id<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse::<T>().ok().filter(|id| id.to_string().eq_ignore_ascii_case(text))
+}
+
+/// The error of an id of a path that nothing has. The list of the route `list` has those that there are.
+pub(super) fn not_listed(noun: &str, id: &str, list: &'static str) -> Error {
+    Error::NotListed { what: format!("{noun} {}", id.chars().take(255).collect::<String>()), list }
 }
 
 /// The header that names the scheme of the client's URL: of a proxy in front that uses TLS, or of hotslot's own TLS.

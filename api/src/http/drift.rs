@@ -121,7 +121,7 @@ impl DriftEverywhere {
     fn add(&mut self, host: &Host, found: Result<Vec<Shown>, Error>) -> Result<(), Error> {
         match found {
             Ok(found) => self.drift.extend(found),
-            Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. } | Error::Restricted(_))) => {
+            Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. } | Error::Restricted { .. })) => {
                 self.hosts_away.push(HostAway { host: host.name.clone(), reason: error.to_string() });
             }
             Err(error) => return Err(error),

@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::text;
+use hotslot_model::host_mode::HostMode;
 use hotslot_service::error::Error;
 use serde_json::json;
 
@@ -26,7 +27,7 @@ pub(super) struct Fault {
     /// `Retry-After`.
     again: bool,
     /// The message for callers who may not see hosts; `None` when `message` is for everybody.
-    discreet: Option<&'static str>,
+    discreet: Option<String>,
 }
 
 impl Fault {
@@ -40,9 +41,9 @@ impl Fault {
     /// Returns the fault for a caller who may not see hosts; `None` when it is the same. The log gets the message that is
     /// left out.
     pub(super) fn without_hosts(&self) -> Option<Self> {
-        let message = self.discreet?;
+        let message = self.discreet.clone()?;
         tracing::info!(status = self.status.as_u16(), "answered without this reason: {}", self.message);
-        Some(Self { message: message.to_owned(), discreet: None, ..self.clone() })
+        Some(Self { message, discreet: None, ..self.clone() })
     }
 }
 
@@ -59,16 +60,18 @@ impl From<Error> for Fault {
             Error::Invalid(_) | Error::UnknownAlias { .. } | Error::TooFewFree { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            Error::NoServer(_) | Error::NoAttachment(_) | Error::NoAccelerator(_) | Error::NotFound(_) => {
-                StatusCode::NOT_FOUND
-            }
+            Error::NoServer(_)
+            | Error::NoAttachment(_)
+            | Error::NoAccelerator(_)
+            | Error::NotFound(_)
+            | Error::NotListed { .. } => StatusCode::NOT_FOUND,
             Error::Gone(_) => StatusCode::GONE,
             Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs | Error::OverQuota(_) => {
                 StatusCode::FORBIDDEN
             }
             Error::Conflict(_)
             | Error::Busy(_)
-            | Error::Restricted(_)
+            | Error::Restricted { .. }
             | Error::AlreadyExists(_)
             | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
@@ -98,8 +101,8 @@ impl From<Error> for Fault {
 
 /// Returns what a caller who may not see hosts is told of an error; `None` when that is the message of the error. Every
 /// text that may come from a host, another server or another project is left out.
-fn discreet(error: &Error) -> Option<&'static str> {
-    Some(match error {
+fn discreet(error: &Error) -> Option<String> {
+    let text = match error {
         Error::Invalid(_)
         | Error::UnknownAlias { .. }
         | Error::NeedsService
@@ -110,25 +113,34 @@ fn discreet(error: &Error) -> Option<&'static str> {
         | Error::NoAttachment(_)
         | Error::NoAccelerator(_)
         | Error::NotFound(_)
+        | Error::NotListed { .. }
         | Error::Gone(_)
         | Error::Busy(_)
         | Error::AlreadyExists(_)
         | Error::Stale
         | Error::TakenOver
         | Error::Internal(_) => return None,
-        Error::TooFewFree { .. } => {
-            "too few devices of this kind are free for the server; request fewer, wait until some are free, or detach \
-             others"
+        Error::TooFewFree { shortage, .. } => {
+            let advice = shortage.advice_without_host();
+            return Some(format!("too few devices of this kind are free for the server; {advice}"));
         }
         Error::Conflict(_) => {
             "the request conflicts with the state of the server, or of a device; look at the server's attachments, and \
              try again when nothing is attaching or detaching. An administrator finds the reason in the log of the \
              service, under the x-openstack-request-id of this response"
         }
-        Error::Restricted(_) => {
-            "an administrator permits no such change where the server is at present; try again later, or ask an \
-             administrator"
-        }
+        Error::Restricted { mode, .. } => match mode {
+            HostMode::Draining => {
+                "the host is being drained: nothing new is attached there, and what is attached can be detached; try again \
+                 when an administrator has opened it again"
+            }
+            HostMode::Frozen => {
+                "the host is frozen: nothing is changed there until an administrator opens it again; try again then"
+            }
+            HostMode::Open | HostMode::ReadOnly => {
+                "the host is read-only: nothing is changed there; ask an administrator"
+            }
+        },
         Error::HostAway { .. } => "a hypervisor is unreachable; try again later",
         Error::Full { .. } => "too many attaches and detaches run or wait; try again later",
         Error::Hypervisor { error, .. } => discreet_kind(error.kind),
@@ -136,7 +148,8 @@ fn discreet(error: &Error) -> Option<&'static str> {
             "the database cannot be used at present. hotslot completes or undoes interrupted work once it works again: \
              check the current state before you repeat the request"
         }
-    })
+    };
+    Some(text.to_owned())
 }
 
 fn discreet_kind(kind: ErrorKind) -> &'static str {

@@ -25,7 +25,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Path, Query, id};
+use super::body::{Path, Query, id, not_listed};
 use super::error::Fault;
 use super::host_function::{self, HostFunction};
 use super::hypervisors::{self, HypervisorPath};
@@ -456,7 +456,11 @@ pub(super) async fn candidates(
         alias: &query.alias,
         count: query.count.map_or(1, |count| count.get().into()),
         whole_group: query.whole_group,
-        server: query.server.as_deref().map(|text| id(text, "server")).transpose()?,
+        server: query
+            .server
+            .as_deref()
+            .map(|text| id(text).ok_or_else(|| not_listed("server", text, "servers")))
+            .transpose()?,
     };
     let candidates = assignments.candidates(host, &request).await?;
     let listed = candidates.devices.into_iter().map(|(device, verdict)| {

@@ -13,7 +13,7 @@ use hotslot_service::flavor;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::body::{Link, Page, PageParams, Pairs, Path, links};
+use super::body::{Link, Page, PageParams, Pairs, Path, links, not_listed};
 use super::error::Fault;
 
 /// A flavor in the brief list.
@@ -186,8 +186,7 @@ pub(super) struct ExtraSpecPath {
 }
 
 fn find<'a>(config: &'a Config, id: &str) -> Result<&'a Flavor, Error> {
-    flavor::called(&config.flavor, id)
-        .ok_or_else(|| Error::NotFound(format!("flavor {}", id.chars().take(255).collect::<String>())))
+    flavor::called(&config.flavor, id).ok_or_else(|| not_listed("flavor", id, "flavors"))
 }
 
 /// Shows the flavor with this id or name.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Link, Page, PageParams, Pairs, Path, time};
+use super::body::{Link, Page, PageParams, Pairs, Path, not_listed, time};
 use super::error::Fault;
 use super::schema;
 
@@ -379,7 +379,7 @@ impl<'a> Found<'a> {
 fn like<'a>(hosts: &'a Hosts, pattern: &str) -> Result<Vec<&'a Arc<Host>>, Error> {
     let hosts: Vec<_> = hosts.iter().filter(|host| host.name.contains(pattern)).collect();
     if hosts.is_empty() {
-        return Err(Error::NotFound(format!("a hypervisor whose hostname contains `{pattern}`")));
+        return Err(not_listed("a host whose name contains", pattern, "os-hypervisors"));
     }
     Ok(hosts)
 }
@@ -488,7 +488,7 @@ impl HypervisorPath {
 
 pub(super) fn host<'a>(hosts: &'a Hosts, id: &str) -> Result<&'a Arc<Host>, Error> {
     let host = hosts.iter().find(|host| is(host, id));
-    host.ok_or_else(|| Error::NotFound(format!("hypervisor {id}")))
+    host.ok_or_else(|| not_listed("host", id, "os-hypervisors"))
 }
 
 /// Shows a host.

@@ -23,7 +23,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Link, Page, PageParams, Pairs, Path, id, read, time};
+use super::body::{Link, Page, PageParams, Pairs, Path, id, not_listed, read, time};
 use super::error::Fault;
 use super::host_function::owner;
 use super::schema;
@@ -463,11 +463,11 @@ pub(super) struct DevicePath {
 impl DevicePath {
     /// Returns the device with this id or UUID.
     fn device(&self, records: &Records) -> Result<Arc<Device>, Error> {
-        let device = match id::<Uuid>(&self.device_id, "PCI device") {
-            Ok(uuid) => records.devices().into_iter().find(|device| device.uuid == uuid),
-            Err(_) => records.device(DeviceId(id(&self.device_id, "PCI device")?)),
+        let device = match id::<Uuid>(&self.device_id) {
+            Some(uuid) => records.devices().into_iter().find(|device| device.uuid == uuid),
+            None => id(&self.device_id).and_then(|number| records.device(DeviceId(number))),
         };
-        device.ok_or_else(|| Error::NotFound(format!("PCI device {}", self.device_id)))
+        device.ok_or_else(|| not_listed("PCI device", &self.device_id, "os-pci"))
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Link, Page, PageParams, Pairs, Path, id, links, read, time};
+use super::body::{Link, Page, PageParams, Pairs, Path, id, links, not_listed, read, time};
 use super::error::Fault;
 use super::host_function::{self, HostFunction};
 use super::schema;
@@ -295,8 +295,17 @@ async fn preview(catalog: &Catalog, records: &Records, change: &Change) -> Resul
 impl EntryPath {
     fn parts(&self) -> Result<(RuleKind, Uuid), Error> {
         let kind = kind(&self.kind)?;
-        Ok((kind, id(&self.entry_id, &format!("{kind} entry"))?))
+        Ok((kind, id(&self.entry_id).ok_or_else(|| no_entry(kind, &self.entry_id))?))
     }
+}
+
+fn no_entry(kind: RuleKind, id: &str) -> Error {
+    let list = match kind {
+        RuleKind::Whitelist => "os-pci-config/whitelist",
+        RuleKind::Alias => "os-pci-config/alias",
+        RuleKind::ExtraInfo => "os-pci-config/extra_info",
+    };
+    not_listed(&format!("{} entry", kind.option()), id, list)
 }
 
 fn kind(name: &str) -> Result<RuleKind, Error> {
@@ -330,7 +339,7 @@ fn shown(problems: &BTreeMap<Uuid, String>, rule: &Rule, position: usize) -> Ent
 fn one(catalog: &Catalog, kind: RuleKind, id: Uuid) -> Result<RuleAnswer, Error> {
     let rules = catalog.rules();
     let found = rules.of(kind).zip(1..).find(|(rule, _)| rule.id == id);
-    let (rule, position) = found.ok_or_else(|| Error::NotFound(format!("{kind} entry {id}")))?;
+    let (rule, position) = found.ok_or_else(|| no_entry(kind, &id.to_string()))?;
     Ok(RuleAnswer::new(kind, shown(&catalog.problems_of(&rules), rule, position)))
 }
 

@@ -275,6 +275,41 @@ one_of!(
     ["/hostname", "/device_rp_uuid", "/instance_uuid", "/project_id"]
 );
 
+/// Nova's names of the statuses of servers. Those that no guest has here select none.
+pub(super) const SERVER_STATUSES: [&str; 20] = [
+    "ACTIVE",
+    "BUILD",
+    "DELETED",
+    "ERROR",
+    "HARD_REBOOT",
+    "MIGRATING",
+    "PASSWORD",
+    "PAUSED",
+    "REBOOT",
+    "REBUILD",
+    "RESCUE",
+    "RESIZE",
+    "REVERT_RESIZE",
+    "SHELVED",
+    "SHELVED_OFFLOADED",
+    "SHUTOFF",
+    "SOFT_DELETED",
+    "SUSPENDED",
+    "UNKNOWN",
+    "VERIFY_RESIZE",
+];
+
+/// A status of a server, as a filter.
+pub(super) struct ServerStatusName(PhantomData<()>);
+
+impl PartialSchema for ServerStatusName {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(SERVER_STATUSES)).into()
+    }
+}
+
+impl ToSchema for ServerStatusName {}
+
 /// True, as the only value of a key.
 pub(super) struct OnlyTrue(PhantomData<()>);
 

@@ -18,9 +18,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Link, Page, PageParams, Pairs, Path, Query, base, id};
+use super::body::{Link, Page, PageParams, Pairs, Path, Query, base, id, not_listed};
 use super::error::Fault;
 use super::permit::Permit;
+use super::schema;
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -31,7 +32,7 @@ pub(super) struct ServerPath {
 
 impl ServerPath {
     pub(super) fn id(&self) -> Result<ServerId, Error> {
-        id(&self.server_id, "server")
+        id(&self.server_id).ok_or_else(|| not_listed("server", &self.server_id, "servers"))
     }
 }
 
@@ -44,6 +45,7 @@ pub(super) struct Filter {
     /// Only servers of the host with this name. Callers who may not see hosts cannot filter by it.
     host: Option<String>,
     /// Only servers with this status, in upper or lower case.
+    #[param(value_type = Option<schema::ServerStatusName>, inline)]
     status: Option<String>,
     /// Only the server with this id.
     uuid: Option<String>,
@@ -57,6 +59,19 @@ impl Filter {
     /// Returns the filter as Nova applies it for this caller: who may not see hosts cannot filter by them either.
     fn of(self, permit: &Permit) -> Self {
         Self { host: self.host.filter(|_| permit.sees_hosts()), ..self }
+    }
+
+    /// Checks the values that would otherwise select nothing although they are mistyped.
+    fn check(&self) -> Result<(), Error> {
+        let Some(status) = &self.status else { return Ok(()) };
+        if schema::SERVER_STATUSES.iter().any(|known| known.eq_ignore_ascii_case(status)) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "invalid status {}: expected one of {}",
+            status.chars().take(80).collect::<String>(),
+            schema::SERVER_STATUSES.join(", ")
+        )))
     }
 
     fn passes(&self, host: &Host, info: &DomainInfo) -> bool {
@@ -307,6 +322,7 @@ async fn page(
     headers: &HeaderMap,
 ) -> Result<(Vec<(Arc<Host>, DomainInfo)>, Option<Vec<Link>>), Error> {
     let (page, _) = Page::read(pairs)?;
+    filter.check()?;
     let mut found = everywhere(hosts, &filter.of(permit), permit).await;
     page.skip(&mut found, |(_, info), marker| info.uuid.to_string().eq_ignore_ascii_case(marker))?;
     Ok(page.cut(found, uri, headers, |(_, info)| info.uuid.to_string()))

@@ -13,7 +13,7 @@ use hotslot_store::DeadLetter;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::body::{Path, time};
+use super::body::{Path, not_listed, time};
 use super::error::Fault;
 use super::schema;
 
@@ -143,10 +143,7 @@ pub(super) async fn redeliver(
     Path(path): Path<WebhookPath>,
 ) -> Result<(StatusCode, Json<WebhookAnswer>), Fault> {
     let webhook = webhooks.iter().find(|webhook| webhook.config.name == path.name);
-    let webhook = webhook.ok_or_else(|| {
-        let name: String = path.name.chars().take(80).collect();
-        Error::NotFound(format!("webhook {name} (GET webhooks lists all)"))
-    })?;
+    let webhook = webhook.ok_or_else(|| not_listed("webhook", &path.name, "webhooks"))?;
     webhooks.redeliver(webhook).await?;
     let body = WebhookAnswer { webhook: shown(&webhooks, &records, webhook).await? };
     webhook.try_again();

@@ -17,6 +17,7 @@ mod verdict;
 
 use std::collections::HashMap;
 
+pub use self::room::add_ports;
 use self::room::{bar_window, free_port, memlock};
 use self::verdict::Finding;
 pub use self::verdict::{Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict};

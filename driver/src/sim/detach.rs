@@ -4,7 +4,7 @@
 //! requested ──unplug_ms──▶ gone: DeviceRemoved, the host driver is rebound
 //!   │  ├─ refuses ───────▶ still there: DeviceRemovalFailed
 //!   │  ├─ paused ────────▶ the guest answers after it is resumed
-//!   │  └─ ignores ───────▶ pending until the guest reboots
+//!   │  └─ ignores ───────▶ pending until the guest reboots; after five seconds the unplug can be requested again
 //!   └─ booting ──────────▶ the request is lost
 //! ```
 
@@ -20,6 +20,10 @@ use super::config::Unplug;
 use super::host::{Domain, Host, Pending};
 use super::plug::Source;
 use super::refusal::{self, Refusal};
+
+/// QEMU refuses another request for a device until this time has passed for the guest, which a paused guest does not
+/// notice (`pending_deleted_expires_ms` of hw/pci/pcie.c).
+const EXPIRES: Duration = Duration::from_secs(5);
 
 impl Host {
     /// Removes a device from the definition, or requests its unplug.
@@ -41,7 +45,10 @@ impl Host {
             DetachScope::Live => {
                 let document = domain.live.as_ref().ok_or_else(refusal::not_running)?;
                 document.source(alias).ok_or_else(|| refusal::no_alias(alias))?;
-                if domain.pending.contains_key(alias) {
+                let runs = domain.state == DomainState::Running;
+                let expired =
+                    |pending: &Pending| pending.made.is_none_or(|made| runs && now >= made + EXPIRES);
+                if domain.pending.get(alias).is_some_and(|pending| !expired(pending)) {
                     return Err(refusal::unplug_pending(alias));
                 }
                 self.request_unplug(uuid, alias.to_owned(), now);
@@ -80,9 +87,11 @@ impl Host {
     pub(super) fn request_unplug(&mut self, uuid: Uuid, alias: String, now: Instant) {
         let lose_event = self.lose_event;
         let Some(domain) = self.domains.get_mut(&uuid) else { return };
-        if domain.booting.is_none() && !domain.pending.contains_key(&alias) {
-            let due = domain.answers_at(now);
-            domain.pending.insert(alias, Pending { due, lose_event });
+        if domain.booting.is_none() {
+            // A guest that is about to answer an earlier request answers once.
+            let earlier = domain.pending.get(&alias).and_then(|pending| pending.due);
+            let due = earlier.or_else(|| domain.answers_at(now));
+            domain.pending.insert(alias, Pending { due, made: Some(now), lose_event });
             self.save(uuid);
         }
     }

@@ -94,6 +94,8 @@ pub(super) struct Domain {
 pub(super) struct Pending {
     /// When the guest answers; `None` while it is paused or when it ignores such requests.
     pub(super) due: Option<Instant>,
+    /// When it was made, or read from the records of another process.
+    pub(super) made: Option<Instant>,
     /// Whether the event of the answer is dropped.
     pub(super) lose_event: bool,
 }

@@ -196,7 +196,7 @@ impl Host {
         }
         // The guest answers an unplug request from before the restart as if it had just been made.
         let due = domain.answers_at(now);
-        domain.pending.values_mut().for_each(|pending| pending.due = due);
+        domain.pending.values_mut().for_each(|pending| (pending.due, pending.made) = (due, Some(now)));
         match self.domains.insert(domain.uuid, domain) {
             Some(other) => {
                 let reason = format_args!("<uuid>: {} is also the UUID of {}", other.uuid, other.name);
@@ -395,7 +395,8 @@ fn make_domain(
         (Some(_), true) => DomainState::Paused,
         (Some(_), false) => DomainState::Running,
     };
-    let pending = saved.pending.into_iter().map(|alias| (alias, Pending { due: None, lose_event: false }));
+    let pending =
+        saved.pending.into_iter().map(|alias| (alias, Pending { due: None, made: None, lose_event: false }));
     let (guest_changed, guest) = match saved.guest {
         Some(guest) => (true, guest),
         None => (false, config.guest.get(&saved.name).cloned().unwrap_or_default()),

@@ -86,6 +86,19 @@ async fn a_guest_without_hot_plug_releases_the_device_at_its_reboot() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_the_guest_ignored_can_be_made_again() {
+    let mut host = with_vf("[guest.q35]\nunplug = 'ignore'\nunplug_ms = 100").await;
+    request(&host, "ua-1").await.unwrap();
+    host.control("guest q35 unplug=normal");
+    assert_eq!(refused(request(&host, "ua-1").await).0, ErrorKind::UnplugPending);
+    sleep(Duration::from_secs(5)).await;
+    assert!(is_live(&host, "ua-1").await, "nothing asks a guest again by itself");
+    request(&host, "ua-1").await.unwrap();
+    assert_eq!(host.next().await, removed(Q35, "ua-1"));
+    assert_eq!(host.received(), [], "there are no further events");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_guest_may_refuse() {
     let mut host = with_vf("[guest.q35]\nunplug = 'refuse'\nunplug_ms = 100").await;
     request(&host, "ua-1").await.unwrap();

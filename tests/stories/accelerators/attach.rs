@@ -66,8 +66,8 @@ async fn an_accelerator_is_bound_for_the_host_to_vfio_or_its_native_driver() {
     let native = service.put(&vf, json!({ "driver": "native" })).await.expect(200).body;
     assert_eq!((&native["driver"], &native["host"]), (&json!("igbvf"), &json!("node1")));
     service.delete(&vf).await.expect(204);
-    let nowhere = service.put(&vf, json!({ "host": "node2" })).await.expect(409);
-    assert!(nowhere.message().contains("node1"), "{}", nowhere.message());
+    let nowhere = service.put(&vf, json!({ "host": "node2" })).await.expect(404);
+    assert!(nowhere.message().contains("host node2 not found"), "{}", nowhere.message());
     service.put(&vf, json!({ "host": "node1", "instance_uuid": Q35 })).await.expect(400);
     service.put(&vf, json!({ "host": "node1", "driver": "igb" })).await.expect(400);
     service.put(&vf, json!({ "instance_uuid": Q35, "driver": "native" })).await.expect(400);

@@ -3,5 +3,5 @@
 mod spec;
 mod view;
 
-pub use spec::{AccSpec, MAX_BYTES, MAX_NUM};
+pub use spec::{AccSpec, MAX_BYTES, MAX_NUM, is_accelerator};
 pub use view::{Accelerator, Held, Status, Target, View, disambiguated, discovered, in_use_message};

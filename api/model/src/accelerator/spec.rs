@@ -182,13 +182,30 @@ impl AccSpec {
         Value::Object(shown)
     }
 
+    /// Returns the keys that the client sent and that have no effect.
+    pub fn ignored_keys(&self) -> Vec<&str> {
+        self.put.keys().map(String::as_str).filter(|key| !KEYS.contains(key)).collect()
+    }
+
+    /// Whether the spec says which devices an attach takes. `answered` is that of [`mismatch`](Self::mismatch).
+    pub fn names_devices(&self, answered: &BTreeSet<&str>) -> bool {
+        !is_any(&self.device_type)
+            || self.vendor_id.is_some()
+            || self.product_id.is_some()
+            || self.mdev_type.is_some()
+            || self.capability.keys().any(|key| answered.contains(key.as_str()))
+    }
+
     /// Describes in words which devices an attach takes.
     pub fn takes(&self) -> String {
+        let known: BTreeSet<_> = self.capability.keys().map(String::as_str).collect();
+        let assignable =
+            if self.names_devices(&known) { "assignable" } else { "FPGA, QAT, CRYPTO or AICHIP" };
         let noun = match (&self.mdev_type, self.num) {
             (Some(of), 1) => format!("a mediated device of type {of}"),
             (Some(of), num) => format!("{num} mediated devices of type {of}"),
-            (None, 1) => "any assignable device".to_owned(),
-            (None, num) => format!("any {num} assignable devices"),
+            (None, 1) => format!("any {assignable} device"),
+            (None, num) => format!("any {num} {assignable} devices"),
         };
         let kind =
             if is_any(&self.device_type) { String::new() } else { format!(" of type {}", self.device_type) };
@@ -272,6 +289,17 @@ const KEYS: [&str; 10] = [
     "mdev_type",
 ];
 
+/// Words that people write for a key.
+const OTHER_WORDS: [(&str, &str); 7] = [
+    ("count", "num"),
+    ("type", "device_type"),
+    ("vendor", "vendor_id"),
+    ("product", "product_id"),
+    ("numa", "numa_node"),
+    ("node", "numa_node"),
+    ("mdev", "mdev_type"),
+];
+
 /// Returns what is wrong with a key that was probably meant to be another one. A misspelt requirement would otherwise
 /// be kept without an effect, and the accelerator would take any device.
 fn mistaken(key: &str) -> Option<String> {
@@ -284,9 +312,12 @@ fn mistaken(key: &str) -> Option<String> {
         return None;
     }
     let lower = key.to_lowercase();
-    let meant = KEYS.iter().find(|known| {
-        let most = if known.len() < 8 { 1 } else { 2 };
-        strsim::osa_distance(&lower, known) <= most
+    let other_word = OTHER_WORDS.iter().find(|(word, _)| lower == *word).map(|(_, meant)| meant);
+    let meant = other_word.or_else(|| {
+        KEYS.iter().find(|known| {
+            let most = if known.len() < 8 { 1 } else { 2 };
+            strsim::osa_distance(&lower, known) <= most
+        })
     })?;
     let shown: String = key.chars().take(80).collect();
     Some(format!("unknown key `{shown}`; did you mean `{meant}`?"))
@@ -318,6 +349,14 @@ fn inexact(value: &Value) -> Option<&serde_json::Number> {
 
 /// 2^53. From here on a float cannot represent every integer.
 const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// Whether a function is an accelerator and nothing else, so that hosts do not have it for themselves.
+pub fn is_accelerator(device: &HostDevice) -> bool {
+    match device_type::device_type(device) {
+        DeviceType::Fpga | DeviceType::Qat | DeviceType::Crypto | DeviceType::AiChip => true,
+        DeviceType::Gpu | DeviceType::Nic | DeviceType::Nvme | DeviceType::Pci => false,
+    }
+}
 
 /// Whether a device type matches the type in a spec.
 fn of_type(is: DeviceType, word: &str) -> bool {

@@ -110,7 +110,8 @@ pub enum Observation {
 /// Begins the reason of an attached mediated device that no domain has any more, and that could not be removed from the
 /// host yet. The reason is removed when a domain has the device again.
 pub const NOT_IN_SERVER: &str = "no server has it any more, and it is not removed from the host yet: ";
-const ONLY_IN_DEFINITION: &str = "only in the domain's definition: it comes with the next start";
+const ONLY_IN_DEFINITION: &str = "only in the domain's definition: the running guest does not have it, and gets it with \
+                                  the next start if the host has it then";
 const CUT_OFF: &str = "the attach was interrupted before the device was plugged";
 const LEFT_OPEN: &str = "the attach was interrupted, and the domain does not have the device; whether its guest had it \
                          meanwhile is not known";

@@ -196,7 +196,7 @@ impl Caller {
             return Ok(());
         }
         let has = self.role().map_or("none", Role::as_str);
-        Err(Refusal::new(format!(
+        Err(Refusal::lacking(&format!(
             "this requires the role {} in a project, and yours is {has}",
             least.as_str()
         )))

@@ -290,10 +290,10 @@ impl Policy {
             Some(project) => format!("in project {project}"),
             None => "in no project".to_owned(),
         };
-        refuse(format!(
+        Err(Refusal::lacking(&format!(
             "this requires {} ({rule}), and you have {roles} {wherein}",
             requirement.in_words(&self.rules)
-        ))
+        )))
     }
 
     /// Whether a caller may do what a rule is about to everything, whichever project it belongs to.
@@ -433,12 +433,32 @@ mod tests {
             |rule| Policy::default().require(&member, rule, Target::Of(None)).unwrap_err().to_string();
         assert_eq!(
             refused("cyborg:arq:update"),
-            "this requires a service token or the role admin (cyborg:arq:update), and you have member in project p"
+            "this requires a service token or the role admin (cyborg:arq:update), and you have member in project p; ask an \
+             administrator for it, or see with GET caller who you are"
         );
         assert_eq!(
             refused("hotslot:drift:list"),
-            "this requires the role admin or (the role reader and a role in the whole system) (hotslot:drift:list), and \
-             you have member in project p"
+            "this requires the role admin, or the role reader in the whole system (hotslot:drift:list), and you have member \
+             in project p; ask an administrator for it, or see with GET caller who you are"
         );
+        let requirement = |rule: &str| Policy::default().rules[rule].in_words(&Policy::default().rules);
+        for (rule, words) in [
+            // Rules that name each other repeat nothing.
+            (
+                "hotslot:flavor:list",
+                "a service token, the role admin, or the role reader in the whole system",
+            ),
+            (
+                "hotslot:attachment:create",
+                "a service token, the role admin, or the role member in the project that owns it",
+            ),
+            (
+                "cyborg:arq:get_all",
+                "the role admin, the role reader in the project that owns it, or a service token in the project that owns \
+                 it",
+            ),
+        ] {
+            assert_eq!(requirement(rule), words, "{rule}");
+        }
     }
 }

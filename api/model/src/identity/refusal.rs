@@ -6,6 +6,11 @@
 pub struct Refusal(String);
 
 impl Refusal {
+    /// Makes a refusal for want of a right. The text says what is required and what the caller has.
+    pub fn lacking(reason: &str) -> Self {
+        Self(format!("{reason}; ask an administrator for it, or see with GET caller who you are"))
+    }
+
     /// Makes a refusal with this text.
     pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())

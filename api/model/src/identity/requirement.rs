@@ -126,13 +126,6 @@ impl Requirement {
 
     /// Describes the requirement for the message of a refusal, with the rules that it names written out.
     pub fn in_words(&self, rules: &BTreeMap<String, Self>) -> String {
-        let of = |one: &Self| {
-            let words = one.in_words(rules);
-            // The rule that is named is written out, so it may be an `and` or `or` too.
-            let whole = if let Self::Rule(name) = one { rules.get(name).unwrap_or(one) } else { one };
-            if matches!(whole, Self::And(_) | Self::Or(_)) { format!("({words})") } else { words }
-        };
-        let joined = |all: &[Self], word: &str| all.iter().map(of).collect::<Vec<_>>().join(word);
         match self {
             Self::Always => "nothing".to_owned(),
             Self::Never => "what nobody has".to_owned(),
@@ -144,11 +137,69 @@ impl Requirement {
             Self::Rule(name) => {
                 rules.get(name).map_or_else(|| "what nobody has".to_owned(), |rule| rule.in_words(rules))
             }
-            Self::Not(one) => format!("not {}", of(one)),
-            Self::And(all) => joined(all, " and "),
-            Self::Or(any) => joined(any, " or "),
+            Self::Not(one) => {
+                let one = one.written_out(rules);
+                let words = one.in_words(rules);
+                if matches!(one, Self::And(_) | Self::Or(_)) {
+                    format!("not ({words})")
+                } else {
+                    format!("not {words}")
+                }
+            }
+            Self::And(all) => all_in_words(all, rules),
+            Self::Or(_) => {
+                let mut parts = Vec::new();
+                self.add_alternatives(rules, &mut parts);
+                match &parts[..] {
+                    // A comma tells where the first of them ends.
+                    [one, other] if !one.contains(" in ") && !other.contains(" in ") => {
+                        format!("{one} or {other}")
+                    }
+                    [first @ .., last] if !first.is_empty() => format!("{}, or {last}", first.join(", ")),
+                    _ => parts.concat(),
+                }
+            }
         }
     }
+
+    /// Returns the requirement of the rule that this names, or this itself.
+    fn written_out<'a>(&'a self, rules: &'a BTreeMap<String, Self>) -> &'a Self {
+        let named = if let Self::Rule(name) = self { rules.get(name) } else { None };
+        named.map_or(self, |rule| rule.written_out(rules))
+    }
+
+    /// Adds the alternatives of an `or` in words, with those of the rules that it names, each once.
+    fn add_alternatives(&self, rules: &BTreeMap<String, Self>, parts: &mut Vec<String>) {
+        let one = self.written_out(rules);
+        if let Self::Or(any) = one {
+            any.iter().for_each(|one| one.add_alternatives(rules, parts));
+            return;
+        }
+        let words = one.in_words(rules);
+        if !parts.contains(&words) {
+            parts.push(words);
+        }
+    }
+}
+
+/// Describes the parts of an `and`. Those that say where a role is required follow the others.
+fn all_in_words(all: &[Requirement], rules: &BTreeMap<String, Requirement>) -> String {
+    let (mut what, mut wherein) = (Vec::new(), Vec::new());
+    for one in all {
+        let one = one.written_out(rules);
+        if *one == Requirement::SystemScope {
+            wherein.push("in the whole system");
+        } else if *one == Requirement::OwnProject {
+            wherein.push("in the project that owns it");
+        } else {
+            let words = one.in_words(rules);
+            what.push(if matches!(one, Requirement::Or(_)) { format!("({words})") } else { words });
+        }
+    }
+    if what.is_empty() {
+        what.push("a role".to_owned());
+    }
+    [what.join(" and "), wherein.join(" and ")].join(" ").trim_end().to_owned()
 }
 
 /// Combines the parts of an `or` (`decisive` is true) or an `and` (`decisive` is false).

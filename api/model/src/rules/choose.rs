@@ -61,7 +61,13 @@ pub fn choose<'a>(
     candidate_set: &CandidateSet<'a>,
 ) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
     let table = Table::new(candidate_set);
-    serve(&table, wanted).map_err(|(part, mut shortage)| {
+    serve(&table, wanted).map_err(|refusal| {
+        // The parts of one alias are refused as one part.
+        let merged = merged(wanted);
+        let (wanted, (part, mut shortage)) = match serve(&table, &merged) {
+            Err(refusal) if merged.len() < wanted.len() => (&merged[..], refusal),
+            _ => (wanted, refusal),
+        };
         // A caller can set whole_group unless an accelerator is attached, and not with options that are for VFs only.
         let settable = wanted.iter().all(|wanted| wanted.alias.is_named_by_caller() && !wanted.vf);
         let other = wanted.iter().map(|wanted| Wanted { whole_group: !wanted.whole_group, ..wanted.clone() });
@@ -105,6 +111,18 @@ pub fn explain<'a>(wanted: &Wanted<'_>, candidate_set: &CandidateSet<'a>) -> Exp
         }
     }
     explained
+}
+
+/// Returns the parts of a request with those of one alias as one part.
+fn merged<'a>(wanted: &[Wanted<'a>]) -> Vec<Wanted<'a>> {
+    let mut merged = Vec::<Wanted<'a>>::new();
+    for part in wanted {
+        match merged.iter_mut().find(|other| other.alias.name == part.alias.name) {
+            Some(same) => same.count = same.count.saturating_add(part.count),
+            None => merged.push(part.clone()),
+        }
+    }
+    merged
 }
 
 /// Returns the largest number of devices for which the part would be met, with the other parts as they are; 0 to leave

@@ -28,6 +28,17 @@ string_enum! {
     }
 }
 
+impl RuleKind {
+    /// The option of `[pci]` that has entries of this kind.
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::Whitelist => "device_spec",
+            Self::Alias => "alias",
+            Self::ExtraInfo => "extra_info",
+        }
+    }
+}
+
 /// One entry of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {

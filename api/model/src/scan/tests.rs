@@ -99,7 +99,7 @@ fn each_scan_of_the_table_writes_the_rows_that_it_names() {
             ("added", added),
             ("changed", changed),
             ("removed", removed),
-            ("gone_in_use", gone_in_use),
+            ("gone_in_use", gone_in_use.len()),
             ("changed_in_use", changed_in_use),
         ];
         let counts = counts.into_iter().filter(|(_, count)| *count > 0);

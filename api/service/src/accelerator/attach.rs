@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::accelerator::{MAX_NUM, Status, Target, View};
+use hotslot_model::accelerator::{MAX_NUM, Status, Target, View, is_accelerator};
 use hotslot_model::assignment::{Assignment, Holder};
 use hotslot_model::device::{DevType, Device, DeviceStatus, Owner};
 use hotslot_model::id::{AcceleratorId, AttachmentId, DeviceId, ServerId};
@@ -25,7 +25,7 @@ fn answers(host: &Host) -> bool {
 
 impl Accelerators {
     /// Attaches an accelerator, all its devices or none. With `generations`, its spec must be of one of these
-    /// generations.
+    /// generations. With `any_device`, a spec that does not say which devices it takes may be given any.
     ///
     /// The work continues when the caller's future is dropped.
     ///
@@ -38,6 +38,7 @@ impl Accelerators {
         id: AcceleratorId,
         target: Target,
         generations: Option<&[i64]>,
+        any_device: bool,
     ) -> Result<View, Error> {
         let view = self.on_record(id).await?;
         expect_generation(&view, generations)?;
@@ -61,7 +62,7 @@ impl Accelerators {
             )));
         }
         match (target, view.spec().mdev_type) {
-            (Target::Server(server), None) => self.into_server(&view, server).await?,
+            (Target::Server(server), None) => self.into_server(&view, server, any_device).await?,
             (Target::Server(server), Some(mdev_type)) => {
                 self.parts_into_server(&view, &mdev_type, server).await?
             }
@@ -74,12 +75,12 @@ impl Accelerators {
             (Target::Host { name, driver }, None) => {
                 let host = match &name {
                     Some(name) => Arc::clone(self.hosts.host_called(name).await?),
-                    None => self.own_host(&view)?,
+                    None => self.own_host(&view, any_device)?,
                 };
-                self.on_that_host(&view, &host)?;
+                self.on_that_host(&view, &host, any_device)?;
                 let request = HostUseRequest {
                     holder: Holder::Accelerator(view.row.id),
-                    candidates: self.candidates(&view, &host).map_err(Error::Conflict)?,
+                    candidates: self.candidates(&view, &host, any_device).map_err(Error::Conflict)?,
                     num: view.spec().count(),
                     driver,
                 };
@@ -93,12 +94,17 @@ impl Accelerators {
         self.accelerator(id).await
     }
 
-    async fn into_server(self: &Arc<Self>, view: &View, server: ServerId) -> Result<(), Error> {
+    async fn into_server(
+        self: &Arc<Self>,
+        view: &View,
+        server: ServerId,
+        any_device: bool,
+    ) -> Result<(), Error> {
         let (host, _) = self.hosts.find(server).await?;
-        self.on_that_host(view, &host)?;
+        self.on_that_host(view, &host, any_device)?;
         host.ready().await?;
         let spec = view.spec();
-        let candidates = self.candidates(view, &host).map_err(Error::Conflict)?;
+        let candidates = self.candidates(view, &host, any_device).map_err(Error::Conflict)?;
         let name = format!("accelerator {}", view.row.name);
         let numa_policy = spec.numa_policy.unwrap_or(NumaPolicy::Preferred);
         let alias = Alias::among(name.clone(), &candidates, numa_policy);
@@ -128,9 +134,9 @@ impl Accelerators {
         server: ServerId,
     ) -> Result<(), Error> {
         let (host, _) = self.hosts.find(server).await?;
-        self.on_that_host(view, &host)?;
+        self.on_that_host(view, &host, false)?;
         host.ready().await?;
-        let (spec, candidates) = (view.spec(), self.candidates(view, &host).map_err(Error::Conflict)?);
+        let (spec, candidates) = (view.spec(), self.candidates(view, &host, false).map_err(Error::Conflict)?);
         let parts = MdevRequest {
             holder: Holder::Accelerator(view.row.id),
             name: format!("accelerator {}", view.row.id),
@@ -146,7 +152,7 @@ impl Accelerators {
     ///
     /// # Errors
     /// [`Error::Conflict`] when there is none.
-    fn own_host(&self, view: &View) -> Result<Arc<Host>, Error> {
+    fn own_host(&self, view: &View, any_device: bool) -> Result<Arc<Host>, Error> {
         if let Some(pinned) = &view.pinned {
             let lost = || Error::Conflict("its device is on a host that is no longer configured".into());
             return self.hosts.host(pinned.hypervisor).cloned().ok_or_else(lost);
@@ -154,7 +160,7 @@ impl Accelerators {
         let mut refusal = None;
         let mut best: Option<((bool, usize), &Arc<Host>)> = None;
         for host in self.hosts.iter() {
-            match self.candidates(view, host) {
+            match self.candidates(view, host, any_device) {
                 Ok(found) => {
                     let rows = self.store.devices_of(host.row.id);
                     let free = rows.iter().filter(|row| {
@@ -178,7 +184,7 @@ impl Accelerators {
     ///
     /// # Errors
     /// [`Error::Conflict`], with the hosts where it could be attached.
-    fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
+    fn on_that_host(&self, view: &View, host: &Host, any_device: bool) -> Result<(), Error> {
         match &view.pinned {
             Some(pinned) if pinned.hypervisor != host.row.id => {
                 let its = self.hosts.host(pinned.hypervisor).map_or("another", |host| host.name.as_str());
@@ -190,8 +196,9 @@ impl Accelerators {
             Some(_) => Ok(()),
             None if !answers(host) => Ok(()),
             None => {
-                let Err(reason) = self.candidates(view, host) else { return Ok(()) };
-                let others = self.hosts.iter().filter(|other| self.candidates(view, other).is_ok());
+                let Err(reason) = self.candidates(view, host, any_device) else { return Ok(()) };
+                let others =
+                    self.hosts.iter().filter(|other| self.candidates(view, other, any_device).is_ok());
                 let others: Vec<_> = others.map(|other| other.name.as_str()).collect();
                 let instead = match others[..] {
                     [] => String::new(),
@@ -203,21 +210,34 @@ impl Accelerators {
     }
 
     /// Returns the devices of a host that match an accelerator, free or not. PFs are only included when too few other
-    /// devices are free, or when mediated devices are requested. A pinned device is the only candidate.
+    /// devices are free, or when mediated devices are requested. A pinned device is the only candidate. When the
+    /// spec does not say which devices it takes, only those are included that are accelerators and nothing else, unless
+    /// `any_device` is set: otherwise a guest would get the data or the network of somebody else by a forgotten spec.
     ///
     /// # Errors
     /// When no device matches: the reason of the one that came nearest.
-    pub(super) fn candidates(&self, view: &View, host: &Host) -> Result<BTreeSet<PciAddress>, String> {
+    pub(super) fn candidates(
+        &self,
+        view: &View,
+        host: &Host,
+        any_device: bool,
+    ) -> Result<BTreeSet<PciAddress>, String> {
         let (spec, functions) = (view.spec(), host.functions());
         let rows = self.store.devices_of(host.row.id);
         if let Some(pinned) = &view.pinned {
             return Ok([pinned.facts.address].into());
         }
         let answered: BTreeSet<_> = rows.iter().flat_map(|row| row.facts.extra_info.keys()).collect();
+        let unnamed = !any_device && !spec.names_devices(&answered);
+        let mut left_out = false;
         let (mut found, mut free, mut pfs) = (BTreeSet::new(), 0, BTreeSet::new());
         let mut nearest: Option<(usize, String)> = None;
         for row in &rows {
             let Some(function) = functions.get(&row.facts.address) else { continue };
+            if unnamed && !is_accelerator(function) {
+                left_out = true;
+                continue;
+            }
             match spec.mismatch(function, &row.facts, &answered) {
                 Some((passed, reason)) => {
                     if nearest.as_ref().is_none_or(|(most, _)| passed > *most) {
@@ -233,6 +253,15 @@ impl Accelerators {
         }
         if free < spec.count() || spec.mdev_type.is_some() {
             found.extend(pfs);
+        }
+        if left_out && found.is_empty() {
+            return Err(format!(
+                "the spec of accelerator {id} does not say which devices it takes, and then an attach takes only an FPGA, \
+                 QAT, CRYPTO or AICHIP device, which host {} does not have; name the devices with PUT \
+                 accelerators/{id}/acc_specs, or attach it with \"any_device\": true",
+                host.name,
+                id = view.row.id
+            ));
         }
         if found.is_empty() {
             let nearest = nearest.map(|(_, nearest)| format!(" ({nearest})")).unwrap_or_default();

@@ -44,7 +44,7 @@ impl Assignments {
         let snapshot = self.snapshot(&host, &view, request).await?;
         let mut checks = vec![match self.hosts.expect_open(&host, HostChange::Attach).await {
             Ok(()) => check("host-mode", CheckResult::Pass, format!("host {} admits changes", host.name)),
-            Err(Error::Restricted(reason)) => check("host-mode", CheckResult::Fail, reason),
+            Err(Error::Restricted { reason, .. }) => check("host-mode", CheckResult::Fail, reason),
             Err(error) => return Err(error),
         }];
         checks.push(match request::scope(&view, request.persistent) {

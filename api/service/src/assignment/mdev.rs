@@ -137,9 +137,8 @@ impl Assignments {
             return Ok(());
         }
         Err(Error::Conflict(format!(
-            "{context}: it has {free} free hot-plug ports, and {num} are needed; detach something, or run `hotslot \
-             server prepare {} --ports N`, which adds ports, and power-cycle it",
-            domain.info.uuid
+            "{context}: it has {free} free hot-plug ports, and {num} are needed; detach something, or {}",
+            hotplug::add_ports(&domain.info.name, domain.info.uuid, num - free)
         )))
     }
 

@@ -109,7 +109,7 @@ impl Assignments {
         }
         // Nobody requested this just now, so it waits until the host is thawed.
         match self.hosts.expect_open(host, HostChange::Other).await {
-            Err(Error::Restricted(_)) => return Ok(()),
+            Err(Error::Restricted { .. }) => return Ok(()),
             open => open?,
         }
         host.read_mdevs().await?;

@@ -264,9 +264,11 @@ fn caller(tokens: &[Token], token: &str) -> Result<Caller, Unidentified> {
         }
     }
     let unknown = |reason: &str| Unidentified::Unknown(reason.to_owned());
-    let found = found.ok_or_else(|| unknown("the token is not valid, or has been revoked"))?;
+    let found = found.ok_or_else(|| unknown("the token is not valid, or has been revoked; ask an administrator for another one (`hotslot token create`)"))?;
     if found.has_expired() {
-        return Err(unknown("the token has expired; `hotslot token create` makes a new one"));
+        return Err(unknown(
+            "the token has expired; ask an administrator for a new one (`hotslot token create`)",
+        ));
     }
     let user = User { id: found.name.clone(), name: found.name.clone() };
     let via = Via::Token(found.name.clone());

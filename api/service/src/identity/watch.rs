@@ -1,6 +1,6 @@
 //! Records changes of the file of the tokens, which commands of this machine make, as events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -10,7 +10,7 @@ use hotslot_driver::text::escape;
 use hotslot_model::event::{self, EventFilter, EventKind};
 use hotslot_model::identity::{Actor, User};
 use hotslot_store::Store;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::tokens::{CHECK, Token, load};
@@ -58,14 +58,33 @@ async fn record(path: &Path, store: &Store, before: Option<&[Token]>, tokens: &[
     let to = json!({
         "file": path.display().to_string(), "owner": owner, "count": tokens.len(), "sha256": digest, "tokens": new,
     });
-    let names = |map: &Value| map.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>().join(", "));
-    let (gone, new) = (names(&gone).unwrap_or_default(), names(&new).unwrap_or_default());
+    let names = |map: &Value| map.as_object().into_iter().flat_map(Map::keys).cloned().collect();
+    let (gone, new) = (names(&gone), names(&new));
     tracing::info!(
         target: "hotslot::audit", user = owner,
-        "the tokens changed: new or changed are [{new}], changed or removed are [{gone}]"
+        "the file of the tokens changed; {}", described(&gone, &new)
     );
     let what = event::of_kind(EventKind::TokensChanged, from, Some(to));
     Ok(store.record(vec![(Arc::new(actor), what)]).await?)
+}
+
+/// Describes a change: `gone` has the names of the tokens that were removed or changed, `new` those that were added or
+/// changed.
+fn described(gone: &BTreeSet<String>, new: &BTreeSet<String>) -> String {
+    let parts = [
+        ("added", new.difference(gone).collect::<Vec<_>>()),
+        ("changed", new.intersection(gone).collect()),
+        ("removed", gone.difference(new).collect()),
+    ];
+    let parts: Vec<_> = parts
+        .into_iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(what, names)| {
+            let names: Vec<_> = names.into_iter().map(String::as_str).collect();
+            format!("{what}: {}", names.join(", "))
+        })
+        .collect();
+    if parts.is_empty() { "no name or right of a token changed".to_owned() } else { parts.join("; ") }
 }
 
 /// The digest in the last event about tokens.
@@ -105,5 +124,23 @@ fn owner(path: &Path) -> Actor {
         user: Some(User { id, name }),
         via: Some(format!("file {file}")),
         ..Actor::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_names_the_tokens_that_were_added_changed_and_removed() {
+        let names = |text: &str| text.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
+        for (gone, new, says) in [
+            ("", "a b", "added: a, b"),
+            ("a b", "b c", "added: c; changed: b; removed: a"),
+            ("a", "", "removed: a"),
+            ("", "", "no name or right of a token changed"),
+        ] {
+            assert_eq!(described(&names(gone), &names(new)), says);
+        }
     }
 }

@@ -163,7 +163,7 @@ impl Catalog {
     fn check_change(&self, before: &Rules, after: &Rules, rule: &Rule) -> Result<(), Error> {
         let (problems_before, problems) = (self.problems_of(before), self.problems_of(after));
         if let Some(problem) = problems.get(&rule.id) {
-            return Err(Error::Invalid(format!("bad {} entry: {problem}", rule.kind)));
+            return Err(Error::Invalid(format!("bad {} entry: {problem}", rule.kind.option())));
         }
         let was_right = |other: &&Rule| !problems_before.contains_key(&other.id);
         let mut broken = after.entries().iter().filter(was_right);

@@ -19,6 +19,9 @@ use super::catalog::Catalog;
 use crate::error::Error;
 use crate::host::Host;
 
+/// How many addresses a line of the log names.
+const NAMED: usize = 20;
+
 impl Catalog {
     /// Reads what a host has now, everything or at some addresses, and records nothing. If that is not what was read
     /// last, the host is read again and recorded in the background.
@@ -80,13 +83,18 @@ impl Catalog {
             }
         };
         tracing::debug!(host = %host.name, ?outcome, functions = now.len(), "scanned");
-        if outcome.gone_in_use > 0 {
+        if !outcome.gone_in_use.is_empty() {
+            let count = outcome.gone_in_use.len();
+            let mut named: Vec<_> =
+                outcome.gone_in_use.iter().take(NAMED).map(PciAddress::to_string).collect();
+            named.extend((count > NAMED).then(|| "…".to_owned()));
             tracing::warn!(
-                host = %host.name, count = outcome.gone_in_use,
-                "devices in use are gone from the host or from device_spec; they stay with their servers"
+                host = %host.name, count,
+                "devices in use are gone from the host or from device_spec; they stay with their servers: {}",
+                named.join(", ")
             );
         }
-        let complete = outcome.gone_in_use + outcome.changed_in_use == 0;
+        let complete = outcome.gone_in_use.is_empty() && outcome.changed_in_use == 0;
         *recorded_by = complete.then_some((inventory, conflicts));
         Ok(outcome)
     }

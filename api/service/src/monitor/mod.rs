@@ -16,7 +16,7 @@ use hotslot_model::assignment::{Assignment, AssignmentKind, Kind, State};
 use hotslot_model::id::{AttachmentId, EventId};
 use hotslot_model::time::Millis;
 use hotslot_store::Store;
-use prometheus_client::encoding::text;
+use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -35,6 +35,15 @@ pub(crate) use process::note_start;
 
 /// How long the database may take, before the answer leaves out what it has.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The text format of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextFormat {
+    /// Prometheus' own, version 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
 
 /// Shows the metrics of the service.
 pub struct Monitor {
@@ -87,12 +96,12 @@ impl Monitor {
         }
     }
 
-    /// Returns all metrics in the text format of OpenMetrics 1.0. When the database does not answer, the metrics that
+    /// Returns all metrics in a text format. When the database does not answer, the metrics that
     /// need it are left out, and `hotslot_database_up` is 0.
     ///
     /// # Errors
     /// None of the formats of the metrics fails.
-    pub async fn text(&self) -> Result<String, fmt::Error> {
+    pub async fn text(&self, format: TextFormat) -> Result<String, fmt::Error> {
         let recorded = tokio::time::timeout(PATIENCE, self.recorded()).await;
         let recorded = recorded.ok().and_then(Result::ok);
         let mut registry = Registry::with_prefix("hotslot");
@@ -105,9 +114,18 @@ impl Monitor {
             self.of_records(&mut registry, recorded);
         }
         let mut text = String::new();
-        text::encode_registry(&mut text, &registry)?;
         // The names of the metrics of processes are the same for all programs.
-        text::encode(&mut text, &process::metrics())?;
+        let of_process = process::metrics();
+        match format {
+            TextFormat::OpenMetrics => {
+                text::encode_registry(&mut text, &registry)?;
+                text::encode(&mut text, &of_process)?;
+            }
+            TextFormat::Prometheus => {
+                prometheus_text::encode(&mut text, &registry)?;
+                prometheus_text::encode(&mut text, &of_process)?;
+            }
+        }
         Ok(text)
     }
 

@@ -56,8 +56,10 @@ pub(in crate::http) struct Accelerator {
     devices: Vec<HeldDevice>,
     /// The type of its device, such as `GPU`; `UNKNOWN` for any.
     device_type: String,
-    /// Which devices an attach takes by the spec, in words, such as `any assignable device`.
+    /// Which devices an attach takes by the spec, in words, such as `any assignable device of type GPU`.
     takes: String,
+    /// The keys of the spec that have no effect.
+    ignored_keys: Vec<String>,
     /// The intended use, such as `Crypto`; empty for any.
     acc_type: String,
     /// The required capabilities: a JSON document inside a string.
@@ -208,6 +210,7 @@ pub(super) fn wire(
             None if row.pinned.is_some() => "its own device".to_owned(),
             None => spec.takes(),
         },
+        ignored_keys: spec.ignored_keys().into_iter().map(str::to_owned).collect(),
         acc_type: spec.acc_type.clone(),
         acc_capability: Value::Object(spec.capability.clone()).to_string(),
         vendor_id: vendor_id.map(|id| id.to_string()),

@@ -172,7 +172,12 @@ impl CreateAttachment {
             return Err(bad("addresses", &format!("a request has at most {MAX_DEVICES} devices")));
         }
         if network.mac.is_some() && count != 1 {
-            return Err(bad("mac_address", &format!("it applies to one device, and {count} are requested")));
+            return Err(bad(
+                "mac_address",
+                &format!(
+                    "it applies to one device, and {count} are requested; omit mac_address, or request one device at a time"
+                ),
+            ));
         }
         let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
         Ok(AttachRequest {

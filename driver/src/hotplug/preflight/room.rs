@@ -1,5 +1,7 @@
 //! The checks of a guest's room: memory windows of its ports, free hot-plug ports, and the limit of locked memory.
 
+use uuid::Uuid;
+
 use super::verdict::{Facts, Finding};
 use crate::domain::{ControllerModel, DomainXml};
 use crate::hypervisor::ErrorKind;
@@ -98,8 +100,8 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
         |controller| format!("add {controller} to the domain's definition and power-cycle the guest");
     let (kind, cure) = match (device.express, pcie) {
         (true, true) => {
-            let prepare = format!("`hotslot server prepare {} --ports N`", document.uuid);
-            ("PCI Express", format!("run {prepare}, which adds ports, and power-cycle the guest"))
+            let wanted = devices.iter().filter(|facts| facts.device.express).count();
+            ("PCI Express", add_ports(&document.name, document.uuid, wanted.saturating_sub(express)))
         }
         (false, true) => ("conventional PCI", by_hand("a pcie-to-pci-bridge controller")),
         (_, false) => ("PCI", by_hand("a pci-bridge controller")),
@@ -112,6 +114,14 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     let room = free.count_for(device.express);
     let message = format!("no free hot-plug port: {wanted} {kind} device(s) requested, room for {room}");
     Finding::fail(ErrorKind::NoFreePort, message).cure(format!("{detach}{cure}"))
+}
+
+/// Returns the advice to add ports to the definition of a domain.
+pub fn add_ports(name: &str, domain: Uuid, count: usize) -> String {
+    format!(
+        "add {count} port(s) to the definition of {name} (POST servers/{domain}/pci_ports with count {count}), and \
+         power-cycle the guest"
+    )
 }
 
 /// Checks the limit of locked memory: VFIO locks all of the guest's memory. libvirt raises QEMU's limit automatically,

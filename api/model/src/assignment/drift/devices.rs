@@ -45,7 +45,11 @@ fn of_gone(row: &Attachment, device: &Device) -> Finding {
             (Source::Record, format!("{}: {address} is {}", row.state, device.status)),
             (Source::Host, "it is not there, or no device_spec lists it any more".into()),
         ],
-        action: Action::Manual(format!("nothing, for it may come back: detach attachment {}", row.id)),
+        action: Action::Manual(format!(
+            "nothing is changed automatically, because the device may come back; if it does not, detach attachment {} \
+             under os-pci_attachments",
+            row.id
+        )),
     }
 }
 

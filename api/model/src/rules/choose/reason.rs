@@ -13,6 +13,8 @@ pub(super) enum Reason<'a> {
     Kind,
     /// It does not meet a further condition of the request, such as a tag or "VFs only".
     Besides(String),
+    /// The request is for a VF, which it is not.
+    NotVf(String),
     /// It is claimed or allocated.
     InUse,
     /// Its row says that its PF or a VF of it is in use.
@@ -37,10 +39,15 @@ pub(super) enum Reason<'a> {
     Family(PciAddress),
 }
 
+/// The advice to a request for a VF when the devices are others.
+pub(super) const NOT_VF: &str =
+    "leave mac_address, vlan, physical_network and trusted out, or ask for an alias whose devices are VFs";
+
 /// Reasons that a message counts together. The order is the order in the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Category {
     Besides,
+    NotVf,
     InUse,
     Relative,
     Unavailable,
@@ -54,6 +61,7 @@ impl Category {
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::Besides => "excluded by other conditions of the request",
+            Self::NotVf => "not VFs",
             Self::InUse => "in use",
             Self::Relative => "blocked by a PF or VF in use",
             Self::Unavailable => "unavailable",
@@ -65,13 +73,15 @@ impl Category {
     }
 
     /// Returns what the caller can do, if anything. `other_way` says whether the request would succeed without
-    /// `whole_group`, and `missing` is the number of devices that the request lacks.
-    pub(super) fn advice(self, other_way: bool, missing: usize) -> Option<String> {
+    /// `whole_group`, `missing` is the number of devices that the request lacks, and `example` is the first device of the
+    /// category.
+    pub(super) fn advice(self, other_way: bool, missing: usize, example: PciAddress) -> Option<String> {
         let advice = match self {
             Self::InUse if missing > 1 => return Some(format!("detach {missing} of those in use")),
+            Self::Unavailable => return Some(format!("remove what makes {example} unavailable")),
             Self::Besides => "ask for values that a device_spec gives them",
+            Self::NotVf => NOT_VF,
             Self::InUse | Self::Relative => "detach one",
-            Self::Unavailable => "remove the cause (see `hotslot explain DEVICE`)",
             Self::Numa => "ask with another numa_policy",
             Self::Group if other_way => "ask without whole_group",
             Self::Gone => "check whether the host still has them",
@@ -88,6 +98,7 @@ impl Reason<'_> {
         match self {
             Self::Kind => None,
             Self::Besides(_) => Some(Category::Besides),
+            Self::NotVf(_) => Some(Category::NotVf),
             Self::InUse => Some(Category::InUse),
             Self::Hidden | Self::PfHeld(_) | Self::VfHeld(_) => Some(Category::Relative),
             Self::Unavailable(_) => Some(Category::Unavailable),
@@ -96,6 +107,11 @@ impl Reason<'_> {
             Self::NoGroup | Self::Stranger(_) | Self::Family(_) => Some(Category::Group),
             Self::Gone => Some(Category::Gone),
         }
+    }
+
+    /// Returns the address of the device that has the reason: `device`, or a member of its IOMMU group.
+    pub(super) fn subject(&self, device: &Device) -> PciAddress {
+        if let Self::Member(member, reason) = self { reason.subject(member) } else { device.facts.address }
     }
 
     /// Returns the reason as a clause about `device`.
@@ -111,7 +127,7 @@ impl Reason<'_> {
             Self::PfHeld(pf) => format!("its PF {pf} is in use"),
             Self::VfHeld(vf) => format!("its VF {vf} is in use"),
             Self::Unavailable(reason) => (*reason).to_owned(),
-            Self::Besides(reason) | Self::Numa(reason) => reason.clone(),
+            Self::Besides(reason) | Self::NotVf(reason) | Self::Numa(reason) => reason.clone(),
             Self::NoGroup => "its IOMMU group is not known".to_owned(),
             Self::Stranger(member) => {
                 format!("{member} of its IOMMU group is not assignable: no device_spec lists it")

@@ -5,7 +5,7 @@ use std::fmt;
 
 use hotslot_driver::pci::PciAddress;
 
-use super::reason::Category;
+use super::reason::{Category, NOT_VF};
 
 /// The part of a request that cannot be met, and the reasons.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +66,8 @@ impl Siblings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LeftOut {
     pub(super) count: usize,
+    /// The device that makes the first of these units unavailable to the request.
+    pub(super) first: PciAddress,
     /// The first of these units, with its reason.
     pub(super) example: String,
 }
@@ -107,7 +109,7 @@ impl Shortage {
                 .left_out
                 .iter()
                 .filter_map(|(category, left_out)| {
-                    Some((category.advice(self.other_way, missing)?, left_out.count))
+                    Some((category.advice(self.other_way, missing, left_out.first)?, left_out.count))
                 })
                 .collect();
             let enough: Vec<_> = advised.iter().filter(|(_, count)| *count >= missing).collect();
@@ -118,6 +120,10 @@ impl Shortage {
                 helps.push(all.join(" and "));
             }
         }
+        if self.left_out.contains_key(&Category::Unavailable) && self.requester.parse::<PciAddress>().is_ok()
+        {
+            helps.push("ask for another device".to_owned());
+        }
         let at_once = if self.together.is_some() { " at once" } else { "" };
         helps.extend(self.fewer.map(|count| match count {
             0 => format!("leave {} out", self.requester),
@@ -126,6 +132,26 @@ impl Shortage {
         helps.dedup();
         match &helps[..] {
             [] => "GET os-pci/detail lists the devices".to_owned(),
+            helps => helps.join(", or "),
+        }
+    }
+
+    /// Returns what a caller can do who may not see the host, as one line without anything about it.
+    pub fn advice_without_host(&self) -> String {
+        let mut helps = Vec::new();
+        helps.extend(self.other_way.then(|| {
+            let way = if self.whole_group { "without" } else { "with" };
+            format!("ask {way} whole_group")
+        }));
+        if self.left_out.contains_key(&Category::NotVf) {
+            helps.push(NOT_VF.to_owned());
+        }
+        helps.extend(self.fewer.filter(|count| *count > 0).map(|count| format!("ask for {count}")));
+        if self.left_out.keys().any(|category| matches!(category, Category::InUse | Category::Relative)) {
+            helps.push("wait until some are free, or detach others".to_owned());
+        }
+        match &helps[..] {
+            [] => "ask for another kind of device, or ask an administrator why".to_owned(),
             helps => helps.join(", or "),
         }
     }
@@ -150,7 +176,7 @@ impl fmt::Display for Shortage {
                 write!(f, " (closest: {nearest})")?;
             }
         }
-        for (nth, (category, LeftOut { count, example })) in left_out.iter().enumerate() {
+        for (nth, (category, LeftOut { count, example, .. })) in left_out.iter().enumerate() {
             let mark = if nth == 0 { ":" } else { "," };
             write!(f, "{mark} {count} {} ({example})", category.words())?;
         }

@@ -183,7 +183,8 @@ impl<'s, 'a> Table<'s, 'a> {
                     siblings.get_or_insert_with(|| self.siblings(wanted, device, alone));
                     let example = || about(device, self.not_viable(device));
                     let left_out = left_out.entry(Category::Busy);
-                    left_out.or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
+                    let first = device.facts.address;
+                    left_out.or_insert_with(|| LeftOut { count: 0, first, example: example() }).count += 1;
                     continue;
                 }
                 Err(reason) => reason,
@@ -196,7 +197,9 @@ impl<'s, 'a> Table<'s, 'a> {
                 continue;
             };
             let example = || about(device, reason.of(device, wanted));
-            left_out.entry(category).or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
+            let first = reason.subject(device);
+            let left_out = left_out.entry(category);
+            left_out.or_insert_with(|| LeftOut { count: 0, first, example: example() }).count += 1;
         }
         let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
         let nearest = nearest.map(|(device, _, keys)| about(device, keys.join("; ")));
@@ -325,7 +328,7 @@ fn wants<'a>(wanted: &Wanted<'_>, facts: &DeviceFacts) -> Result<(), Reason<'a>>
     }
     if wanted.vf && facts.dev_type != DevType::Vf {
         let kind = facts.dev_type;
-        return Err(Reason::Besides(format!(
+        return Err(Reason::NotVf(format!(
             "it is {kind}, and mac_address, vlan, physical_network and trusted are for VFs"
         )));
     }
