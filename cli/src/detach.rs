@@ -129,7 +129,8 @@ impl Detach {
                     // repeat it.
                     let found = attachment::one(cli, &all, name).await;
                     if matches!(&found, Err(failure) if failure.exit() == Exit::NotFound)
-                        && lookup::server(cli, name).await.is_ok()
+                        && let Ok(server) = lookup::server(cli, name).await
+                        && cli.client.item(&["servers", &server], "server").await.is_ok()
                     {
                         let message = format!(
                             "{name} is a server; name its devices too (`hotslot attachment list {name}` lists them), or \

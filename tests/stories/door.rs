@@ -431,5 +431,5 @@ async fn the_command_line_sends_its_token_and_has_exit_codes_for_refusals() {
     let listed = String::from_utf8(listed.stdout).unwrap();
     assert!(listed.contains("ops") && listed.contains("watch") && !listed.contains("hst_"), "{listed}");
     let twice = cli(&["token", "create", "ops", "--role", "admin", "--config", &config], None);
-    assert_eq!(twice.status.code(), Some(1), "{twice:?}");
+    assert_eq!(twice.status.code(), Some(4), "{twice:?}");
 }
