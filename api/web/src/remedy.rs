@@ -3,7 +3,7 @@
 use hotslot_model::remedy::{Words, translate};
 
 /// A request as a message of the service names it, and the page that does the same.
-const ROUTES: [Words; 11] = [
+const ROUTES: [Words; 14] = [
     ("GET servers", "the page Servers"),
     ("GET os-pci", "the page of the host"),
     ("GET os-pci/detail", "the page of the host"),
@@ -15,6 +15,9 @@ const ROUTES: [Words; 11] = [
     ("GET drift", "the page Drift"),
     ("GET events", "the page Events"),
     ("PUT os-quota-sets/{}", "the page Quotas"),
+    ("PUT os-hypervisors/{}/mode", "`hotslot host thaw {}`"),
+    ("POST servers/{}/pci_ports", "`hotslot server prepare {}`"),
+    ("PUT accelerators/{}/acc_specs", "`hotslot accelerator spec {}`"),
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on a page.
@@ -23,7 +26,7 @@ const PHRASES: [Words; 5] = [
     ("with force", "by force"),
     ("with whole_group", "for whole IOMMU groups (in the options)"),
     ("without whole_group", "without whole IOMMU groups (in the options)"),
-    ("(see `hotslot explain DEVICE`)", "(the page of the function tells it)"),
+    ("see with GET caller who you are", "see under your name at the top who you are"),
 ];
 
 /// Returns a message of the service with pages in place of REST routes. A route for which there is no page stays as it is.
@@ -51,6 +54,11 @@ mod tests {
                 "correct that and detach again, or detach by force",
             ),
             ("ask with whole_group", "ask for whole IOMMU groups (in the options)"),
+            (
+                "this requires the role admin; ask an administrator for it, or see with GET caller who you are",
+                "this requires the role admin; ask an administrator for it, or see under your name at the top who you are",
+            ),
+            ("opened again (PUT os-hypervisors/node1/mode)", "opened again (`hotslot host thaw node1`)"),
             ("busy", "busy"),
         ] {
             assert_eq!(by_pages(message), expected);
