@@ -108,12 +108,6 @@ pub(crate) fn accelerators(current: &OsStr) -> Vec<CompletionCandidate> {
     })
 }
 
-/// The contexts of the user.
-pub(crate) fn contexts(current: &OsStr) -> Vec<CompletionCandidate> {
-    let names = Contexts::read().map(|contexts| contexts.names()).unwrap_or_default();
-    beginning(names.into_iter().map(CompletionCandidate::new), current)
-}
-
 /// The kinds of events.
 pub(crate) fn event_kinds(current: &OsStr) -> Vec<CompletionCandidate> {
     beginning(EventKind::ALL.iter().map(|kind| CompletionCandidate::new(kind.as_str())), current)

@@ -1,6 +1,7 @@
 //! Contexts: names for services, each with its address and how the user identifies there. They are in a file of the user.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,13 +9,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use clap_complete::ArgValueCompleter;
+use clap_complete::{ArgValueCompleter, CompletionCandidate};
 use hotslot_service::config::is_plain_name;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::address::Address;
-use crate::complete;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
 use crate::table::{Column, column};
@@ -42,7 +42,7 @@ pub(crate) enum ContextCommand {
     /// Have the commands use a context from now on.
     Use {
         /// The name of the context.
-        #[arg(add = ArgValueCompleter::new(complete::contexts))]
+        #[arg(add = ArgValueCompleter::new(completed))]
         name: String,
     },
     /// Save the --url, --token-file, --ca-file and --os-cloud of this command line as a context.
@@ -53,7 +53,7 @@ pub(crate) enum ContextCommand {
     /// Remove a context. The files that it names stay.
     Remove {
         /// The name of the context.
-        #[arg(add = ArgValueCompleter::new(complete::contexts))]
+        #[arg(add = ArgValueCompleter::new(completed))]
         name: String,
     },
 }
@@ -107,11 +107,6 @@ impl Contexts {
         }
     }
 
-    /// Returns the names of all contexts, sorted.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.context.keys().cloned().collect()
-    }
-
     /// Writes the file, for its user only.
     fn write(&self) -> anyhow::Result<()> {
         let file = file().context("the variables HOME and XDG_CONFIG_HOME are not set; set one of them")?;
@@ -125,6 +120,13 @@ impl Contexts {
         };
         write().with_context(|| format!("cannot write {}", file.display()))
     }
+}
+
+/// Completes the name of a context.
+pub(crate) fn completed(current: &OsStr) -> Vec<CompletionCandidate> {
+    let contexts = Contexts::read().unwrap_or_default();
+    let begins = |name: &String| name.as_bytes().starts_with(current.as_encoded_bytes());
+    contexts.context.into_keys().filter(begins).map(CompletionCandidate::new).collect()
 }
 
 /// The file of the user.

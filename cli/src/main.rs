@@ -92,7 +92,7 @@ struct Arguments {
     url: Option<Address>,
     /// The context with the address of the service and the way to identify there; see `hotslot context --help`.
     #[arg(long, global = true, env = "HOTSLOT_CONTEXT", value_name = "NAME",
-        add = ArgValueCompleter::new(complete::contexts))]
+        add = ArgValueCompleter::new(context::completed))]
     context: Option<String>,
     #[command(flatten)]
     tls: Tls,

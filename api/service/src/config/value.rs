@@ -58,7 +58,9 @@ impl FromStr for Age {
         let time = duration(text)
             .ok_or_else(|| format!("`{text}` is not a duration; write 90d, 12h, 30m or 45s"))?;
         let admitted = (LEAST..=MOST).contains(&time);
-        admitted.then_some(Self(time)).ok_or_else(|| format!("`{text}` is not from 1s to 36500d"))
+        admitted
+            .then_some(Self(time))
+            .ok_or_else(|| format!("`{text}` is not from 1s to 36500d; write 90d, 12h, 30m or 45s"))
     }
 }
 
