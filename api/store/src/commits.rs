@@ -23,7 +23,8 @@ impl Store {
     /// Returns the error of the database. When the commit itself fails, its outcome is unknown ([`Store::was_in_doubt`]).
     pub(crate) async fn commit(&self, mut tx: Transaction, change: Written) -> Result<(), Error> {
         tx.flush().await?;
-        if tx.is_empty() {
+        // What it found may be the work of those before it, which is not committed yet.
+        if tx.is_empty() && tx.is_first() {
             return Ok(());
         }
         let (answer, answered) = oneshot::channel();

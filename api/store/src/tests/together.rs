@@ -5,6 +5,7 @@ use super::*;
 on_both! {
     those_that_wait_are_committed_together_and_the_one_that_fails_is_not
     a_transaction_that_was_given_up_leaves_the_others
+    a_change_that_another_one_has_made_already_waits_for_its_commit
 }
 
 /// The number of commits in the write-ahead log of SQLite; `None` on PostgreSQL.
@@ -58,6 +59,24 @@ async fn those_that_wait_are_committed_together_and_the_one_that_fails_is_not(re
     assert_eq!(ids.collect::<Vec<_>>(), (last.0 + 1..=last.0 + events.len() as i64).collect::<Vec<_>>());
     assert_eq!(records.last_event().await.0, last.0 + events.len() as i64);
     assert_eq!(*records.store.event_ids().borrow(), records.last_event().await);
+}
+
+/// The second of two equal changes has nothing to write, and answers only when the first is committed.
+async fn a_change_that_another_one_has_made_already_waits_for_its_commit(records: Records) {
+    let mut found = devices();
+    for facts in &mut found {
+        facts.extra_info = facts.extra_info.with("one_time_use", "true");
+    }
+    records.scan(found).await;
+    let id = records.at("0000:04:10.0").id;
+    for _ in 0..20 {
+        records.store.quarantine(id, "it does not answer").await.unwrap();
+        let clean = async || {
+            records.store.cleaned(id).await.unwrap();
+            records.store.device(id).unwrap().used_at
+        };
+        assert_eq!(tokio::join!(clean(), clean()), (None, None));
+    }
 }
 
 async fn a_transaction_that_was_given_up_leaves_the_others(records: Records) {
