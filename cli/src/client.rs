@@ -351,6 +351,14 @@ pub(crate) async fn answering<T>(
     (outcome, asked)
 }
 
+/// Returns a list, or `None` when the caller may not have it.
+pub(crate) fn permitted(list: Result<Vec<Value>, Failure>) -> Result<Option<Vec<Value>>, Failure> {
+    match list {
+        Err(failure) if failure.exit() == Exit::NotPermitted => Ok(None),
+        list => list.map(Some),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

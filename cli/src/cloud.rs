@@ -58,9 +58,12 @@ struct Clouds {
     clouds: BTreeMap<String, Cloud>,
 }
 
-/// A setting without which Keystone cannot tell who calls.
-fn missing(what: &str) -> anyhow::Error {
-    Failure::new(Exit::NotIdentified, what).into()
+/// Returns a setting without which Keystone cannot tell who calls.
+///
+/// # Errors
+/// [`Exit::NotIdentified`] with this message, when it is missing.
+fn required<T>(setting: Option<T>, message: &str) -> anyhow::Result<T> {
+    setting.ok_or_else(|| Failure::new(Exit::NotIdentified, message).into())
 }
 
 impl Cloud {
@@ -157,11 +160,10 @@ impl Cloud {
 
     fn user(&self) -> anyhow::Result<Reference> {
         let Auth { username, user_id, user_domain_name, user_domain_id, .. } = &self.auth;
-        reference(user_id, username, user_domain_id, user_domain_name).ok_or_else(|| {
-            missing(
-                "the user is missing; set username and user_domain_name (OS_USERNAME, OS_USER_DOMAIN_NAME)",
-            )
-        })
+        required(
+            reference(user_id, username, user_domain_id, user_domain_name),
+            "the user is missing; set username and user_domain_name (OS_USERNAME, OS_USER_DOMAIN_NAME)",
+        )
     }
 
     /// How the user authenticates, for [`login`](hotslot_model::identity::login::login); `use_it` gets it.
@@ -183,35 +185,31 @@ impl Cloud {
         match kind {
             "password" | "v3password" => {
                 let password = self.auth.password.as_deref();
-                let password =
-                    password.ok_or_else(|| missing("the password is missing; set password (OS_PASSWORD)"))?;
+                let password = required(password, "the password is missing; set password (OS_PASSWORD)")?;
                 Ok(use_it(&Method::Password(&self.user()?, password)))
             }
             "v3applicationcredential" => {
                 let secret = self.auth.application_credential_secret.as_deref();
-                let secret = secret.ok_or_else(|| missing(
+                let secret = required(
+                    secret,
                     "the secret is missing; set application_credential_secret (OS_APPLICATION_CREDENTIAL_SECRET)",
-                ))?;
+                )?;
                 if let Some(id) = application_credential_id {
                     let credential = Reference::Id(id.clone());
                     return Ok(use_it(&Method::ApplicationCredential { credential, user: None, secret }));
                 }
                 let name = application_credential_name.clone();
-                let credential = Reference::Name(name.ok_or_else(|| {
-                    missing(
-                        "the application credential is missing; set application_credential_id \
+                let credential = Reference::Name(required(
+                    name,
+                    "the application credential is missing; set application_credential_id \
                      (OS_APPLICATION_CREDENTIAL_ID)",
-                    )
-                })?);
+                )?);
                 let user = self.user()?;
                 Ok(use_it(&Method::ApplicationCredential { credential, user: Some(&user), secret }))
             }
             "token" | "v3token" => {
-                let token = self
-                    .auth
-                    .token
-                    .as_deref()
-                    .ok_or_else(|| missing("the token is missing; set token (OS_TOKEN)"))?;
+                let token = self.auth.token.as_deref();
+                let token = required(token, "the token is missing; set token (OS_TOKEN)")?;
                 Ok(use_it(&Method::Token(token)))
             }
             other => bail!(

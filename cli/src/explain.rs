@@ -95,7 +95,7 @@ impl Explain {
         pairs.extend(server.map(|id| ("server", id)));
         let query = query_string(&pairs)?;
         let hosts = lookup::hosts(cli, host.as_deref()).await?;
-        let (candidates, unreachable) = device::of_hosts(cli, &hosts, "pci_candidates", &query).await?;
+        let (mut candidates, unreachable) = device::of_hosts(cli, &hosts, "pci_candidates", &query).await?;
         let columns = [
             column("PLACE", "/place"),
             column("HOST", "/host"),
@@ -105,7 +105,6 @@ impl Explain {
             column("STATUS", "/status"),
             message("WHY", "/why"),
         ];
-        let mut candidates = candidates;
         if cli.output.is_names() {
             // Names are those of the devices that the request would get.
             candidates.retain(|device| !device["place"].is_null());

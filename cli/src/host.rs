@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
 
+use crate::client::permitted;
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::table::{Column, column, message};
@@ -130,10 +131,7 @@ fn stuck(host: &Value) -> String {
 
 /// Gets all hosts; none when the caller may not list them.
 pub(crate) async fn all_if_permitted(cli: &Cli) -> Result<Vec<Value>, Failure> {
-    match cli.client.items(&["os-hypervisors"], "hypervisors").await {
-        Err(failure) if failure.exit() == Exit::NotPermitted => Ok(Vec::new()),
-        answer => answer,
-    }
+    Ok(permitted(cli.client.items(&["os-hypervisors"], "hypervisors").await)?.unwrap_or_default())
 }
 
 /// Returns the names of the unreachable hosts in a list, each with the reason.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::client::query_string;
+use crate::client::{permitted, query_string};
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::value::at;
@@ -110,14 +110,6 @@ pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
 pub(crate) async fn server_names(cli: &Cli) -> Result<HashMap<String, String>, Failure> {
     let servers = permitted(cli.client.items(&["servers"], "servers").await)?.unwrap_or_default();
     Ok(servers.iter().map(|server| (at(server, "/id"), at(server, "/name"))).collect())
-}
-
-/// Returns a list, or `None` when the caller may not have it.
-pub(crate) fn permitted(list: Result<Vec<Value>, Failure>) -> Result<Option<Vec<Value>>, Failure> {
-    match list {
-        Err(failure) if failure.exit() == Exit::NotPermitted => Ok(None),
-        list => list.map(Some),
-    }
 }
 
 /// Gets the host of this name or id, or all hosts.

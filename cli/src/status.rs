@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::client::permitted;
 use crate::exit::Exit;
-use crate::lookup::permitted;
 use crate::output;
 use crate::remedy::by_commands;
 use crate::table::aligned;

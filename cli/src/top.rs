@@ -15,8 +15,8 @@ use ratatui::widgets::{Block, Paragraph, Row, Table};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use crate::client::permitted;
 use crate::exit::{Exit, Failure};
-use crate::lookup::permitted;
 use crate::output;
 use crate::table::aligned;
 use crate::value::{at, time};

@@ -7,11 +7,12 @@ use clap_complete::ArgValueCompleter;
 use hotslot_driver::pci::PciAddress;
 use serde_json::Value;
 
+use crate::client::permitted;
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::tree::{Line, tree};
 use crate::value::at;
-use crate::{Cli, columns, complete, device, lookup};
+use crate::{Cli, columns, complete, device, host, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -43,9 +44,8 @@ impl Topology {
         if self.server {
             return of_server(cli, &lookup::server(cli, name).await?).await;
         }
-        // Who may not see hosts means a server.
-        let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await;
-        let hosts = lookup::permitted(hosts)?.unwrap_or_default();
+        // A caller who may not list hosts means a server.
+        let hosts = host::all_if_permitted(cli).await?;
         let named = |host: &&Value| host["hypervisor_hostname"] == name || host["id"] == name;
         let Some(host) = hosts.iter().find(named) else {
             let id = lookup::server(cli, name).await.map_err(|failure| {
@@ -53,7 +53,7 @@ impl Topology {
             })?;
             return of_server(cli, &id).await;
         };
-        let servers = lookup::permitted(cli.client.items(&["servers"], "servers").await)?.unwrap_or_default();
+        let servers = permitted(cli.client.items(&["servers"], "servers").await)?.unwrap_or_default();
         if servers.iter().any(|server| server["name"] == name) {
             output::complain(&format!(
                 "this is the host {name}; a server has the same name, see `hotslot topology --server {name}`"

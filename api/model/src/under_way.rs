@@ -1,4 +1,4 @@
-//! What the service is doing for an attachment, in words: the command line and the page say the same.
+//! The step that the service has reached for an attachment, in words for the command line and the page.
 
 use serde_json::Value;
 

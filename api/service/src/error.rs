@@ -64,7 +64,7 @@ pub enum Error {
     /// Something else that the request names does not exist, and a list has those that do.
     #[error("{what} not found; GET {list} lists all")]
     NotListed {
-        /// What does not exist.
+        /// The name of the thing that does not exist.
         what: String,
         /// The route of the list.
         list: &'static str,
@@ -82,9 +82,9 @@ pub enum Error {
     /// The host admits no such change now.
     #[error("{reason}")]
     Restricted {
-        /// What may be changed on the host.
+        /// The mode of the host.
         mode: HostMode,
-        /// Who decided that, and what to do.
+        /// The person or file that decided it, and the remedy.
         reason: String,
     },
     /// The name or id of what the request creates is in use.

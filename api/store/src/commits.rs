@@ -23,7 +23,7 @@ impl Store {
     /// Returns the error of the database. When the commit itself fails, its outcome is unknown ([`Store::was_in_doubt`]).
     pub(crate) async fn commit(&self, mut tx: Transaction, change: Written) -> Result<(), Error> {
         tx.flush().await?;
-        // What it found may be the work of those before it, which is not committed yet.
+        // With others before it, it may have found rows that they have changed and not committed yet.
         if tx.is_empty() && tx.is_first() {
             return Ok(());
         }

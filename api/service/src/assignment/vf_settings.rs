@@ -52,7 +52,7 @@ impl Assignments {
         let not_recorded = |error: Error| {
             hypervisor::Error::new(ErrorKind::Refused, format!("change the settings of VF {vf}"), error)
         };
-        // What an earlier attachment left comes first.
+        // The settings that an earlier attachment left are put back first.
         self.put_back_vf_settings(host, Some(vf)).await.map_err(not_recorded)?;
         let now = host.hypervisor.vf_settings(vf).await?;
         let changes = wanted.changes(&now);
