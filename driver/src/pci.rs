@@ -232,9 +232,24 @@ impl PciClass {
         self.0 >> 8 == 0x0108
     }
 
+    /// Whether it is a storage controller (base class 0x01).
+    pub fn is_storage(self) -> bool {
+        self.base() == 0x01
+    }
+
     /// Whether it is a network controller (base class 0x02).
     pub fn is_network(self) -> bool {
         self.base() == 0x02
+    }
+
+    /// Whether it is a display controller (base class 0x03), as most GPUs are.
+    pub fn is_display(self) -> bool {
+        self.base() == 0x03
+    }
+
+    /// Whether it is a processing accelerator (base class 0x12).
+    pub fn is_accelerator(self) -> bool {
+        self.base() == 0x12
     }
 
     /// Whether the function is a bridge (base class 0x06). Bridges cannot be assigned to guests.

@@ -8,12 +8,7 @@ use super::finding::{Guard, GuardKind};
 use super::root::Root;
 use super::{block, net};
 use crate::device::{HostDevice, Role};
-use crate::pci::PciAddress;
-
-// Base classes from the PCI Code and ID Assignment Specification.
-const STORAGE: u8 = 0x01;
-const NETWORK: u8 = 0x02;
-const DISPLAY: u8 = 0x03;
+use crate::pci::{PciAddress, PciClass};
 
 /// Returns the guards of a host by device, the most important first. A device that is not in the map has none.
 /// `devices` are all devices of the host. The following are guarded:
@@ -45,7 +40,10 @@ pub fn guards(
         found.push(Guard { device: device.address, kind: GuardKind::Bridge, reason });
     }
     if let Some(root) = sysroot.map(Root::new) {
-        for (findings, class) in [(block::find(&root), STORAGE), (net::find(&root), NETWORK)] {
+        for (findings, class) in [
+            (block::find(&root), PciClass::is_storage as fn(PciClass) -> bool),
+            (net::find(&root), PciClass::is_network),
+        ] {
             found.extend(findings.guards);
             let Some(reason) = findings.unknown else { continue };
             for device in devices.values().filter(|device| !device.bridge) {
@@ -56,15 +54,21 @@ pub fn guards(
                 }
             }
         }
-        found.extend(devices.values().filter(|device| is_or_may_be(device, DISPLAY)).filter_map(|device| {
-            let flag = root.word(format!("sys/bus/pci/devices/{}/boot_vga", device.address));
-            let (kind, reason) = match (flag.as_deref(), root.take_refused()) {
-                (Some("1"), _) => (GuardKind::Console, "the boot console is on it (boot_vga)".to_owned()),
-                (_, Some(refused)) => (GuardKind::Unknown, refused),
-                (_, None) => return None,
-            };
-            Some(Guard { device: device.address, kind, reason })
-        }));
+        found.extend(
+            devices.values().filter(|device| is_or_may_be(device, PciClass::is_display)).filter_map(
+                |device| {
+                    let flag = root.word(format!("sys/bus/pci/devices/{}/boot_vga", device.address));
+                    let (kind, reason) = match (flag.as_deref(), root.take_refused()) {
+                        (Some("1"), _) => {
+                            (GuardKind::Console, "the boot console is on it (boot_vga)".to_owned())
+                        }
+                        (_, Some(refused)) => (GuardKind::Unknown, refused),
+                        (_, None) => return None,
+                    };
+                    Some(Guard { device: device.address, kind, reason })
+                },
+            ),
+        );
     }
     by_device(devices, found)
 }
@@ -78,8 +82,10 @@ pub fn guards_of_remote(
     exempt: &BTreeSet<PciAddress>,
 ) -> BTreeMap<PciAddress, Vec<Guard>> {
     let may_be_needed = |device: &&Arc<HostDevice>| {
-        let class = [STORAGE, NETWORK, DISPLAY].into_iter().any(|class| is_or_may_be(device, class));
-        class && device.may_block_its_group() && !matches!(device.role, Role::Virtual { .. })
+        let is_needed = |class: PciClass| class.is_storage() || class.is_network() || class.is_display();
+        is_or_may_be(device, is_needed)
+            && device.may_block_its_group()
+            && !matches!(device.role, Role::Virtual { .. })
     };
     let found = devices.values().filter(may_be_needed).filter(|device| !exempt.contains(&device.address));
     let guard = |device: &Arc<HostDevice>| Guard {
@@ -109,8 +115,9 @@ fn by_device(
     guards
 }
 
-fn is_or_may_be(device: &HostDevice, base_class: u8) -> bool {
-    device.class.is_none_or(|class| class.base() == base_class)
+/// Whether the class of a function is of a kind, or not known.
+fn is_or_may_be(device: &HostDevice, is: impl Fn(PciClass) -> bool) -> bool {
+    device.class.is_none_or(is)
 }
 
 /// Adds guards to the PFs of guarded VFs, and then to the siblings of guarded devices. A device that is guarded only

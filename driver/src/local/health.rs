@@ -20,14 +20,22 @@ pub struct PortLink {
 /// no PCI Express link, or it is a VF, whose PF has the link.
 pub fn link(sysroot: Option<&Path>, address: PciAddress) -> Option<PortLink> {
     let root = Root::new(sysroot?);
-    let file = |name: &str| root.word(format!("sys/bus/pci/devices/{address}/{name}"));
-    let width = file("current_link_width")?.parse().ok().filter(|width| *width > 0)?;
+    let width = width(&root, address).filter(|width| *width > 0)?;
+    Some(PortLink { width, speed: speed(&root, address)? })
+}
+
+/// The number of lanes of the link of a port as it is now; 0 when the link is down.
+fn width(root: &Root, port: PciAddress) -> Option<u32> {
+    root.word(format!("sys/bus/pci/devices/{port}/current_link_width"))?.parse().ok()
+}
+
+/// The speed of the link of a port as it is now, in MT/s.
+fn speed(root: &Root, port: PciAddress) -> Option<u32> {
     // `16.0 GT/s PCIe`, or `Unknown`.
-    let (whole, tenths) =
-        file("current_link_speed")?.split_once(" GT/s")?.0.split_once('.').and_then(|(whole, tenths)| {
-            Some((whole.parse::<u32>().ok()?, tenths.parse::<u32>().ok().filter(|tenths| *tenths < 10)?))
-        })?;
-    Some(PortLink { width, speed: whole.checked_mul(1000)?.checked_add(tenths * 100)? })
+    let text = root.word(format!("sys/bus/pci/devices/{port}/current_link_speed"))?;
+    let (whole, tenths) = text.split_once(" GT/s")?.0.split_once('.')?;
+    let tenths = tenths.parse::<u32>().ok().filter(|tenths| *tenths < 10)?;
+    whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(tenths * 100)
 }
 
 /// Returns why a function that was just used must not be used again; `None` when nothing is known against it.
@@ -49,22 +57,22 @@ pub fn why_unhealthy(
         return Some(format!("{address} does not answer: every byte of its configuration space is 0xff"));
     }
     let before = before?;
-    let width = root.word(format!("sys/bus/pci/devices/{port}/current_link_width"))?;
-    if width == "0" {
+    let width = width(&root, port)?;
+    if width == 0 {
         return Some(format!("the PCI Express link of {port} is down"));
     }
-    let now = link(Some(sysroot), port)?;
-    let gigatransfers = |speed: u32| f64::from(speed) / 1000.0;
-    if now.width < before.width {
+    if width < before.width {
         return Some(format!(
-            "the PCI Express link of {port} has {} lanes, and had {} before it was used",
-            now.width, before.width
+            "the PCI Express link of {port} has {width} lanes, and had {} before it was used",
+            before.width
         ));
     }
-    (now.speed < before.speed && !slows_down).then(|| {
+    let speed = speed(&root, port)?;
+    let gigatransfers = |speed: u32| f64::from(speed) / 1000.0;
+    (speed < before.speed && !slows_down).then(|| {
         format!(
             "the PCI Express link of {port} runs at {} GT/s, and ran at {} GT/s before it was used",
-            gigatransfers(now.speed),
+            gigatransfers(speed),
             gigatransfers(before.speed)
         )
     })

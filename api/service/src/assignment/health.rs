@@ -12,10 +12,6 @@ use crate::error::Error;
 /// How long to wait before each time that a function is read. A link that was just reset may still be training.
 const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_millis(1000)];
 
-// Base classes from the PCI Code and ID Assignment Specification.
-const DISPLAY: u8 = 0x03;
-const ACCELERATOR: u8 = 0x12;
-
 impl Assignments {
     /// Reads the function of an assignment that has ended, and quarantines it when it does not work as before. On a host
     /// whose files cannot be read nothing is known.
@@ -35,7 +31,7 @@ impl Assignments {
         let address = device.facts.address;
         let port = (device.facts.parent_addr.unwrap_or(address), before);
         let class = host.functions().get(&address).and_then(|function| function.class);
-        let slows_down = class.is_none_or(|class| matches!(class.base(), DISPLAY | ACCELERATOR));
+        let slows_down = class.is_none_or(|class| class.is_display() || class.is_accelerator());
         let mut found = None;
         for pause in PAUSES {
             tokio::time::sleep(pause).await;
