@@ -384,7 +384,7 @@ fn an_error_names_the_document_the_element_and_the_line() {
     );
     assert_eq!(
         refusal("slot='0x1a'", "slot='here'"),
-        "domain g5: <devices/hostdev/address>: slot='here': invalid digit found in string (line 80)"
+        "domain g5: <devices/hostdev/address>: slot='here': it is not a number (line 80)"
     );
     assert_eq!(
         refusal("model='pci-root'", "model='pci-bush'"),

@@ -86,10 +86,23 @@ pub(super) fn required_text(node: &Element<'_>, name: &'static str) -> Result<St
     text(child).ok_or_else(|| Fault::at(child, "the element is empty"))
 }
 
+/// Returns the message of a parser in plain words, where it is one of the standard library.
+fn why(error: &dyn Display) -> String {
+    match error.to_string().as_str() {
+        "invalid digit found in string" | "cannot parse integer from empty string" => {
+            "it is not a number".to_owned()
+        }
+        "number too large to fit in target type" | "out of range integral type conversion attempted" => {
+            "the number is too large".to_owned()
+        }
+        other => other.to_owned(),
+    }
+}
+
 /// Parses the text of an element.
 pub(super) fn value<T: FromStr<Err: Display>>(node: &Element<'_>) -> Result<T, Fault> {
     let text = node.text();
-    text.parse().map_err(|error| Fault::at(node, format_args!("`{text}`: {error}")))
+    text.parse().map_err(|error| Fault::at(node, format_args!("`{text}`: {}", why(&error))))
 }
 
 /// Parses an attribute, or returns an error when it is missing.
@@ -98,7 +111,7 @@ pub(super) fn required_attribute<T: FromStr<Err: Display>>(
     name: &'static str,
 ) -> Result<T, Fault> {
     let text = node.attribute(name).ok_or_else(|| missing(node, name))?;
-    text.parse().map_err(|error| Fault::at(node, format_args!("{name}='{text}': {error}")))
+    text.parse().map_err(|error| Fault::at(node, format_args!("{name}='{text}': {}", why(&error))))
 }
 
 /// Parses a number as libvirt writes it: decimal, or hexadecimal after `0x`.
@@ -115,7 +128,7 @@ pub(super) fn number<T: TryFrom<u32, Error: Display>>(
     name: &'static str,
 ) -> Result<Option<T>, Fault> {
     let Some(text) = node.attribute(name) else { return Ok(None) };
-    let refuse = |reason: &dyn Display| Fault::at(node, format_args!("{name}='{text}': {reason}"));
+    let refuse = |reason: &dyn Display| Fault::at(node, format_args!("{name}='{text}': {}", why(reason)));
     let number = parse_number(text).map_err(|error| refuse(&error))?;
     T::try_from(number).map(Some).map_err(|error| refuse(&error))
 }
