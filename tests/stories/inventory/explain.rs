@@ -41,6 +41,17 @@ async fn a_dry_run_lists_every_check_and_changes_nothing() {
     for check in cures.filter(|check| check["check"] == "guard") {
         assert!(check["cure"].as_str().is_some_and(|cure| cure.contains("unguarded")), "{check}");
     }
+    // The choice does not repeat what the check of the device says.
+    let said = |check: &str| {
+        let found = run["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|line| line["check"] == check && line["result"] == "fail");
+        found.unwrap_or_else(|| panic!("{check}: {run:#}"))["message"].as_str().unwrap().to_owned()
+    };
+    assert!(!said("choice").contains(&said("guard")), "{run:#}");
+    assert!(said("choice").contains("alias `nvme` asks for 1 device(s), 0 free: 1 unavailable; "), "{run:#}");
     service.expect_clean().await;
     assert!(!service.log().contains("asked the guest"));
 }

@@ -76,6 +76,15 @@ impl Assignments {
                 .checks_of_unavailable(&host, &view, request, &snapshot, evaluation.refused.as_ref())
                 .await?;
         }
+        if let Some(Refused::TooFew(Error::TooFewFree { shortage, host, advice })) = &evaluation.refused
+            && let Some(choice) = checks.iter_mut().find(|check| check.name == "choice")
+        {
+            // The checks of the devices say why they are not available.
+            let failed = evaluation.checks.iter().filter(|check| check.result == CheckResult::Fail);
+            let failed: Vec<_> = failed.map(|check| check.message.as_str()).collect();
+            let is_told = |example: &str| failed.iter().any(|message| example.contains(message));
+            choice.message = format!("host {host}: {}; {advice}", shortage.without(is_told));
+        }
         if !snapshot.availability.knows_guards() {
             for check in evaluation.checks.iter_mut().filter(|check| check.name == "guard") {
                 check.result = CheckResult::Unknown;

@@ -164,6 +164,19 @@ impl Shortage {
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &|_| false)
+    }
+}
+
+impl Shortage {
+    /// Returns the text without the examples for which `is_told` holds, because something else says the same.
+    pub fn without(&self, is_told: impl Fn(&str) -> bool) -> String {
+        let mut text = String::new();
+        let _ = self.write(&mut text, &is_told);
+        text
+    }
+
+    fn write(&self, f: &mut dyn fmt::Write, is_told: &dyn Fn(&str) -> bool) -> fmt::Result {
         let Self { requester, wanted, free, whole_group, left_out, nearest, together, .. } = self;
         let what = if *whole_group { "IOMMU group(s)" } else { "device(s)" };
         write!(f, "{requester} asks for {wanted} {what}, {free} free")?;
@@ -178,7 +191,10 @@ impl fmt::Display for Shortage {
         }
         for (nth, (category, LeftOut { count, example, .. })) in left_out.iter().enumerate() {
             let mark = if nth == 0 { ":" } else { "," };
-            write!(f, "{mark} {count} {} ({example})", category.words())?;
+            write!(f, "{mark} {count} {}", category.words())?;
+            if !is_told(example) {
+                write!(f, " ({example})")?;
+            }
         }
         Ok(())
     }
