@@ -36,8 +36,10 @@ pub(crate) fn start(configured: &Log) {
     log::install(levels, move |levels| {
         handle.reload(targets(levels)).map_err(|error| format!("the levels cannot be changed: {error}"))
     });
-    if let Some(Err(reason)) = variable {
-        tracing::warn!("{LEVELS} is ignored: {reason}");
+    match variable {
+        Some(Err(reason)) => tracing::warn!("{LEVELS} is ignored: {reason}"),
+        Some(Ok(levels)) => levels.unknown().iter().for_each(|reason| tracing::warn!("{LEVELS}: {reason}")),
+        None => {}
     }
     if let Some(problem) = problem {
         tracing::warn!("[log] format: {problem}; the log is text");

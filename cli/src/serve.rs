@@ -41,6 +41,7 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
     for warning in file.iter().flat_map(|file| config.exposed(file)) {
         tracing::warn!("{warning}");
     }
+    config.warn_without_effect();
     fit(&mut config.api, descriptors()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(serve(config, file.is_some()));

@@ -45,6 +45,35 @@ fn mistakes_of_a_named_configuration_are_reported() {
     assert!(code == Some(1) && error.contains(&name) && error.contains("No such file"), "{error}");
 }
 
+/// What has no effect is warned of where the configuration is checked and where it is used.
+#[tokio::test]
+async fn what_has_no_effect_is_warned_of() {
+    let (mut service, _socket, _dir) = at_socket("022", "").await;
+    let entries = "[log]\nlevels = \"info,hotslot_service::webhok=debug\"\n[[identity.local]]\nuser = \"nobody-here\"\nrole = \
+                   \"reader\"\n[[identity.local]]\ngroup = \"no-such-group\"\nrole = \"reader\"\n[[identity.local]]\nuser = 4000000\n\
+                   role = \"reader\"\n[api]\n";
+    service.reconfigure("[api]\n", entries);
+    let warnings = [
+        "[log] levels: no line of the log comes from a module `hotslot_service::webhok`; the modules are hotslot (audit, ",
+        "[[identity.local]][0] user: this machine has no user `nobody-here`, so the entry applies to nobody; correct",
+        "[[identity.local]][1] group: this machine has no group `no-such-group`, so the entry applies to nobody; correct",
+    ];
+    let file = service.database().with_file_name("hotslot.toml");
+    let output = Command::new(binary()).args(["config", "check"]).arg(&file).output().unwrap();
+    let checked = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    service.kill();
+    let log = service.log_length();
+    service.start_again().await;
+    let log = service.log_from(log);
+    for said in [&checked, &log] {
+        for warning in warnings {
+            assert!(said.contains(warning), "{warning}: {said}");
+        }
+        assert!(!said.contains("4000000"), "{said}");
+    }
+}
+
 /// An editor that has the schema shows what the check would refuse, and nothing that it accepts.
 #[test]
 fn the_schema_admits_what_the_check_accepts() {

@@ -40,6 +40,7 @@ impl Settings {
         let Read { config, policy, rules, found } = self.read_again().await?;
         let levels = config.log.levels.clone();
         let levels_changed = levels != self.catalog.config.get().log.levels;
+        config.warn_without_effect();
         self.policy.set(policy);
         self.catalog.config.set(config);
         self.catalog.put_in_force(rules, turn).await;

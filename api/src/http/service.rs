@@ -129,9 +129,12 @@ pub(super) async fn set_log_level(
     let example = r#"{"levels": "info,hotslot_driver=debug"}"#;
     let new: NewLevels = body::read(&headers, body, example)?;
     let levels = match new.levels {
-        Some(text) => text.parse::<Levels>().map_err(|reason| {
-            Fault::new(StatusCode::BAD_REQUEST, format!("bad levels: {reason}; send {example}"))
-        })?,
+        Some(text) => {
+            let refuse =
+                |reason| Fault::new(StatusCode::BAD_REQUEST, format!("bad levels: {reason}; send {example}"));
+            let levels = text.parse::<Levels>().map_err(refuse)?;
+            levels.unknown().into_iter().next().map_or(Ok(levels), |reason| Err(refuse(reason)))?
+        }
         None => settings.configured_levels(),
     };
     log::set_levels(&levels).map_err(Error::Conflict)?;

@@ -40,7 +40,9 @@ pub(crate) fn run(file: &Path, output: Output) -> anyhow::Result<Exit> {
     let (config, problems) = examine(file);
     let earlier = earlier_names(&std::fs::read_to_string(file).unwrap_or_default());
     let earlier = earlier.into_iter().map(|warning| format!("{}: {warning}", file.display()));
-    for warning in config.exposed(file).into_iter().chain(earlier) {
+    let without_effect = config.without_effect();
+    let without_effect = without_effect.into_iter().map(|warning| format!("{}: {warning}", file.display()));
+    for warning in config.exposed(file).into_iter().chain(earlier).chain(without_effect) {
         output::complain(&warning);
     }
     if output.is_data() {

@@ -37,6 +37,10 @@ pub(super) async fn check(named: Option<&Path>, address: Option<&Address>) -> Ve
     findings.extend(exposed.map(|says| {
         Finding::bad("secrets", Level::Warn, says, "give the file to the user of the service, with mode 0600")
     }));
+    findings.extend(config.without_effect().into_iter().map(|says| {
+        let fix = file.as_deref().map_or_else(String::new, |file| format!("edit {}", file.display()));
+        Finding::bad("no effect", Level::Warn, says, fix)
+    }));
     if let Some(path) = config.database.url.strip_prefix("sqlite://") {
         findings.extend(database(Path::new(path)));
     }

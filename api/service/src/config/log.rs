@@ -50,6 +50,71 @@ impl Default for Levels {
 /// The most modules that can be named.
 const MODULES: usize = 50;
 
+/// The modules that log, by crate. The last line has the libraries that log.
+const KNOWN: [(&str, &[&str]); 6] = [
+    ("hotslot", &["audit", "heap", "logging", "notify", "serve"]),
+    ("hotslot_api", &["http"]),
+    ("hotslot_driver", &["guest", "hotplug", "libvirt", "sim"]),
+    (
+        "hotslot_service",
+        &[
+            "accelerator",
+            "assignment",
+            "audit",
+            "config",
+            "cyborg",
+            "feed",
+            "fence",
+            "host_mode",
+            "identity",
+            "inventory",
+            "keystone",
+            "log",
+            "peers",
+            "quota",
+            "retention",
+            "settings",
+            "start",
+            "tls",
+            "trace_export",
+            "webhook",
+        ],
+    ),
+    ("hotslot_store", &["backup", "commits", "locks", "notices", "pool", "private"]),
+    (
+        "",
+        &["hyper_util", "jiff", "mio", "netlink_packet_route", "reqwest", "rustls_platform_verifier", "sqlx"],
+    ),
+];
+
+impl Levels {
+    /// Says of each module that no line of the log comes from it, and which modules there are.
+    pub fn unknown(&self) -> Vec<String> {
+        let unknown = self.modules.iter().filter(|(module, _)| !logs(module));
+        unknown.map(|(module, _)| no_module(module)).collect()
+    }
+}
+
+/// Whether lines of the log come from a module, or from one that is in it or whose name begins like this.
+fn logs(module: &str) -> bool {
+    KNOWN.iter().any(|(of, names)| match *of {
+        "" => names.iter().any(|library| module.starts_with(library)),
+        of => names.iter().any(|name| {
+            let path = format!("{of}::{name}");
+            path.starts_with(module) || module.strip_prefix(&path).is_some_and(|rest| rest.starts_with("::"))
+        }),
+    })
+}
+
+fn no_module(module: &str) -> String {
+    let of = |(of, names): &(&str, &[&str])| match *of {
+        "" => format!("and the libraries {}", names.join(", ")),
+        of => format!("{of} ({})", names.join(", ")),
+    };
+    let known: Vec<_> = KNOWN.iter().map(of).collect();
+    format!("no line of the log comes from a module `{module}`; the modules are {}", known.join(", "))
+}
+
 impl FromStr for Levels {
     type Err = String;
 
@@ -104,8 +169,67 @@ mod tests {
             assert_eq!(text.parse::<Levels>().unwrap().to_string(), text);
         }
         assert_eq!("a=debug".parse::<Levels>().unwrap().to_string(), "info,a=debug");
+        for known in [
+            "hotslot",
+            "hotslot_service",
+            "hotslot_service::webhook",
+            "hotslot::audit",
+            "sqlx::query",
+            "hotslot_service::assignment::attach",
+            "hotslot_driver::libvirt::ffi",
+        ] {
+            let levels: Levels = format!("{known}=debug").parse().unwrap();
+            assert_eq!(levels.unknown(), [""; 0], "{known}");
+        }
+        for unknown in
+            ["hotslot_servce", "hotslot_service::webhok", "hotslot_service::webhookx", "hotslot_web", "tokio"]
+        {
+            let levels: Levels = format!("info,{unknown}=debug,hotslot_store=warn").parse().unwrap();
+            let said = levels.unknown();
+            let [said] = &said[..] else { panic!("{unknown}: {said:?}") };
+            assert!(said.contains(&format!("`{unknown}`; the modules are hotslot (audit")), "{said}");
+        }
         for bad in ["", "loud", "info,", "=info", "a b=info", "a=", "a=5", "3", "a=info=b"] {
             assert!(bad.parse::<Levels>().is_err(), "{bad}");
         }
+    }
+
+    /// The modules are those of the source whose files log.
+    #[test]
+    fn every_module_that_logs_is_known() {
+        let sources = [
+            ("hotslot", "../../cli/src"),
+            ("hotslot_api", "../src"),
+            ("hotslot_driver", "../../driver/src"),
+            ("hotslot_service", "src"),
+            ("hotslot_store", "../store/src"),
+            ("hotslot_model", "../model/src"),
+            ("hotslot_web", "../web/src"),
+        ];
+        let mut found = std::collections::BTreeSet::from(["hotslot::audit".to_owned()]);
+        for (name, directory) in sources {
+            let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+            let mut directories = vec![root.clone()];
+            while let Some(directory) = directories.pop() {
+                for entry in std::fs::read_dir(directory).unwrap() {
+                    let path = entry.unwrap().path();
+                    if path.is_dir() {
+                        directories.push(path);
+                        continue;
+                    }
+                    let text = std::fs::read_to_string(&path).unwrap_or_default();
+                    let macros =
+                        ["error!(", "warn!(", "info!(", "debug!("].map(|word| format!("tracing::{word}"));
+                    if macros.iter().any(|word| text.contains(word)) {
+                        let first = path.strip_prefix(&root).unwrap().iter().next().unwrap();
+                        let module = first.to_str().unwrap().trim_end_matches(".rs");
+                        found.insert(format!("{name}::{module}"));
+                    }
+                }
+            }
+        }
+        let own = KNOWN.iter().filter(|(of, _)| !of.is_empty());
+        let known = own.flat_map(|(of, names)| names.iter().map(move |name| format!("{of}::{name}")));
+        assert_eq!(known.collect::<std::collections::BTreeSet<_>>(), found);
     }
 }

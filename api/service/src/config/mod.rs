@@ -19,6 +19,7 @@ mod source;
 mod tests;
 mod trace;
 mod value;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::fmt;
