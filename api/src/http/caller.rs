@@ -1,4 +1,4 @@
-//! `caller`: who the service takes a caller for. An extension of hotslot.
+//! `caller`: shows the identity that the service has found for a caller. This is an extension of hotslot.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ use utoipa::ToSchema;
 /// The answer of `GET caller`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct CallerAnswer {
-    /// Who calls.
+    /// The caller of this request.
     caller: Identity,
 }
 
-/// Who the service takes a caller for, and with which rights.
+/// The identity and the rights that the service has found for a caller.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Caller)]
 struct Identity {
@@ -23,20 +23,20 @@ struct Identity {
     user_id: Option<String>,
     /// The name of the user.
     user_name: Option<String>,
-    /// All roles, in lower case, sorted.
+    /// The roles of the caller, in lower case and sorted.
     roles: BTreeSet<String>,
     /// The id of the project in which the roles apply; null in every other scope.
     project_id: Option<String>,
-    /// Where the roles apply: `project`, `system` (everything), `domain` (they have no meaning here) or `none`.
+    /// The scope of the roles: `project`, `system` for everything, `domain` in which they have no meaning here, or `none`.
     scope: &'static str,
-    /// How the caller was identified: `socket` (by the kernel, at a unix socket), `token` (one of hotslot's own),
-    /// `keystone`, `headers` (those of a proxy) or `insecure` (not at all).
+    /// What has identified the caller: `socket` is the kernel at a unix socket, `token` a token of hotslot's own, `keystone`
+    /// a token of Keystone, `headers` a proxy, and `insecure` nothing.
     identified_by: &'static str,
 }
 
-/// Shows who the service takes the caller for. An extension of hotslot.
+/// Shows the identity and the rights that the service has found for the caller. This is an extension of hotslot.
 #[utoipa::path(get, path = "/caller", tag = "Service",
-    responses((status = 200, description = "Who calls.", body = CallerAnswer)))]
+    responses((status = 200, description = "The caller of this request.", body = CallerAnswer)))]
 pub(super) async fn show_caller(caller: Caller) -> Json<CallerAnswer> {
     let scope = match caller.scope {
         Scope::Project => "project",
