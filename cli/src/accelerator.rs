@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::Subcommand;
 use clap_complete::ArgValueCompleter;
 use hotslot_driver::binding::HostDriver;
+use hotslot_model::json;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -15,7 +16,7 @@ use crate::output;
 use crate::table::{Column, column, id, message};
 use crate::value::at;
 use crate::wait::waiting;
-use crate::{Cli, columns, complete, detach, lookup};
+use crate::{Cli, argument, columns, complete, detach, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
@@ -49,7 +50,7 @@ pub(crate) enum AcceleratorCommand {
         name: String,
         /// The UUID of the accelerator. The UUID of a device ties the accelerator to that device. By default a UUID is
         /// generated.
-        #[arg(long)]
+        #[arg(long, value_parser = argument::uuid)]
         uuid: Option<Uuid>,
         /// The spec: a JSON object with the keys that `hotslot accelerator spec --help` lists.
         #[arg(long)]
@@ -115,7 +116,7 @@ impl FromStr for Spec {
         match serde_json::from_str(text) {
             Ok(Value::Object(spec)) => Ok(Self(spec)),
             Ok(_) => Err(example.to_owned()),
-            Err(error) => Err(format!("{error}; {example}")),
+            Err(error) => Err(format!("it is not valid JSON: {}; {example}", json::reason(&error))),
         }
     }
 }
@@ -144,6 +145,10 @@ impl AcceleratorCommand {
             }
             Self::Attach { accelerator, server, host, driver, any } => {
                 let id = find(cli, &accelerator).await?;
+                let host = match host {
+                    Some(host) => Some(lookup::host_name(cli, &host).await?),
+                    None => None,
+                };
                 let target = (server.as_deref(), host.as_deref(), driver);
                 attach(cli, (&accelerator, &id), target, any).await?;
             }

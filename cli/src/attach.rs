@@ -8,9 +8,11 @@ use clap::builder::PossibleValuesParser;
 use clap_complete::ArgValueCompleter;
 use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::MAX_TX_RATE;
 use hotslot_model::rules::NumaPolicy;
 use serde_json::{Value, json};
 
+use crate::argument::number;
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
@@ -76,11 +78,11 @@ pub(crate) struct Attach {
     /// For a VF of a NIC: the link that the guest sees.
     #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(["auto", "enable", "disable"]))]
     link_state: Option<String>,
-    /// For a VF of a NIC: the bandwidth that is guaranteed to it, in Mbit/s.
-    #[arg(long, value_name = "MBIT")]
+    /// For a VF of a NIC: the bandwidth that is guaranteed to it, in Mbit/s; 0 is none.
+    #[arg(long, value_name = "MBIT", value_parser = number::<u32>(0..=MAX_TX_RATE.into()))]
     min_rate: Option<u32>,
     /// For a VF of a NIC: the bandwidth that it cannot exceed, in Mbit/s; 0 is no limit.
-    #[arg(long, value_name = "MBIT")]
+    #[arg(long, value_name = "MBIT", value_parser = number::<u32>(0..=MAX_TX_RATE.into()))]
     max_rate: Option<u32>,
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Subcommand;
+use hotslot_model::json;
 use hotslot_service::config::{Config, schema};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -36,13 +37,13 @@ pub(crate) enum ConfigCommand {
     /// Have the service read its configuration file, policy, certificates and tokens again. A file with mistakes is refused,
     /// and the previous configuration stays in force.
     Reload,
-    /// Which devices are assignable (device_spec; `whitelist` in REST).
+    /// List, add and remove the entries of device_spec, which select the assignable devices (`whitelist` in REST).
     #[command(subcommand, name = "device-spec", alias = "whitelist")]
     Whitelist(Entries),
-    /// The names by which devices are requested (alias).
+    /// List, add and remove the aliases, by which devices are requested.
     #[command(subcommand)]
     Alias(Entries),
-    /// Facts about devices that hypervisors do not report (extra_info).
+    /// List, add and remove the entries of extra_info: facts about devices that hypervisors do not report.
     #[command(subcommand)]
     ExtraInfo(Entries),
 }
@@ -72,7 +73,7 @@ impl LocalCommand {
             Self::Check { file } => {
                 check::run(file.as_deref().or(config).unwrap_or(Path::new(CONFIG)), output)
             }
-            Self::Show { file } => show(file.as_deref().or(config).unwrap_or(Path::new(CONFIG))),
+            Self::Show { file } => show(file.as_deref().or(config).unwrap_or(Path::new(CONFIG)), output),
             Self::Schema => {
                 output::json(&schema())?;
                 Ok(Exit::Done)
@@ -109,12 +110,11 @@ impl FromStr for Entry {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let example = r#"expected a JSON object, such as {"vendor_id": "8086"}"#;
         match serde_json::from_str(text) {
             Ok(entry @ Value::Object(_)) => Ok(Self(entry)),
-            Ok(_) => Err("expected a JSON object, such as {\"vendor_id\": \"8086\"}".into()),
-            Err(error) => {
-                Err(format!("{error}; expected a JSON object, such as {{\"vendor_id\": \"8086\"}}"))
-            }
+            Ok(_) => Err(example.to_owned()),
+            Err(error) => Err(format!("it is not valid JSON: {}; {example}", json::reason(&error))),
         }
     }
 }
@@ -189,9 +189,14 @@ async fn whole(cli: &Cli, path: &[&str; 2], text: &str) -> Result<String, Failur
 const CONFIG: &str = "/etc/hotslot/hotslot.toml";
 
 /// Prints a configuration file without its secrets.
-fn show(file: &Path) -> anyhow::Result<Exit> {
+fn show(file: &Path, output: Output) -> anyhow::Result<Exit> {
     let config = Config::load(file)?;
-    output::print(&config.source.map(|source| source.without_secrets()).unwrap_or_default())?;
+    let text = config.source.map(|source| source.without_secrets()).unwrap_or_default();
+    if output.is_data() {
+        output::data(output, &toml::from_str(&text)?)?;
+    } else {
+        output::print(&text)?;
+    }
     Ok(Exit::Done)
 }
 
@@ -203,9 +208,16 @@ async fn reload(cli: &Cli) -> anyhow::Result<Exit> {
         output::data(cli.output, found)?;
         return Ok(Exit::Done);
     }
+    let keys_of =
+        |key: &str| found[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>();
+    let kinds = [("changed", "in force now"), ("needs_restart", "in force after a restart")];
+    if cli.output.is_names() {
+        output::names(kinds.iter().flat_map(|(key, _)| keys_of(key)).map(str::to_owned))?;
+        return Ok(Exit::Done);
+    }
     let mut text = String::new();
-    for (key, what) in [("changed", "in force now"), ("needs_restart", "in force after a restart")] {
-        let keys: Vec<_> = found[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for (key, what) in kinds {
+        let keys = keys_of(key);
         if !keys.is_empty() {
             text += &format!("{what}: {}\n", keys.join(", "));
         }

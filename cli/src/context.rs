@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use clap_complete::{ArgValueCompleter, CompletionCandidate};
+use hotslot_model::json;
 use hotslot_service::config::is_plain_name;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -95,7 +96,14 @@ impl Contexts {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(error).context(format!("cannot read {}", file.display())),
         };
-        toml::from_str(&text).with_context(|| format!("{} is not a file of contexts", file.display()))
+        toml::from_str(&text).map_err(|error| {
+            let line = 1 + text[..error.span().map_or(0, |span| span.start)].matches('\n').count();
+            let reason = json::plain(error.message().trim_end()).replace('\n', ", ");
+            anyhow::anyhow!(
+                "{} is not a file of contexts: line {line}: {reason}; `hotslot context --help` says how to add contexts",
+                file.display()
+            )
+        })
     }
 
     /// Returns the context with this name, or without a name the one that commands use; `None` when they use none.

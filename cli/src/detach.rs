@@ -67,6 +67,9 @@ impl Detach {
         if cli.output.is_data() {
             output::data(cli.output, &outcomes.iter().map(|outcome| outcome.json(done)).collect())?;
         }
+        if outcomes.is_empty() && !cli.output.is_data() {
+            output::note(cli.output, &format!("{} has no PCI attachments", self.names.join(" ")));
+        }
         for Outcome { id, result } in &outcomes {
             match result {
                 Ok(_) if cli.output.is_names() => output::print(&format!("{id}\n"))?,

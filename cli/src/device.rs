@@ -12,7 +12,7 @@ use crate::output::{self, Output};
 use crate::remedy::by_commands;
 use crate::table::{Column, column};
 use crate::value::at;
-use crate::{Cli, columns, complete, device_name, host, lookup};
+use crate::{Cli, columns, complete, device_name, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
@@ -198,7 +198,7 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
     match found.len() {
         1 => Ok(found.remove(0)),
         0 => {
-            let unreachable = host::unreachable(&hosts).join(", ");
+            let unreachable = lookup::unreachable_hosts(&hosts).join(", ");
             Err(if unreachable.is_empty() {
                 let message = format!("no device {name}; `hotslot device list --all` lists the devices");
                 Failure::new(Exit::NotFound, message)

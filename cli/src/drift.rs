@@ -10,7 +10,7 @@ use crate::remedy::by_commands;
 use crate::table::{Column, column, id, message};
 use crate::value::at;
 use crate::wait::waiting;
-use crate::{Cli, complete};
+use crate::{Cli, complete, lookup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Drift {
@@ -32,7 +32,11 @@ Examples:
 
 impl Drift {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
-        let path = match &self.host {
+        let host = match &self.host {
+            Some(host) => Some(lookup::host_name(cli, host).await?),
+            None => None,
+        };
+        let path = match &host {
             Some(host) => vec!["os-hypervisors", host, "drift"],
             None => vec!["drift"],
         };

@@ -9,6 +9,7 @@ use hotslot_model::event::EventKind;
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::argument::number;
 use crate::client::query_string;
 use crate::device_name::DeviceName;
 use crate::event_stream::{EventStream, Message};
@@ -32,6 +33,9 @@ Examples:
 /// The number of earlier events that `--follow` shows first.
 const LAST: u16 = 10;
 
+/// The largest id that an event can have.
+const MAX_ID: u64 = i64::MAX.cast_unsigned();
+
 /// The first and the longest delay before a lost connection is opened again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
@@ -42,10 +46,10 @@ pub(crate) struct Events {
     #[arg(short, long)]
     follow: bool,
     /// Begin after the event with this id. 0 begins with the oldest kept event, which is the default without -f.
-    #[arg(long, value_name = "ID", conflicts_with = "last")]
+    #[arg(long, value_name = "ID", conflicts_with = "last", value_parser = number::<u64>(0..=MAX_ID))]
     since: Option<u64>,
     /// Begin with the newest COUNT events.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = number::<u16>(0..=u16::MAX.into()))]
     last: Option<u16>,
     /// Only events of this kind, such as attachment.state, or of all kinds of a noun, such as device.
     #[arg(long, value_parser = |text: &str| EventKind::known(text).map(str::to_owned),
@@ -102,12 +106,16 @@ impl Events {
             },
             None => None,
         };
+        let host = match &self.host {
+            Some(host) => Some(lookup::host_name(cli, host).await?),
+            None => None,
+        };
         let last = self.last.or((self.follow && self.since.is_none()).then_some(LAST));
         let pairs = [
             ("since", self.since.map(|id| id.to_string())),
             ("last", last.map(|count| count.to_string())),
             ("kind", self.kind.clone()),
-            ("host", self.host.clone()),
+            ("host", host),
             ("server", server),
             ("device", device),
             ("attachment", attachment),

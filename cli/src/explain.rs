@@ -59,7 +59,10 @@ impl FromStr for Subject {
                 let (name, count) = text.split_once(':').unwrap_or((text, "1"));
                 match count.parse() {
                     Ok(count) if !name.is_empty() => Ok(Self::Alias(name.to_owned(), count)),
-                    // The text is not a valid alias with a number either, so report the error of the device name.
+                    // An address has more colons than an alias with a number.
+                    Err(_) if !name.is_empty() && !count.contains(':') => Err(format!(
+                        "expected a number of devices from 1 to 255 after the alias: {name} or {name}:2"
+                    )),
                     Ok(_) | Err(_) => Err(error),
                 }
             }

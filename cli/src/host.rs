@@ -4,12 +4,11 @@ use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
 
-use crate::client::permitted;
-use crate::exit::{Exit, Failure};
+use crate::exit::Exit;
 use crate::output;
 use crate::table::{Column, column, message};
 use crate::value::at;
-use crate::{Cli, columns, complete};
+use crate::{Cli, columns, complete, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
@@ -17,7 +16,7 @@ pub(crate) enum HostCommand {
     List,
     /// Show one host, with its pools of assignable devices and the calls to its hypervisor that have not returned.
     Show {
-        /// The name or id of the host.
+        /// The name or id of the host, or an unambiguous beginning of the id.
         #[arg(add = ArgValueCompleter::new(complete::hosts))]
         host: String,
     },
@@ -29,7 +28,7 @@ pub(crate) enum HostCommand {
     Drain(Freeze),
     /// Permit changes on a frozen or draining host again.
     Thaw {
-        /// The name or id of the host.
+        /// The name or id of the host, or an unambiguous beginning of the id.
         #[arg(add = ArgValueCompleter::new(complete::hosts))]
         host: String,
     },
@@ -38,19 +37,20 @@ pub(crate) enum HostCommand {
 /// The arguments of `hotslot host freeze` and `hotslot host drain`.
 #[derive(Debug, Args)]
 pub(crate) struct Freeze {
-    /// The name or id of the host.
+    /// The name or id of the host, or an unambiguous beginning of the id.
     #[arg(add = ArgValueCompleter::new(complete::hosts))]
     host: String,
-    /// Why, for whoever is refused.
+    /// The reason, which is shown to callers who are refused.
     #[arg(long)]
     reason: Option<String>,
 }
 
 /// Sets what may be changed on a host, and shows it.
 async fn set_mode(cli: &Cli, host: &str, mode: &str, reason: Option<String>) -> anyhow::Result<Exit> {
+    let host = lookup::host_name(cli, host).await?;
     let body = json!({ "hypervisor_mode": { "mode": mode, "reason": reason } });
-    cli.client.put(&["os-hypervisors", host, "mode"], &body).await?;
-    let host = cli.client.item(&["os-hypervisors", host], "hypervisor").await?;
+    cli.client.put(&["os-hypervisors", &host, "mode"], &body).await?;
+    let host = cli.client.item(&["os-hypervisors", &host], "hypervisor").await?;
     output::show(
         cli.output,
         &host,
@@ -88,7 +88,7 @@ impl HostCommand {
                 output::list(cli.output, "hosts", &hosts, &columns)?;
             }
             Self::Show { host } => {
-                let host = cli.client.item(&["os-hypervisors", &host], "hypervisor").await?;
+                let host = lookup::host(cli, &host).await?;
                 let lines = [
                     column("Name", "/hypervisor_hostname").name(),
                     column("ID", "/id"),
@@ -127,17 +127,6 @@ fn stuck(host: &Value) -> String {
     let calls: Vec<_> =
         calls.map(|call| format!("{} for {} s", at(call, "/operation"), at(call, "/seconds"))).collect();
     if calls.is_empty() { "none".into() } else { calls.join(", ") }
-}
-
-/// Gets all hosts; none when the caller may not list them.
-pub(crate) async fn all_if_permitted(cli: &Cli) -> Result<Vec<Value>, Failure> {
-    Ok(permitted(cli.client.items(&["os-hypervisors"], "hypervisors").await)?.unwrap_or_default())
-}
-
-/// Returns the names of the unreachable hosts in a list, each with the reason.
-pub(crate) fn unreachable(hosts: &[Value]) -> Vec<String> {
-    let down = hosts.iter().filter(|host| host["state"] == "down");
-    down.map(|host| format!("{} ({})", at(host, "/hypervisor_hostname"), at(host, "/state_reason"))).collect()
 }
 
 /// The version of libvirt of a host.
@@ -193,14 +182,5 @@ mod tests {
         ] {
             assert_eq!(mode_of(&json!({ "mode": "frozen", "restriction": restriction })), expected);
         }
-    }
-
-    #[test]
-    fn unreachable_hosts_are_named_with_the_reason() {
-        let hosts = [
-            json!({ "hypervisor_hostname": "a", "state": "up", "state_reason": null }),
-            json!({ "hypervisor_hostname": "b", "state": "down", "state_reason": "refused" }),
-        ];
-        assert_eq!(unreachable(&hosts), ["b (refused)"]);
     }
 }

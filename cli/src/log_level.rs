@@ -37,7 +37,7 @@ impl LogLevel {
                 cli.client.put(&path, &json!({ "levels": levels })).await?
             }
         };
-        let lines = [column("Levels", "/levels"), column("Configured", "/configured")];
+        let lines = [column("Levels", "/levels").name(), column("Configured", "/configured")];
         output::show(cli.output, &answer["log"], &lines)?;
         Ok(Exit::Done)
     }

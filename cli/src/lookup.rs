@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::Cli;
 use crate::client::{permitted, query_string};
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::value::at;
-use crate::{Cli, host};
 
 /// What a list of items has, by which people name them.
 #[derive(Debug, Clone, Copy)]
@@ -92,8 +92,8 @@ pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
     match SERVERS.find(&servers, server) {
         Ok(one) => Ok(at(one, "/id")),
         Err(failure) if failure.exit() == Exit::NotFound => {
-            let hosts = host::all_if_permitted(cli).await?;
-            let unreachable = host::unreachable(&hosts);
+            let hosts = hosts_if_permitted(cli).await?;
+            let unreachable = unreachable_hosts(&hosts);
             if unreachable.is_empty() {
                 return Err(failure);
             }
@@ -112,10 +112,60 @@ pub(crate) async fn server_names(cli: &Cli) -> Result<HashMap<String, String>, F
     Ok(servers.iter().map(|server| (at(server, "/id"), at(server, "/name"))).collect())
 }
 
+/// Gets all hosts; none when the caller may not list them.
+pub(crate) async fn hosts_if_permitted(cli: &Cli) -> Result<Vec<Value>, Failure> {
+    Ok(permitted(cli.client.items(&["os-hypervisors"], "hypervisors").await)?.unwrap_or_default())
+}
+
+/// Returns the names of the unreachable hosts in a list, each with the reason.
+pub(crate) fn unreachable_hosts(hosts: &[Value]) -> Vec<String> {
+    let down = hosts.iter().filter(|host| host["state"] == "down");
+    down.map(|host| format!("{} ({})", at(host, "/hypervisor_hostname"), at(host, "/state_reason"))).collect()
+}
+
+/// Hosts.
+pub(crate) const HOSTS: Noun =
+    Noun { noun: "host", id: "/id", name: Some("/hypervisor_hostname"), list: "`hotslot host list`" };
+
+/// Gets the host of this name or id, or whose id begins so.
+///
+/// # Errors
+/// [`Exit::NotFound`] when there is none, [`Exit::Usage`] when there are several.
+pub(crate) async fn host(cli: &Cli, text: &str) -> Result<Value, Failure> {
+    let path = |host| ["os-hypervisors", host];
+    let failure = match cli.client.item(&path(text), "hypervisor").await {
+        Err(failure) if failure.exit() == Exit::NotFound && is_beginning(text) => failure,
+        other => return other,
+    };
+    match HOSTS.find(&hosts_if_permitted(cli).await?, text) {
+        Ok(found) => cli.client.item(&path(&at(found, "/id")), "hypervisor").await,
+        Err(several) if several.exit() == Exit::Usage => Err(several),
+        Err(_) => Err(failure),
+    }
+}
+
+/// Returns the name of the host of this name or id, or whose id begins so. A name that no present host has is kept: the
+/// service may know it.
+pub(crate) async fn host_name(cli: &Cli, text: &str) -> Result<String, Failure> {
+    if !is_beginning(text) {
+        return Ok(text.to_owned());
+    }
+    match host(cli, text).await {
+        Ok(host) => Ok(at(&host, "/hypervisor_hostname")),
+        Err(failure) if failure.exit() == Exit::Usage => Err(failure),
+        Err(_) => Ok(text.to_owned()),
+    }
+}
+
+/// Whether a UUID may begin so.
+fn is_beginning(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|letter| letter.is_ascii_hexdigit() || letter == '-')
+}
+
 /// Gets the host of this name or id, or all hosts.
-pub(crate) async fn hosts(cli: &Cli, host: Option<&str>) -> Result<Vec<Value>, Failure> {
-    match host {
-        Some(host) => Ok(vec![cli.client.item(&["os-hypervisors", host], "hypervisor").await?]),
+pub(crate) async fn hosts(cli: &Cli, named: Option<&str>) -> Result<Vec<Value>, Failure> {
+    match named {
+        Some(text) => Ok(vec![host(cli, text).await?]),
         None => cli.client.items(&["os-hypervisors"], "hypervisors").await,
     }
 }
@@ -166,5 +216,14 @@ mod tests {
             assert_eq!(failure.exit(), exit, "{text}");
             assert!(failure.to_string().contains(words), "{failure}");
         }
+    }
+
+    #[test]
+    fn unreachable_hosts_are_named_with_the_reason() {
+        let hosts = [
+            json!({ "hypervisor_hostname": "a", "state": "up", "state_reason": null }),
+            json!({ "hypervisor_hostname": "b", "state": "down", "state_reason": "refused" }),
+        ];
+        assert_eq!(unreachable_hosts(&hosts), ["b (refused)"]);
     }
 }

@@ -5,6 +5,7 @@
 
 mod accelerator;
 mod address;
+mod argument;
 mod attach;
 mod attachment;
 mod capture;
@@ -62,6 +63,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::{ArgValueCompleter, CompleteEnv};
@@ -134,7 +136,7 @@ enum Command {
     /// Trigger an event on a simulated host that a running service serves.
     #[command(after_help = sim::HELP)]
     Sim(sim::Sim),
-    /// Back up or restore the SQLite database.
+    /// Back up or restore the SQLite database, or print its version.
     #[command(subcommand, after_help = db::HELP)]
     Db(db::DbCommand),
     /// Open the page in a browser, as the user who runs this, through the unix socket of the service.
@@ -164,7 +166,7 @@ enum Command {
 /// grouped with the other `config` commands.
 #[derive(Debug, Subcommand)]
 enum ServiceCommand {
-    /// List and show the hosts.
+    /// List and show the hosts, and restrict what may be changed on them.
     #[command(subcommand)]
     Host(host::HostCommand),
     /// List and show the configured flavors.
@@ -185,7 +187,7 @@ enum ServiceCommand {
     /// Check a configuration file, and list and change the rules: device_spec, aliases and extra_info.
     #[command(subcommand, after_help = config::HELP)]
     Config(config::ConfigCommand),
-    /// List and show the servers, which are the domains of libvirt.
+    /// List and show the servers, which are the domains of libvirt, and set their projects and their free ports.
     #[command(subcommand)]
     Server(server::ServerCommand),
     /// List and show the attachments of devices to servers.
@@ -230,7 +232,8 @@ struct Cli {
 
 fn main() -> ExitCode {
     CompleteEnv::with_factory(Arguments::command).complete();
-    let matches = Arguments::command().get_matches();
+    let matches =
+        Arguments::command().try_get_matches().unwrap_or_else(|error| with_whole_usage(error).exit());
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     arguments
         .in_context(|option| matches.value_source(option) == Some(ValueSource::CommandLine))
@@ -240,6 +243,22 @@ fn main() -> ExitCode {
             Exit::of(&error)
         })
         .into()
+}
+
+/// Replaces the usage line of an error by the one of `--help`. clap's own line of an error has the options that were given, and
+/// those that variables of the environment give, as if they were required.
+fn with_whole_usage(mut error: clap::Error) -> clap::Error {
+    let Some(usage) = error.get(ContextKind::Usage) else { return error };
+    let mut command = Arguments::command();
+    command.build();
+    for word in usage.to_string().trim_start_matches("Usage:").split_whitespace().skip(1) {
+        match command.find_subcommand(word).cloned() {
+            Some(inner) => command = inner,
+            None => break,
+        }
+    }
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+    error
 }
 
 impl Arguments {

@@ -148,8 +148,7 @@ impl List {
 
 /// Returns the name of the host with this name or id.
 async fn hostname(cli: &Cli, host: &str) -> Result<String, Failure> {
-    let host = cli.client.item(&["os-hypervisors", host], "hypervisor").await?;
-    Ok(at(&host, "/hypervisor_hostname"))
+    Ok(at(&lookup::host(cli, host).await?, "/hypervisor_hostname"))
 }
 
 /// Finds the record of the device with this name.
@@ -206,17 +205,15 @@ fn lines() -> Vec<Column<'static>> {
 }
 
 async fn stats(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
-    let hosts = match host {
-        Some(host) => vec![host.to_owned()],
-        None => {
-            let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
-            hosts.iter().map(|host| at(host, "/id")).collect()
-        }
-    };
     let mut all = Vec::new();
-    for host in hosts {
-        let host = cli.client.item(&["os-hypervisors", &host], "hypervisor").await?;
-        all.extend(pools(&host)?);
+    match host {
+        Some(host) => all.extend(pools(&lookup::host(cli, host).await?)?),
+        None => {
+            for host in cli.client.items(&["os-hypervisors"], "hypervisors").await? {
+                let path = ["os-hypervisors", &at(&host, "/id")];
+                all.extend(pools(&cli.client.item(&path, "hypervisor").await?)?);
+            }
+        }
     }
     let columns = [
         column("HOST", "/host"),

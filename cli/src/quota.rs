@@ -32,8 +32,8 @@ pub(crate) enum QuotaCommand {
     Set {
         /// The id of the project.
         project: String,
-        /// The limits: RESOURCE=NUMBER, where -1 is no limit.
-        #[arg(required = true)]
+        /// The limits; -1 is no limit.
+        #[arg(required = true, value_name = "RESOURCE=NUMBER")]
         limits: Vec<Change>,
     },
     /// Remove all limits that were set for a project, so that the defaults of the configuration apply.

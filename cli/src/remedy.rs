@@ -32,7 +32,9 @@ const ROUTES: [(&str, &str); 23] = [
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on the command line.
-const PHRASES: [(&str, &str); 26] = [
+const PHRASES: [(&str, &str); 28] = [
+    ("bad levels: ", ""),
+    (r#"; send {"levels": "info,hotslot_driver=debug"}"#, ""),
     // The command line makes the body of the request, and its user writes only the spec in it.
     (
         r#"send {"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#,
@@ -78,10 +80,16 @@ pub(crate) fn by_commands(message: &str) -> String {
 }
 
 /// What the keys of the request of `hotslot attach` are on the command line.
-const KEYS_OF_ATTACH: [(&str, &str); 3] = [
+const KEYS_OF_ATTACH: [(&str, &str); 9] = [
     ("another numa_policy", "another --numa-policy"),
     ("mac_address, vlan, physical_network and trusted", "--mac, --vlan, --physical-network and --trusted"),
+    ("vlan, mac_address, trusted, ", "--vlan, --mac, --trusted, "),
+    ("trusted, spoof_check, ", "--trusted, --spoof-check, "),
     ("mac_address: ", "--mac: "),
+    ("spoof_check", "--spoof-check"),
+    ("link_state", "--link-state"),
+    ("min_tx_rate", "--min-rate"),
+    ("max_tx_rate", "--max-rate"),
 ];
 
 /// [`by_commands`] for a message about a request of `hotslot attach`, whose options include `--numa-policy`.

@@ -6,12 +6,13 @@ use clap_complete::ArgValueCompleter;
 use hotslot_driver::text;
 use serde_json::{Value, json};
 
+use crate::argument::number;
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::size::Size;
 use crate::table::{column, id, message};
 use crate::value::at;
-use crate::{Cli, columns, complete, host, lookup};
+use crate::{Cli, columns, complete, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServerCommand {
@@ -51,7 +52,7 @@ pub(crate) enum ServerCommand {
         #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: String,
         /// The number of ports to add.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=30))]
+        #[arg(long, value_parser = number::<u8>(1..=30))]
         ports: u8,
         /// The 64-bit memory that each new port shall have room for, such as 64G.
         #[arg(long)]
@@ -75,9 +76,9 @@ impl ServerCommand {
 
 async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     let hosts = match host {
-        Some(host) => vec![cli.client.item(&["os-hypervisors", host], "hypervisor").await?],
+        Some(host) => vec![lookup::host(cli, host).await?],
         // Members of a project may not list hosts. They see their servers, of those hosts that are reachable.
-        None => host::all_if_permitted(cli).await?,
+        None => lookup::hosts_if_permitted(cli).await?,
     };
     let name = host.map(|_| at(&hosts[0], "/hypervisor_hostname"));
     let mut servers = cli.client.items(&["servers"], "servers").await?;
@@ -89,7 +90,7 @@ async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
         id("ID", "/id"),
         column("PROJECT", "/tenant_id").wide(),
     ];
-    let unreachable = host::unreachable(&hosts);
+    let unreachable = lookup::unreachable_hosts(&hosts);
     let noun = if unreachable.is_empty() { "servers" } else { "servers on the hosts that can be reached" };
     output::list(cli.output, noun, &servers, &columns)?;
     for host in &unreachable {

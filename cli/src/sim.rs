@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use hotslot_driver::sim::control;
+use hotslot_model::json;
 
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -45,7 +46,7 @@ impl Sim {
         };
         let answer = control(&self.directory, &self.line.join(" ")).map_err(unreachable)?;
         match answer.strip_prefix("error: ") {
-            Some(reason) => anyhow::bail!("{reason}"),
+            Some(reason) => anyhow::bail!("{}", json::plain(reason)),
             None => output::print(&format!("{answer}\n"))?,
         }
         Ok(Exit::Done)

@@ -127,6 +127,11 @@ fn plain() -> Table {
     table
 }
 
+/// The width of the terminal, in characters; `None` where the output is no terminal.
+pub(crate) fn terminal_width() -> Option<usize> {
+    Table::new().width().map(usize::from)
+}
+
 /// Formats the table. The columns that are not `wrapped` have the width of their cells, unless the table would be wider
 /// than the terminal: then the widest of them are wrapped too.
 fn finished(mut table: Table, wrapped: &[bool]) -> String {

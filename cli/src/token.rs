@@ -48,8 +48,8 @@ pub(crate) enum TokenCommand {
 pub(crate) struct Create {
     /// The name of the token: 1 to 64 letters, digits, `-`, `_` or `.`.
     name: String,
-    /// The role: reader, member, manager, admin or service. May be given several times.
-    #[arg(long = "role", required = true)]
+    /// The role: reader, member, manager, admin or service. The option may be repeated.
+    #[arg(long = "role", required = true, value_name = "ROLE")]
     roles: Vec<String>,
     /// The id of the project in which the token has its role. Without one, the role applies to the whole system.
     #[arg(long)]

@@ -67,6 +67,11 @@ impl Top {
             output::data(cli.output, &screen.json())?;
             return Ok(Exit::Done);
         }
+        if cli.output.is_names() {
+            let hosts = screen.hosts.rows.into_iter().filter_map(|cells| cells.into_iter().next());
+            output::names(hosts)?;
+            return Ok(Exit::Done);
+        }
         if self.once || !stdout().is_terminal() {
             output::print(&screen.text())?;
             return Ok(Exit::Done);

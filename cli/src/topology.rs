@@ -10,9 +10,10 @@ use serde_json::Value;
 use crate::client::permitted;
 use crate::exit::{Exit, Failure};
 use crate::output;
-use crate::tree::{Line, tree};
+use crate::table::terminal_width;
+use crate::tree::{FACTS, Line, tree};
 use crate::value::at;
-use crate::{Cli, columns, complete, device, host, lookup};
+use crate::{Cli, columns, complete, device, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -23,10 +24,10 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Topology {
-    /// The name of a host, or the name or UUID of a server. A host has precedence over a server of the same name.
+    /// The name or id of a host, or the name or UUID of a server. A host has precedence over a server of the same name.
     #[arg(add = ArgValueCompleter::new(complete::trees))]
     name: String,
-    /// NAME is the name of a host.
+    /// NAME is the name or id of a host.
     #[arg(long, conflicts_with = "server")]
     host: bool,
     /// NAME is the name or UUID of a server.
@@ -38,16 +39,15 @@ impl Topology {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         let name = self.name.as_str();
         if self.host {
-            let host = cli.client.item(&["os-hypervisors", name], "hypervisor").await?;
+            let host = lookup::host(cli, name).await?;
             return of_host(cli, &host).await;
         }
         if self.server {
             return of_server(cli, &lookup::server(cli, name).await?).await;
         }
         // A caller who may not list hosts means a server.
-        let hosts = host::all_if_permitted(cli).await?;
-        let named = |host: &&Value| host["hypervisor_hostname"] == name || host["id"] == name;
-        let Some(host) = hosts.iter().find(named) else {
+        let hosts = lookup::hosts_if_permitted(cli).await?;
+        let Ok(host) = lookup::HOSTS.find(&hosts, name) else {
             let id = lookup::server(cli, name).await.map_err(|failure| {
                 Failure::new(failure.exit(), format!("no host is called `{name}`, and {failure}"))
             })?;
@@ -90,7 +90,7 @@ fn host_tree(name: &str, functions: &[Value], names: &HashMap<String, String>) -
             Line { key: address, parent, text: host_line(function, names) }
         })
         .collect();
-    tree(name, &lines)
+    tree(name, &lines, terminal_width())
 }
 
 fn host_line(function: &Value, names: &HashMap<String, String>) -> String {
@@ -121,10 +121,10 @@ fn host_line(function: &Value, names: &HashMap<String, String>) -> String {
     ])
 }
 
-/// Joins the facts that are known with two spaces between them.
+/// Joins the facts that are known.
 fn facts(facts: &[String]) -> String {
     let known: Vec<_> = facts.iter().map(String::as_str).filter(|fact| *fact != "-").collect();
-    known.join("  ")
+    known.join(FACTS)
 }
 
 async fn of_server(cli: &Cli, id: &str) -> anyhow::Result<Exit> {
@@ -164,7 +164,7 @@ fn server_tree(topology: &Value) -> String {
         at(topology, "/machine"),
         off.into(),
     ]);
-    tree(&title, &lines)
+    tree(&title, &lines, terminal_width())
 }
 
 /// Returns the number of free slots of each controller, by the index of the controller.

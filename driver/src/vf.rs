@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// The largest rate of a VF that can be requested, in Mbit/s.
+pub const MAX_TX_RATE: u32 = 1_000_000;
+
 /// Settings of a VF. A setting that is `None` is not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

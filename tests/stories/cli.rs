@@ -2,6 +2,7 @@
 
 mod accelerators;
 mod topology;
+mod usage;
 
 use std::process::Command;
 
@@ -469,6 +470,7 @@ async fn detach_all_continues_after_failures_and_returns_the_worst_code() {
     let asked = hotslot(&format!("detach --no-wait {kept}")).expect(0);
     assert_eq!(asked.out, format!("detaching {kept} (0000:04:10.0)\n"));
     service.until("it is gone", async || hotslot("attachment list").expect(0).out.is_empty()).await;
+    assert_eq!(hotslot("detach q35 --all").expect(0).err, "q35 has no PCI attachments\n");
     service.expect_clean().await;
 }
 
@@ -483,6 +485,8 @@ async fn the_sim_command_controls_a_simulated_host() {
     assert!(unknown.err.contains("`dance q35` is no command, or its arguments are wrong"), "{unknown:?}");
     let lacking = sim("reboot").expect(1);
     assert!(lacking.err.contains("`reboot` is no command, or its arguments are wrong"), "{lacking:?}");
+    let misspelt = sim("guest q35 unplug=never").expect(1);
+    assert!(misspelt.err.contains("unknown value `never`; known: normal, refuse, ignore"), "{misspelt:?}");
     assert!(
         hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("no service serves")
     );

@@ -63,6 +63,21 @@ async fn who_may_connect_and_read_the_files_is_checked() {
     chmod(&config, 0o600);
     expect(&findings(&service, &address), "configuration", "ok", "has mode 0600");
 
+    service.reconfigure("[api]\n", "[log]\nlevels = \"info,hotslot_servce=debug\"\n[api]\n");
+    expect(
+        &findings(&service, &address),
+        "no effect",
+        "warn",
+        "a module `hotslot_servce`; the modules are hotslot",
+    );
+
+    let names = Command::new(binary())
+        .args(["doctor", "-q", "--url", &address, "--uri", "sim:///nowhere"])
+        .output()
+        .unwrap();
+    let names = String::from_utf8_lossy(&names.stdout).into_owned();
+    assert!(names.lines().any(|name| name == "socket") && !names.contains("  "), "{names}");
+
     let missing = findings(&service, "unix:/nonexistent/api.sock");
     expect(&missing, "socket", "info", "/nonexistent/api.sock cannot be used");
 }

@@ -165,7 +165,7 @@ async fn a_refused_entry_changes_nothing() {
             json!({ "match": {}, "values": { "host": "x" } }),
             "`host` is a key that hotslot itself sets",
         ),
-        ("extra_info", json!({ "values": { "a": "x" } }), "missing field `match`"),
+        ("extra_info", json!({ "values": { "a": "x" } }), "the key `match` is missing"),
     ] {
         let before = entries(&service, kind).await;
         let refused = add(&service, kind, entry).await.expect(400);

@@ -84,6 +84,7 @@ async fn a_changed_configuration_is_in_force_after_a_signal_or_a_command() {
     assert_eq!(service.attachments(Q35).await.len(), 2, "{attached}");
 
     // Some keys are in force now, and others after a restart.
+    assert_eq!(printed(&service, &["config", "reload", "-q"]), "");
     service.reconfigure("attempts = 2", "attempts = 3");
     service.reconfigure("rate = 0", "rate = 7");
     let said = printed(&service, &["config", "reload"]);
@@ -91,6 +92,7 @@ async fn a_changed_configuration_is_in_force_after_a_signal_or_a_command() {
     let said = printed(&service, &["config", "reload", "-o", "json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said, json!({ "changed": [], "needs_restart": ["[api] rate"] }), "it still needs the restart");
+    assert_eq!(printed(&service, &["config", "reload", "-o", "name"]), "[api] rate\n");
 
     // A file with mistakes is refused as a whole.
     service.reconfigure("\"name\": \"function\"", "\"name\": \"again\"");
@@ -138,8 +140,10 @@ async fn a_configuration_is_shown_without_its_secrets() {
     let service = Hotslot::with(&host("small"), webhook).await;
     let said = printed(&service, &["config", "show"]);
     assert!(said.contains("attempts = 2") && said.contains("name = \"w\""), "{said}");
+    let as_json = printed(&service, &["config", "show", "-o", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&as_json).unwrap()["webhook"][0]["name"], "w");
     for secret in ["t0ken", "s3cret", "hotslot.db"] {
-        assert!(!said.contains(secret), "{said}");
+        assert!(!said.contains(secret) && !as_json.contains(secret), "{said}");
     }
     let said = printed(&service, &["version"]);
     let version = env!("CARGO_PKG_VERSION");
@@ -192,6 +196,10 @@ async fn the_log_is_one_json_object_a_line_and_its_levels_change_at_run_time() {
     }
     let said = printed(&service, &["log-level", "--reset"]);
     assert!(said.lines().next().unwrap().ends_with("info"), "{said}");
+    assert_eq!(printed(&service, &["log-level", "-q"]), "info\n");
+    let output = hotslot(&service, &["log-level", "info,hotslot_servce=debug"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("`hotslot_servce`; the modules are hotslot (audit,"), "{said}");
     let path = "/service/log-level";
     for bad in [json!({ "levels": "loud" }), json!({ "levels": 3 }), json!({ "level": "info" })] {
         service.put(path, bad).await.expect(400);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
 use serde_json::{Map, Number, Value};
 
 /// Parses a JSON text. An object that has a key twice is refused: which of the values was meant is not known, and readers
@@ -77,51 +78,144 @@ impl<'de> Visitor<'de> for Builder {
     }
 }
 
-/// The words of serde for types, and those of JSON.
-const WORDS: [(&str, &str); 21] = [
-    ("invalid type: map", "invalid type: an object"),
-    ("invalid type: sequence", "invalid type: a list"),
-    ("invalid type: unit", "invalid type: null"),
-    ("expected a sequence", "expected a list"),
-    ("expected a map", "expected an object"),
-    ("expected a nonzero u8", "expected an integer from 1 to 255"),
-    ("expected a nonzero u16", "expected an integer from 1 to 65535"),
-    ("expected a nonzero u32", "expected an integer from 1 to 4294967295"),
-    ("expected a nonzero u64", "expected an integer from 1 up"),
-    ("expected a nonzero usize", "expected an integer from 1 up"),
-    ("expected u8", "expected an integer from 0 to 255"),
-    ("expected u16", "expected an integer from 0 to 65535"),
-    ("expected u32", "expected an integer from 0 to 4294967295"),
-    ("expected u64", "expected an integer from 0 up"),
-    ("expected usize", "expected an integer from 0 up"),
-    ("expected i8", "expected an integer"),
-    ("expected i16", "expected an integer"),
-    ("expected i32", "expected an integer"),
-    ("expected i64", "expected an integer"),
-    ("expected f64", "expected a number"),
-    ("expected unit", "expected null"),
+/// The words of serde for what it expected, and those of JSON.
+const EXPECTED: [(&str, &str); 24] = [
+    ("a sequence", "a list"),
+    ("a map", "an object"),
+    ("unit", "null"),
+    ("variant identifier", "a string"),
+    ("string or map", "a string"),
+    ("a nonzero u8", "an integer from 1 to 255"),
+    ("a nonzero u16", "an integer from 1 to 65535"),
+    ("a nonzero u32", "an integer from 1 to 4294967295"),
+    ("a nonzero u64", "an integer from 1 up"),
+    ("a nonzero usize", "an integer from 1 up"),
+    ("u8", "an integer from 0 to 255"),
+    ("u16", "an integer from 0 to 65535"),
+    ("u32", "an integer from 0 to 4294967295"),
+    ("u64", "an integer from 0 up"),
+    ("usize", "an integer from 0 up"),
+    ("i8", "an integer from -128 to 127"),
+    ("i16", "an integer from -32768 to 32767"),
+    ("i32", "an integer from -2147483648 to 2147483647"),
+    ("i64", "an integer"),
+    ("isize", "an integer"),
+    ("f32", "a number"),
+    ("f64", "a number"),
+    ("string", "a string"),
+    ("a boolean", "true or false"),
 ];
 
-/// Returns a message of serde without the names of types of Rust.
+/// The words of serde for what it found, and those of JSON.
+const FOUND: [(&str, &str); 10] = [
+    ("map", "an object"),
+    ("sequence", "a list"),
+    ("unit", "null"),
+    ("unit value", "null"),
+    ("Option value", "null"),
+    ("string", "a string"),
+    ("integer", "an integer"),
+    ("floating point", "a number with a fraction"),
+    ("boolean", "a boolean"),
+    ("datetime", "a date"),
+];
+
+/// How many characters of a value a message shows.
+const SHOWN: usize = 80;
+
+fn expected(words: &str) -> String {
+    if let Some((_, plain)) = EXPECTED.iter().find(|(word, _)| *word == words) {
+        return (*plain).to_owned();
+    }
+    // The name of a type of Rust says nothing to somebody who writes JSON.
+    if let Some(count) = words.strip_prefix("a tuple of size ") {
+        return format!("a list of {count} items");
+    }
+    match words.split_once(' ') {
+        Some(("struct", _)) => "an object".to_owned(),
+        Some(("enum", _)) => "a string".to_owned(),
+        Some(("tuple" | "newtype", rest)) if rest.starts_with("struct ") => "another value".to_owned(),
+        _ => words.to_owned(),
+    }
+}
+
+/// `integer `3`` is 3, and `string "x"` is "x".
+fn found(words: &str) -> String {
+    if let Some((_, plain)) = FOUND.iter().find(|(word, _)| *word == words) {
+        return (*plain).to_owned();
+    }
+    let quoted = ["integer `", "floating point `", "boolean `", "character `"].iter();
+    let value = quoted.filter_map(|kind| words.strip_prefix(kind)?.strip_suffix('`')).next();
+    let value = value.or_else(|| words.strip_prefix("string ")).unwrap_or(words);
+    match value.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None => value.to_owned(),
+    }
+}
+
+/// Returns the names that a message of serde has between backquotes: `expected one of `a`, `b``.
+fn names(words: &str) -> String {
+    words.split('`').skip(1).step_by(2).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns a message of serde in plain words, which say what was found and what would be right, without the names of
+/// types of Rust.
 pub fn plain(message: &str) -> String {
-    let mut text = message.to_owned();
-    for (words, plain) in WORDS {
-        let ends = |rest: &str| !rest.starts_with(|letter: char| letter.is_ascii_alphanumeric());
-        if let Some((before, after)) = text.split_once(words)
-            && ends(after)
-        {
-            text = format!("{before}{plain}{after}");
+    if let Some(rest) = ["invalid type: ", "invalid value: "].iter().find_map(|it| message.strip_prefix(it))
+        && let Some((value, right)) = rest.rsplit_once(", expected ")
+    {
+        return format!("expected {}, found {}", expected(right), found(value));
+    }
+    if let Some((count, right)) =
+        message.strip_prefix("invalid length ").and_then(|rest| rest.split_once(", expected "))
+    {
+        return format!("expected {}, found {count} items", expected(right));
+    }
+    for (serde, plain) in [("unknown field `", "unknown key"), ("unknown variant `", "unknown value")] {
+        if let Some((name, known)) = message.strip_prefix(serde).and_then(|rest| rest.split_once('`')) {
+            let known = names(known);
+            let known = if known.is_empty() { "there are no keys".into() } else { format!("known: {known}") };
+            return format!("{plain} `{name}`; {known}");
         }
     }
-    for kind in ["struct ", "tuple struct ", "newtype struct ", "enum "] {
-        let expected = format!("expected {kind}");
-        if let Some((before, after)) = text.split_once(&expected) {
-            let end = after.find(|letter: char| !letter.is_ascii_alphanumeric()).unwrap_or(after.len());
-            let noun = if kind == "struct " { "an object" } else { "another value" };
-            text = format!("{before}expected {noun}{}", &after[end..]);
+    for (serde, plain) in [("missing field `", "is missing"), ("duplicate field `", "is given twice")] {
+        if let Some(name) = message.strip_prefix(serde).and_then(|rest| rest.strip_suffix('`')) {
+            return format!("the key `{name}` {plain}");
         }
     }
-    text
+    message.to_owned()
+}
+
+/// Returns an error of serde_json in plain words. Where the text is not valid JSON, they name the place in it.
+pub fn reason(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match error.classify() {
+        Category::Data => plain(message.strip_suffix(&place).unwrap_or(&message)),
+        Category::Syntax => message,
+        Category::Eof | Category::Io => {
+            let (line, column) = (error.line(), error.column());
+            format!("the text ends too early, at line {line} column {column}")
+        }
+    }
+}
+
+/// Reads a value of a type from JSON.
+///
+/// # Errors
+/// What is wrong, in plain words, with the keys that lead to it.
+pub fn read<'de, T: Deserialize<'de>, D: Deserializer<'de, Error = serde_json::Error>>(
+    from: D,
+) -> Result<T, String> {
+    serde_path_to_error::deserialize(from).map_err(|error| {
+        let (path, reason) = (error.path().to_string(), reason(error.inner()));
+        let outer = match reason.strip_prefix("unknown key `").and_then(|rest| rest.split_once('`')) {
+            // The message names the last key itself.
+            Some((key, _)) => path.strip_suffix(key).unwrap_or(&path).trim_end_matches('.'),
+            None => path.as_str(),
+        };
+        if matches!(outer, "" | "." | "?") { reason } else { format!("{outer}: {reason}") }
+    })
 }
 
 #[cfg(test)]
@@ -161,18 +255,56 @@ mod tests {
             _list: Option<Vec<String>>,
             _text: Option<String>,
             _nonzero: Option<std::num::NonZeroU32>,
+            _level: Option<Level>,
+            _pair: Option<(u8, u8)>,
+            _no: Option<Nothing>,
         }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Level {
+            Low,
+            High,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Nothing {}
         for (text, says) in [
-            (r#"{"_inner": 3}"#, "invalid type: integer `3`, expected an object at"),
-            (r#"{"_inner": {"_number": -1}}"#, "expected an integer from 0 to 4294967295 at"),
-            (r#"{"_list": {}}"#, "invalid type: an object, expected a list at"),
-            (r#"{"_text": []}"#, "invalid type: a list, expected a string at"),
-            (r#"{"_nonzero": 0}"#, "expected an integer from 1 to 4294967295 at"),
-            (r#"{"x": 0}"#, "unknown field `x`"),
+            (r#"{"_inner": 3}"#, "_inner: expected an object, found 3"),
+            (
+                r#"{"_inner": {"_number": -1}}"#,
+                "_inner._number: expected an integer from 0 to 4294967295, found -1",
+            ),
+            (
+                r#"{"_inner": {"_number": "5, expected u32"}}"#,
+                r#"_inner._number: expected an integer from 0 to 4294967295, found "5, expected u32""#,
+            ),
+            (r#"{"_inner": {}}"#, "_inner: the key `_number` is missing"),
+            (
+                r#"{"_inner": {"_number": null}}"#,
+                "_inner._number: expected an integer from 0 to 4294967295, found null",
+            ),
+            (r#"{"_list": {}}"#, "_list: expected a list, found an object"),
+            (r#"{"_list": [], "_list": []}"#, "duplicate key `_list`"),
+            (r#"{"_text": []}"#, "_text: expected a string, found a list"),
+            (r#"{"_text": 1.5}"#, "_text: expected a string, found 1.5"),
+            (r#"{"_nonzero": 0}"#, "_nonzero: expected an integer from 1 to 4294967295, found 0"),
+            (r#"{"_level": "hi"}"#, "_level: unknown value `hi`; known: low, high"),
+            (r#"{"_level": 1}"#, "_level: expected a string, found 1"),
+            (r#"{"_pair": [1]}"#, "_pair: expected a list of 2 items, found 1 items"),
+            (r#"{"_no": {"a": 1}}"#, "_no: unknown key `a`; there are no keys"),
+            (r#"{"x": 0}"#, "unknown key `x`; known: _inner, _list, _text, _nonzero, _level, _pair, _no"),
+            (r#"{"x": }"#, "expected value at line 1 column 7"),
+            (r#"{"x": "#, "the text ends too early, at line 1 column 6"),
         ] {
-            let error = plain(&serde_json::from_str::<Outer>(text).unwrap_err().to_string());
-            assert!(error.contains(says), "{error}");
+            let said = match parse(text.as_bytes()) {
+                Ok(value) => read::<Outer, _>(value).unwrap_err(),
+                Err(error) => reason(&error),
+            };
+            assert_eq!(said, says, "{text}");
         }
+        let long = format!(r#"{{"_list": "{}"}}"#, "é".repeat(100));
+        let said = read::<Outer, _>(parse(long.as_bytes()).unwrap()).unwrap_err();
+        assert_eq!(said, format!("_list: expected a list, found \"{}…", "é".repeat(79)));
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
@@ -203,8 +335,9 @@ mod tests {
 
         #[test]
         fn no_text_makes_it_panic(text in "[{}\\[\\]\":,a0-9.e\\\\-]{0,40}") {
-            let read = parse(text.as_bytes()).is_ok();
-            prop_assert!(!read || serde_json::from_str::<Value>(&text).is_ok());
+            let read = parse(text.as_bytes());
+            let _ = read.as_ref().map_err(reason);
+            prop_assert!(read.is_err() || serde_json::from_str::<Value>(&text).is_ok());
             let _ = plain(&text);
         }
     }

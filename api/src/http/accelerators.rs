@@ -111,7 +111,7 @@ fn members<T: DeserializeOwned>(body: Map<String, Value>, example: &str) -> Resu
     if let Some((key, _)) = body.iter().find(|(_, value)| value.is_null()) {
         return Err(bad(format!("`{key}` is null; omit it or give it a value"), example));
     }
-    serde_json::from_value(body.into()).map_err(|error| bad(json::plain(&error.to_string()), example))
+    json::read(Value::Object(body)).map_err(|reason| bad(reason, example))
 }
 
 fn bad(reason: impl std::fmt::Display, example: &str) -> Error {
@@ -317,8 +317,8 @@ async fn put_spec(
     let body: Map<String, Value> = read(&headers, body, SPEC)?;
     match (body.get("acc_specs"), body.keys().find(|key| *key != "acc_specs")) {
         (Some(spec), None) => replace(&parts, &identity, id, spec, &uri, &headers).await,
-        (_, Some(key)) => Err(bad(format!("unknown field `{key}`"), SPEC).into()),
-        (None, None) => Err(bad("missing field `acc_specs`", SPEC).into()),
+        (_, Some(key)) => Err(bad(format!("unknown key `{key}`; known: acc_specs"), SPEC).into()),
+        (None, None) => Err(bad("the key `acc_specs` is missing", SPEC).into()),
     }
 }
 

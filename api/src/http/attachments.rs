@@ -31,7 +31,7 @@ use self::request::{CreateBody, EXAMPLE};
 use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, described, shown, with_device};
 
 use super::Version;
-use super::body::{Page, PageParams, Pairs, Path, id, not_listed, read};
+use super::body::{Page, PageParams, Pairs, Path, boolean, id, not_listed, read};
 use super::error::Fault;
 use super::permit::Permit;
 use super::schema;
@@ -120,10 +120,6 @@ fn wants_ended(pairs: Vec<(String, String)>) -> Result<bool, Error> {
         };
     }
     Ok(ended)
-}
-
-fn boolean(key: &str, word: &str) -> Result<bool, Error> {
-    word.parse().map_err(|_| Error::Invalid(format!("invalid {key} {word}: expected true or false")))
 }
 
 /// The filter of a list.

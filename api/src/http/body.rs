@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use hotslot_model::json;
 use hotslot_model::time::Millis;
 use hotslot_service::error::Error;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -40,7 +41,11 @@ fn bad(reason: &dyn std::fmt::Display, example: &str) -> Fault {
 }
 
 fn parsed(body: &Bytes, example: &str) -> Result<Value, Fault> {
-    let value = json::parse(body).map_err(|error| bad(&error, example))?;
+    if body.trim_ascii().is_empty() {
+        return Err(bad(&"it is empty", example));
+    }
+    let value = json::parse(body)
+        .map_err(|error| bad(&format_args!("it is not valid JSON: {}", json::reason(&error)), example))?;
     if has_nul(&value) {
         return Err(bad(&"a string contains the character U+0000", example));
     }
@@ -85,21 +90,13 @@ pub(super) fn read<T: DeserializeOwned>(
     body: Result<Bytes, BytesRejection>,
     example: &str,
 ) -> Result<T, Fault> {
-    let body = received(headers, body, example)?;
-    let value = parsed(&body, example)?;
+    let value = value(headers, body, example)?;
     // serde accepts a list in place of a struct, so lists are refused here.
     let outer = object(value, example)?;
     if let Some((key, _)) = outer.iter().find(|(_, inner)| inner.is_array()) {
         return Err(bad(&format_args!("{key} must not be a list"), example));
     }
-    let parser = &mut serde_json::Deserializer::from_slice(&body);
-    serde_path_to_error::deserialize(parser).map_err(|error| bad(&at_its_key(&error), example))
-}
-
-/// Returns an error of a member with the keys that lead to it, in the words of JSON.
-fn at_its_key(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
-    let (path, reason) = (error.path().to_string(), json::plain(&error.inner().to_string()));
-    if path == "." { reason } else { format!("{path}: {reason}") }
+    json::read(Value::Object(outer)).map_err(|reason| bad(&reason, example))
 }
 
 /// The parameters of a path. A path whose parameters cannot be parsed is answered with 404.
@@ -129,7 +126,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             .map_err(|rejection| {
                 let reason = rejection.body_text();
                 let reason = reason.strip_prefix("Failed to deserialize query string: ").unwrap_or(&reason);
-                let reason = json::plain(reason).replace("missing field", "missing query key");
+                let reason = json::plain(reason).replace("the key", "the query key");
                 Fault::new(StatusCode::BAD_REQUEST, format!("bad query: {reason}"))
             })
     }
@@ -151,6 +148,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Pairs {
             None => Ok(Self(pairs)),
         }
     }
+}
+
+/// Parses the value of a query key that is true or false.
+pub(super) fn boolean(key: &str, word: &str) -> Result<bool, Error> {
+    word.parse().map_err(|_| Error::Invalid(format!("invalid {key} {word}: expected true or false")))
 }
 
 /// A link to an item, or to the next page of a list.
@@ -260,7 +262,8 @@ impl Page {
         let ours = |pair: &str| ["limit", self.key].contains(&pair.split('=').next().unwrap_or_default());
         let kept = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty() && !ours(pair));
         let query: String = kept.map(|pair| format!("{pair}&")).collect();
-        let (base, marker) = (base(headers), escaped(&marker(last)));
+        let (base, marker) = (base(headers), marker(last));
+        let marker = escaped(&marker);
         let href = format!("{base}{}?{query}limit={}&{}={marker}", uri.path(), self.limit, self.key);
         (items, Some(vec![Link { rel: "next", href }]))
     }
@@ -309,9 +312,10 @@ pub(super) fn links(
     ]
 }
 
+/// What stays as it is in a path or a query: the unreserved characters of RFC 3986.
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// Percent-encodes a string for use in a path or a query.
-fn escaped(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let escape = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    text.bytes().map(escape).collect()
+fn escaped(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, UNRESERVED)
 }

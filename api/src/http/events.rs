@@ -48,9 +48,11 @@ struct Wanted {
 
 impl Wanted {
     async fn read(records: &Records, headers: &HeaderMap, pairs: Pairs) -> Result<Self, Error> {
-        fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
-            text.parse().map_err(|error| {
-                Error::Invalid(format!("query key {key}: invalid id {text}: {error}; write the whole UUID"))
+        fn value<T: std::str::FromStr>(key: &str, text: &str) -> Result<T, Error> {
+            text.parse().map_err(|_| {
+                Error::Invalid(format!(
+                    "query key {key}: invalid id {text}: expected a UUID; write all of it"
+                ))
             })
         }
         let (page, pairs) = Page::after("since", pairs)?;

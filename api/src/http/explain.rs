@@ -25,7 +25,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::{Path, Query, id, not_listed};
+use super::body::{Path, Query, boolean, id, not_listed};
 use super::error::Fault;
 use super::host_function::{self, HostFunction};
 use super::hypervisors::{self, HypervisorPath};
@@ -430,13 +430,20 @@ pub(super) struct CandidateQuery {
     /// The name of the alias.
     alias: String,
     /// Whether the request would take whole IOMMU groups.
-    #[serde(default)]
-    whole_group: bool,
+    #[param(value_type = Option<bool>)]
+    whole_group: Option<String>,
     /// The number of devices that would be requested; 1 by default.
     #[param(value_type = Option<u8>, minimum = 1, maximum = 255)]
-    count: Option<NonZeroU8>,
+    count: Option<String>,
     /// The id of the server to which the devices would be attached.
     server: Option<String>,
+}
+
+/// Parses `?count=2`.
+fn count(text: &str) -> Result<u8, Error> {
+    text.parse::<NonZeroU8>()
+        .map(NonZeroU8::get)
+        .map_err(|_| Error::Invalid(format!("invalid count {text}: expected a number from 1 to {}", u8::MAX)))
 }
 
 /// Lists the devices of a host in the order in which an alias would take them, and the reason why it would not take
@@ -454,8 +461,8 @@ pub(super) async fn candidates(
     host.ready().await?;
     let request = CandidatesRequest {
         alias: &query.alias,
-        count: query.count.map_or(1, |count| count.get().into()),
-        whole_group: query.whole_group,
+        count: query.count.as_deref().map_or(Ok(1), count)?.into(),
+        whole_group: query.whole_group.as_deref().map_or(Ok(false), |word| boolean("whole_group", word))?,
         server: query
             .server
             .as_deref()

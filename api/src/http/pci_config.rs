@@ -410,10 +410,11 @@ fn entry(kind: RuleKind, headers: &HeaderMap, body: Result<Bytes, BytesRejection
             Err(Error::Invalid(format!("bad body: {kind} is not an object; send {example}")).into())
         }
         (_, Some(key)) => {
-            Err(Error::Invalid(format!("bad body: unknown field `{key}`; send {example}")).into())
+            Err(Error::Invalid(format!("bad body: unknown key `{key}`; known: {kind}; send {example}"))
+                .into())
         }
         (None, None) => {
-            Err(Error::Invalid(format!("bad body: missing field `{kind}`; send {example}")).into())
+            Err(Error::Invalid(format!("bad body: the key `{kind}` is missing; send {example}")).into())
         }
     }
 }

@@ -103,6 +103,8 @@ impl Doctor {
         findings.push(check_service(service, tls, token).await);
         if output.is_data() {
             output::data(output, &findings.iter().map(Finding::json).collect())?;
+        } else if output.is_names() {
+            output::names(findings.iter().map(|finding| finding.check.to_owned()))?;
         } else {
             output::print_table(&report(&findings))?;
         }

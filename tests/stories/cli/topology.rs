@@ -1,7 +1,9 @@
 //! `hotslot topology`: the PCI trees of hosts and guests.
 
+use std::process::{Command, Stdio};
+
 use hotslot_driver::sim::generate::Size;
-use hotslot_tests::{Hotslot, Q35};
+use hotslot_tests::{Hotslot, Q35, binary};
 
 use super::{hotslot, id};
 
@@ -54,6 +56,60 @@ async fn topology_shows_the_owners_of_devices() {
     service.sim("disconnect");
     service.until("the host is away", async || hotslot("host list").out.contains("down")).await;
     hotslot("topology node1").expect(5);
+}
+
+#[tokio::test]
+async fn a_tree_fits_a_terminal_of_80_columns() {
+    let service = Hotslot::on("small").await;
+    hotslot(service.url(), "attach q35 vf").expect(0);
+    for name in ["node1", "q35"] {
+        let command = format!("stty cols 80; {} topology {name}", binary().display());
+        let output = Command::new("script")
+            .args(["-qec", &command, "/dev/null"])
+            .env("HOTSLOT_URL", service.url())
+            .stdin(Stdio::null())
+            .output()
+            .expect("run script");
+        let shown = String::from_utf8(output.stdout).expect("text").replace('\r', "");
+        assert!(output.status.success() && shown.contains("0000:04:10.0"), "{shown}");
+        assert_eq!(shown.lines().find(|line| line.chars().count() > 80), None, "{shown}");
+        // No fact is lost.
+        let words = |text: &str| {
+            text.split_whitespace()
+                .filter(|word| word.chars().any(char::is_alphanumeric))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(words(&shown), words(&hotslot(service.url(), &format!("topology {name}")).expect(0).out));
+    }
+}
+
+#[tokio::test]
+async fn the_beginning_of_the_id_of_a_host_is_enough() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+    let shown = hotslot("host show node1 -o json").expect(0).json();
+    let start = &shown["id"].as_str().expect("an id")[..8];
+    for (line, says) in [
+        ("host show", "node1"),
+        ("device list --host", "0000:04:10.0"),
+        ("pci list --host", "0000:04:10.0"),
+        ("pci stats --host", "node1"),
+        ("server list --host", "q35"),
+        ("explain vf --host", "0000:04:10.0"),
+        ("events --last 1 --host", "node1"),
+        ("topology", "0000:04:10.0"),
+        ("topology --host", "0000:04:10.0"),
+        ("host freeze --reason moved", "frozen"),
+        ("host thaw", "open"),
+    ] {
+        let printed = hotslot(&format!("{line} {start}")).expect(0);
+        assert!(printed.out.contains(says), "{line}: {printed:?}");
+    }
+    hotslot(&format!("drift --host {start}")).expect(0);
+    let other = if start.starts_with('0') { "1" } else { "0" };
+    let wrong = hotslot(&format!("host show {other}{start}")).expect(3);
+    assert!(wrong.err.contains("not found; `hotslot host list` lists all"), "{wrong:?}");
 }
 
 #[tokio::test]

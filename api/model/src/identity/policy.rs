@@ -288,6 +288,7 @@ impl Policy {
         let roles = if roles.is_empty() { "no role".to_owned() } else { roles.join(", ") };
         let wherein = match &caller.project {
             Some(project) => format!("in project {project}"),
+            None if caller.scope == Scope::System => "in the whole system".to_owned(),
             None => "in no project".to_owned(),
         };
         Err(Refusal::lacking(&format!(
@@ -441,6 +442,10 @@ mod tests {
             "this requires the role admin, or the role reader in the whole system (hotslot:drift:list), and you have member \
              in project p; ask an administrator for it, or see with GET caller who you are"
         );
+        let reader = caller("reader", None, Via::Keystone);
+        let refused =
+            Policy::default().require(&reader, "hotslot:drift:repair", Target::Of(None)).unwrap_err();
+        assert!(refused.to_string().contains("and you have reader in the whole system; ask"), "{refused}");
         let requirement = |rule: &str| Policy::default().rules[rule].in_words(&Policy::default().rules);
         for (rule, words) in [
             // Rules that name each other repeat nothing.

@@ -70,9 +70,9 @@ impl ExtraInfo {
     fn entry(text: &str) -> Result<Entry, SpecError> {
         let value = json(text)?;
         object(&value)?;
-        serde_json::from_value(value).map_err(|error| {
+        crate::json::read(value).map_err(|reason| {
             let example = r#"{"match": {"address": "0000:3b:00.1"}, "values": {"switch": "tor-3"}}"#;
-            SpecError::whole(format!("{error}; write {example}"))
+            SpecError::whole(format!("{reason}; write {example}"))
         })
     }
 

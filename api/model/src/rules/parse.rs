@@ -59,7 +59,7 @@ pub(super) const TAGS: &[&str] = &[
 /// Parses an entry as JSON.
 pub(super) fn json(text: &str) -> Result<Value, SpecError> {
     let value = crate::json::parse(text.as_bytes())
-        .map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))?;
+        .map_err(|error| SpecError::whole(format!("not a JSON object: {}", crate::json::reason(&error))))?;
     visible(&value)?;
     Ok(value)
 }

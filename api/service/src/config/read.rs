@@ -292,8 +292,13 @@ impl ConfigError {
     fn syntax(path: &str, text: &str, error: &toml::de::Error) -> Self {
         let hint = nearest(error.message()).map(|known| format!("; did you mean `{known}`?"));
         let message = json::plain(&without_values(error.message().trim_end())).replace('\n', ", ");
+        let message = message.replace("an object", "a table");
+        // An integer that is out of range is left out like every value.
+        let of_range =
+            message.strip_suffix(", found an integer").filter(|it| it.starts_with("expected an integer"));
+        let message = of_range.map_or(message.clone(), str::to_owned);
         // The parser names an unknown key itself, and of a wrong value only what would be right.
-        let is_of_value = !message.starts_with("unknown field") && DeTable::parse(text).is_ok();
+        let is_of_value = !message.starts_with("unknown key") && DeTable::parse(text).is_ok();
         let key = error.span().filter(|_| is_of_value);
         let key = key.and_then(|span| key_at(text, span.start)).map(|key| format!("{key}: "));
         let twice = error.span().filter(|_| message == "duplicate key").and_then(|span| text.get(span));

@@ -39,7 +39,7 @@ fn no_error_repeats_a_value_that_was_written_without_quotes() {
         ("[detach]\nattempts =", "-98765"),
     ] {
         let message = error(&format!("{key} {value}"));
-        assert!(message.contains("invalid ") && message.contains("expected"), "{message}");
+        assert!(message.contains("expected "), "{message}");
         assert!(!message.contains(value), "{message}");
     }
 }
@@ -105,7 +105,7 @@ fn an_address_of_the_network_needs_tls() {
     assert!(error(&tls("unix:/a.sock", "")).contains("does not use TLS"));
     assert!(error(&tls("127.0.0.1:1", "client_certificates = 'optional'")).contains("client_ca"));
     assert!(error(&tls("127.0.0.1:1", "client_ca = 'c.pem'")).contains("`c.pem` is not an absolute path"));
-    assert!(error("[api.tls]\ncertificate = '/a.pem'").contains("missing field `key`"));
+    assert!(error("[api.tls]\ncertificate = '/a.pem'").contains("the key `key` is missing"));
     assert!(error("[api]\nlisten = 'unix:api.sock'").contains("absolute"));
     assert!(error("[api]\nlisten = 'localhost'").contains("127.0.0.1:9774"));
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
-use hotslot_driver::vf::VfSettings;
+use hotslot_driver::vf::{MAX_TX_RATE, VfSettings};
 use hotslot_model::id::ServerId;
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
@@ -19,9 +19,6 @@ use utoipa::ToSchema;
 use crate::http::schema;
 
 pub(super) const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
-
-/// The largest rate of a VF, in Mbit/s.
-const MAX_TX_RATE: u32 = 1_000_000;
 
 /// The maximum length of the name of a physical network, in characters.
 const PHYSICAL_NETWORK: usize = 255;
@@ -72,8 +69,8 @@ pub(in crate::http) struct CreateAttachment {
     #[schema(value_type = Option<schema::MacAddress>)]
     mac_address: Option<String>,
     /// The VLAN of the VF, 1 to 4094. Only administrators and services may give it.
-    #[schema(minimum = 1, maximum = 4094)]
-    vlan: Option<u32>,
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 4094)]
+    vlan: Option<i64>,
     /// The physical network that the VF must have, at most 255 characters.
     #[schema(max_length = 255)]
     physical_network: Option<String>,
@@ -88,28 +85,33 @@ pub(in crate::http) struct CreateAttachment {
     #[schema(value_type = Option<schema::VfLinkState>)]
     link_state: Option<String>,
     /// The bandwidth that is guaranteed to the VF, in Mbit/s; 0 is none.
-    #[schema(minimum = 0, maximum = 1000000)]
-    min_tx_rate: Option<u32>,
+    #[schema(value_type = Option<u32>, minimum = 0, maximum = 1000000)]
+    min_tx_rate: Option<i64>,
     /// The bandwidth that the VF cannot exceed, in Mbit/s; 0 is no limit.
-    #[schema(minimum = 0, maximum = 1000000)]
-    max_tx_rate: Option<u32>,
+    #[schema(value_type = Option<u32>, minimum = 0, maximum = 1000000)]
+    max_tx_rate: Option<i64>,
 }
 
 impl CreateAttachment {
     /// Returns the settings of VFs that libvirt has no word for, without `trusted`.
     fn vf_settings(&self) -> Result<VfSettings, Error> {
         let link_state = self.link_state.as_deref().map(str::parse).transpose();
-        let (min, max) = (self.min_tx_rate, self.max_tx_rate);
-        for (key, rate) in [("min_tx_rate", min), ("max_tx_rate", max)] {
-            if rate.is_some_and(|rate| rate > MAX_TX_RATE) {
-                return Err(bad(key, &format_args!("it is at most {MAX_TX_RATE} Mbit/s")));
-            }
-        }
-        if let Some(max) = max.filter(|max| *max != 0 && min > Some(*max)) {
-            return Err(bad(
-                "min_tx_rate",
-                &format_args!("it is at most max_tx_rate, {max}, or max_tx_rate is 0"),
-            ));
+        let rate = |key, rate: Option<i64>| {
+            let Some(rate) = rate else { return Ok(None) };
+            let admitted = u32::try_from(rate).ok().filter(|rate| *rate <= MAX_TX_RATE);
+            let wrong = || bad(key, &format_args!("invalid rate {rate}: expected 0 to {MAX_TX_RATE} Mbit/s"));
+            admitted.map(Some).ok_or_else(wrong)
+        };
+        let min = rate("min_tx_rate", self.min_tx_rate)?;
+        let max = rate("max_tx_rate", self.max_tx_rate)?;
+        if let (Some(min), Some(max)) = (min, max)
+            && max != 0
+            && min > max
+        {
+            let reason = format!(
+                "{min} is more than max_tx_rate, {max}; lower it, or set max_tx_rate to 0, which is no limit"
+            );
+            return Err(bad("min_tx_rate", &reason));
         }
         Ok(VfSettings {
             trust: None,
@@ -153,7 +155,7 @@ impl CreateAttachment {
         let mac = self.mac_address.as_deref().map(str::parse).transpose();
         let network = NetworkRequest {
             mac: mac.map_err(|error| bad("mac_address", &error))?,
-            vlan: self.vlan.map(VlanTag::new).transpose().map_err(|error| bad("vlan", &error))?,
+            vlan: self.vlan.map(vlan).transpose().map_err(|error| bad("vlan", &error))?,
             physical_network: self.physical_network,
             trusted: self.trusted,
             vf,
@@ -193,6 +195,11 @@ impl CreateAttachment {
             owner: None,
         })
     }
+}
+
+fn vlan(tag: i64) -> Result<VlanTag, String> {
+    let tag = u32::try_from(tag).map_err(|_| format!("invalid VLAN tag {tag}: expected 1 to 4094"))?;
+    VlanTag::new(tag).map_err(|error| error.to_string())
 }
 
 fn bad(key: &str, error: &dyn std::fmt::Display) -> Error {

@@ -13,6 +13,7 @@ use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
 use hotslot_model::device::Device;
 use hotslot_model::id::{ArqId, AttachmentId, ServerId};
 use hotslot_model::identity::Caller;
+use hotslot_model::json;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{AccessScope, ArqFilter, Bind};
 use hotslot_service::error::Error;
@@ -334,7 +335,7 @@ fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Opt
     let mut ops = BTreeSet::new();
     for step in patch {
         let step = Value::Object(object(step.clone(), BIND)?);
-        let step = Step::deserialize(step).map_err(|error| bad(error, BIND))?;
+        let step: Step = json::read(step).map_err(|reason| bad(reason, BIND))?;
         let name = step.path.trim_start_matches('/');
         match name {
             name if PLACE.contains(&name) => {}

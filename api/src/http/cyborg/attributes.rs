@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use hotslot_driver::text;
 use hotslot_model::cyborg::Attribute;
 use hotslot_model::id::{AttributeId, DeviceId};
+use hotslot_model::json;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{Attribution, Card};
 use hotslot_service::error::Error;
@@ -188,7 +189,7 @@ pub(super) async fn create(
     if let Some(attribute) = body.remove("attribute") {
         body = object(attribute, CREATE)?;
     }
-    let body = Body::deserialize(Value::Object(body)).map_err(|error| bad(error, CREATE))?;
+    let body: Body = json::read(Value::Object(body)).map_err(|reason| bad(reason, CREATE))?;
     if body.key.is_empty() || body.key.chars().count() > LENGTH || body.value.chars().count() > LENGTH {
         let reason = format!("the key must have 1 to {LENGTH} characters, and the value at most {LENGTH}");
         return Err(bad(reason, CREATE).into());

@@ -11,6 +11,7 @@ use axum::{Extension, Json};
 use hotslot_driver::text;
 use hotslot_model::cyborg::{DeviceProfile, Group};
 use hotslot_model::id::DeviceProfileId;
+use hotslot_model::json;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
 use hotslot_service::records::Records;
@@ -171,7 +172,7 @@ pub(super) async fn create(
     let one = body.as_array().filter(|list| list.len() == 1).and_then(|list| list.first());
     let one = one.filter(|one| one.is_object());
     let one = one.ok_or_else(|| bad("the body must be a list with exactly one device profile", CREATE))?;
-    let body = Body::deserialize(one).map_err(|error| bad(error, CREATE))?;
+    let body: Body = json::read(one).map_err(|reason| bad(reason, CREATE))?;
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if body.name.is_empty() || body.name.len() > LENGTH || !body.name.chars().all(plain) {
         let reason = format!("the name must have 1 to {LENGTH} letters, digits, - and _");
