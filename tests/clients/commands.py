@@ -149,6 +149,7 @@ def without_authentication(url):
         OS_ENDPOINT=f"{url}/v2.1",
         OS_IDENTITY_ENDPOINT_OVERRIDE=f"http://127.0.0.1:{keystone.server_port}/v3",
         OS_ACCELERATOR_ENDPOINT_OVERRIDE=f"{url}/accelerator/v2",
+        OS_HOTSLOT_ENDPOINT_OVERRIDE=url,
         NO_PROXY="127.0.0.1",
     )
 

@@ -73,6 +73,8 @@ def remedies():
         ("GET os-pci-config", "GET os-pci-config"),
         ('ask with "whole_group": true, or with another numa_policy', "ask with --whole-group, or with another "
          "--numa-policy"),
+        ("min_tx_rate: 20 is more than max_tx_rate, 10", "--min-rate: 20 is more than --max-rate, 10"),
+        ("attach without trusted, spoof_check, link_state", "attach without --trusted, --spoof-check, --link-state"),
         ("detach with force, or add ?force=true: it goes", "detach with --force, or add --force: it goes"),
     ):
         assert remedy.by_commands(said) == shown, remedy.by_commands(said)
@@ -80,7 +82,8 @@ def remedies():
 
 def over_socket(path):
     pci = sdk.connect(socket=path).pci
-    [vf] = pci.attach("q35", "vf")
+    [vf] = pci.attach("q35", "vf", spoof_check=False, link_state="enable", max_tx_rate=100)
+    assert (vf.is_spoof_checked, vf.link_state, vf.min_tx_rate, vf.max_tx_rate) == (False, "enable", None, 100)
     assert vf.id in {each.id for each in pci.attachments(limit=1)}
     assert len(list(pci.devices(limit=2))) == len(list(pci.devices())) > 2
     pci.detach("q35", vf.id)

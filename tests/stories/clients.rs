@@ -13,7 +13,7 @@ fn root() -> PathBuf {
 }
 
 /// Runs one of the scripts in `tests/clients` with the Python environment of the clients.
-async fn run(service: &Hotslot, script: &str, more: &[&str]) {
+pub(super) async fn run(service: &Hotslot, script: &str, more: &[&str]) {
     let mut command = Command::new(python());
     command.arg(root().join("tests/clients").join(script)).arg(service.url()).args(more);
     // The script runs in a thread of its own, so that it does not block the runtime of the test.

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::clients;
 use super::clouds::Cloud;
 use super::socket::at_socket;
+use super::vf_settings;
 
 const PCI: &str = r#"
 [pci]
@@ -79,6 +80,14 @@ async fn the_commands_of_openstackclient() {
 }
 
 #[tokio::test]
+async fn the_commands_of_openstackclient_for_vfs() {
+    let service = Hotslot::bare(&host("small"), vf_settings::CONFIG, |_| ()).await;
+    let list = tests().join("data/plugin-vf-commands.json");
+    clients::run(&service, "commands.py", &[list.to_str().unwrap()]).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
 async fn the_python_api() {
     let script = tests().join("clients/pci_sdk.py");
     run(&cloud("python").await, "python", &script.display().to_string(), &[]).await;
@@ -133,6 +142,11 @@ async fn the_module_of_ansible() {
     ] {
         run(&cloud, program, &line, &variables).await;
     }
+    let vfs = Hotslot::bare(&host("small"), vf_settings::CONFIG, |_| ()).await;
+    let of_vfs =
+        format!("{} --extra-vars endpoint={}", tests().join("data/playbook-vf.yml").display(), vfs.url());
+    run(&cloud, "ansible-playbook", &of_vfs, &variables).await;
+    vfs.expect_clean().await;
     cloud.service.sim("guest g2 unplug=ignore");
     let unresponsive = tests().join("data/playbook-unresponsive.yml").display().to_string();
     run(&cloud, "ansible-playbook", &unresponsive, &variables).await;

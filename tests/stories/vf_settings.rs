@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 const VF: &str = "0000:04:10.0";
-const CONFIG: &str = r#"
+pub(super) const CONFIG: &str = r#"
 [pci]
 device_spec = ['{"address": "0000:04:10.0", "trusted": "true"}', '{"address": "0000:04:10.2"}']
 alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}']

@@ -12,8 +12,9 @@ description:
     running.
   - The service chooses the devices. Either all devices that are missing are attached, or none.
   - The service cannot change a device that is attached. When the server has a device of the alias that differs from the
-    options O(persistent), O(whole_group), O(vlan), O(physical_network) and O(trusted), and therefore too few devices
-    that fit, the module fails and names the difference.
+    options O(persistent), O(whole_group), O(vlan), O(physical_network), O(trusted), O(spoof_check), O(link_state),
+    O(min_tx_rate) and O(max_tx_rate), and therefore too few devices that fit, the module fails and names the
+    difference.
 options:
   state:
     description: Whether the server has the devices.
@@ -33,8 +34,14 @@ options:
     description: The number of devices that the server has at least with O(state=present).
     default: 1
     type: int
+  address:
+    description:
+      - The address of a device in the host of the server, such as C(0000:3b:00.0), in place of O(alias).
+      - O(count) must be 1.
+      - By default only administrators may name addresses of hosts.
+    type: str
   attachment:
-    description: The whole id of the attachment to end, for O(state=absent) in place of O(alias).
+    description: The whole id of the attachment to end, for O(state=absent) in place of O(alias) and O(address).
     type: str
   persistent:
     description:
@@ -63,9 +70,25 @@ options:
     description: The physical_network that the VF of a NIC must have.
     type: str
   trusted:
-    description: Whether the VF of a NIC must be trusted.
+    description: Whether the VF of a NIC must be trusted. Its guest may then change what the VF filters.
     default: false
     type: bool
+  spoof_check:
+    description:
+      - Whether the VF of a NIC drops frames with another source address than its own.
+      - Without this option the VF keeps the setting that it has, and devices that the server has already are not
+        compared. The same is true of O(link_state), O(min_tx_rate) and O(max_tx_rate).
+    type: bool
+  link_state:
+    description: The link that the guest sees of the VF of a NIC.
+    choices: [auto, enable, disable]
+    type: str
+  min_tx_rate:
+    description: The bandwidth that is guaranteed to the VF of a NIC, in Mbit/s. 0 is none.
+    type: int
+  max_tx_rate:
+    description: The bandwidth that the VF of a NIC cannot exceed, in Mbit/s. 0 is no limit.
+    type: int
   wait:
     description:
       - Whether to wait with O(state=absent) until the guest has released the devices.
@@ -143,6 +166,14 @@ EXAMPLES = r"""
     server: vm1
     alias: gpu
 
+- name: web1 has a VF that sends at most 1 Gbit/s
+  hotslot.pci.pci_attachment:
+    cloud: mycloud
+    server: web1
+    alias: nic
+    vlan: 100
+    max_tx_rate: 1000
+
 - name: db1 has a disk, by a token of hotslot
   hotslot.pci.pci_attachment:
     auth_type: admin_token
@@ -157,7 +188,7 @@ EXAMPLES = r"""
 RETURN = r"""
 attachments:
   description:
-    - The devices of the alias that the server has, or those that were detached or are being detached.
+    - The devices of the alias or address that the server has, or those that were detached or are being detached.
     - In check mode with O(state=present), those that it has already.
   returned: success
   type: list
@@ -213,12 +244,17 @@ CONNECTION = {
     "interface": "interface", "validate_certs": "verify", "ca_cert": "cacert",
 }
 #: The options of an attach that are sent to the service when they are given.
-DEVICE = ("persistent", "whole_group", "numa_policy", "mac_address", "vlan", "physical_network", "trusted")
-#: The options that an attachment shows, and its attributes. False is what it has without the option, except that
-#: persistent: false is a wish of its own.
+DEVICE = (
+    "persistent", "whole_group", "numa_policy", "mac_address", "vlan", "physical_network", "trusted", "spoof_check",
+    "link_state", "min_tx_rate", "max_tx_rate",
+)
+#: The options whose value false is the same as no option. The others have no default, so false is a wish.
+FLAGS = ("whole_group", "trusted")
+#: The options that an attachment shows, and its attributes.
 COMPARED = {
     "persistent": "is_persistent", "whole_group": "whole_group", "vlan": "vlan", "physical_network": "physical_network",
-    "trusted": "is_trusted",
+    "trusted": "is_trusted", "spoof_check": "is_spoof_checked", "link_state": "link_state",
+    "min_tx_rate": "min_tx_rate", "max_tx_rate": "max_tx_rate",
 }
 
 
@@ -243,9 +279,18 @@ def shown(attachment: Any) -> dict[str, Any]:
 def given(params: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of an attach that are to be sent."""
     def is_given(name: str) -> bool:
-        return params[name] is not None and (params[name] is not False or name == "persistent")
+        return params[name] is not None and not (name in FLAGS and params[name] is False)
 
     return {name: params[name] for name in DEVICE if is_given(name)}
+
+
+def is_named(attachment: Any, params: dict[str, Any]) -> bool:
+    """Whether an attachment is of the device that the options name by its address, or of their alias."""
+    if attachment.holder:
+        return False
+    if params["address"] is not None:
+        return bool((attachment.address or "").lower() == params["address"].lower())
+    return bool(attachment.alias == params["alias"])
 
 
 def differences(attachment: Any, options: dict[str, Any]) -> str:
@@ -258,13 +303,18 @@ def differences(attachment: Any, options: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
+def named(params: dict[str, Any]) -> str:
+    """Returns the alias or the address of the devices for a message."""
+    return f"alias {params['alias']}" if params["alias"] is not None else f"address {params['address']}"
+
+
 def present(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any]:
     """Attaches the devices that are missing."""
     params = module.params
     mac = params["mac_address"]
     held = [
-        one for one in pci.attachments(server, alias=params["alias"])
-        if one.status in ("attaching", "attached") and not one.holder
+        one for one in pci.attachments(server)
+        if one.status in ("attaching", "attached") and is_named(one, params)
         and (mac is None or (one.mac_address or "").lower() == mac.lower())
     ]
     options = given(params)
@@ -274,11 +324,15 @@ def present(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any
         return {"changed": False, "attachments": [shown(one) for one in held]}
     for attachment, differs in others.items():
         module.fail_json(
-            msg=f"the server has a device of alias {params['alias']} that differs: {differs}; a device that is "
-                f"attached cannot be changed: detach it first, with state=absent and attachment={attachment}, or omit "
-                "the options in which it differs"
+            msg=f"the server has a device of {named(params)} that differs: {differs}; a device that is attached "
+                f"cannot be changed: detach it first, with state=absent and attachment={attachment}, or omit the "
+                "options in which it differs"
         )
-    wanted = f"{params['alias']}:{missing}"
+    wanted = None
+    if params["alias"] is not None:
+        wanted = f"{params['alias']}:{missing}"
+    else:
+        options["addresses"] = [params["address"].lower()]
     if module.check_mode:
         verdict = pci.try_attach(server, wanted, **options)
         if not verdict["would_attach"]:
@@ -304,7 +358,7 @@ def absent(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any]
             module.fail_json(msg=f"invalid attachment {attachment}: expected the whole id, a UUID")
     held = [
         one for one in pci.attachments(server)
-        if (one.id == attachment if attachment else one.alias == params["alias"] and not one.holder)
+        if (one.id == attachment if attachment else is_named(one, params))
     ]
     # A detach under way goes on without a request, unless it is to be waited for, or to be forced.
     asked = [
@@ -324,6 +378,7 @@ def main() -> None:
             "server": {"required": True},
             "alias": {},
             "count": {"type": "int", "default": 1},
+            "address": {},
             "attachment": {},
             "persistent": {"type": "bool"},
             "whole_group": {"type": "bool", "default": False},
@@ -332,6 +387,10 @@ def main() -> None:
             "vlan": {"type": "int"},
             "physical_network": {},
             "trusted": {"type": "bool", "default": False},
+            "spoof_check": {"type": "bool"},
+            "link_state": {"choices": ["auto", "enable", "disable"]},
+            "min_tx_rate": {"type": "int"},
+            "max_tx_rate": {"type": "int"},
             "wait": {"type": "bool", "default": True},
             "timeout": {"type": "int"},
             "force": {"type": "bool", "default": False},
@@ -345,14 +404,19 @@ def main() -> None:
             "ca_cert": {"type": "path"},
         },
         required_by={"auth": ["auth_type"]},
-        required_if=[("state", "present", ["alias"]), ("state", "absent", ["alias", "attachment"], True)],
-        mutually_exclusive=[("alias", "attachment"), ("socket", "cloud", "auth")],
+        required_if=[
+            ("state", "present", ["alias", "address"], True),
+            ("state", "absent", ["alias", "address", "attachment"], True),
+        ],
+        mutually_exclusive=[("alias", "address", "attachment"), ("socket", "cloud", "auth")],
         supports_check_mode=True,
     )
     if MISSING:
         module.fail_json(msg=missing_required_lib("python-hotslotclient"), exception=str(MISSING))
     if module.params["count"] < 1:
         module.fail_json(msg="count must be at least 1; use state=absent to detach the devices")
+    if module.params["address"] and module.params["count"] != 1:
+        module.fail_json(msg="address names one device, so count must be 1")
     if module.params["mac_address"] and module.params["count"] != 1:
         module.fail_json(msg="mac_address applies to one device, so count must be 1")
     try:

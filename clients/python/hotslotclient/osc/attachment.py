@@ -20,8 +20,8 @@ _LONG = {**_SHORT, "inner_address_source": "Inner Address Source", "host": "Host
          "holder": "Holder", "created_at": "Created At", "ended_at": "Ended At", "status_reason": "Status Reason"}
 _FIELDS = ("id", "server_id", "alias", "vendor_id", "product_id", "host", "address", "inner_address",
            "inner_address_source", "status", "status_reason", "is_persistent", "is_forced", "whole_group", "holder",
-           "mac_address", "vlan", "physical_network", "is_trusted", "request_id", "created_at", "attached_at",
-           "updated_at", "ended_at")
+           "mac_address", "vlan", "physical_network", "is_trusted", "is_spoof_checked", "link_state", "min_tx_rate",
+           "max_tx_rate", "request_id", "created_at", "attached_at", "updated_at", "ended_at")
 
 _ADDRESS = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
@@ -67,7 +67,26 @@ class AttachDevice(command.Lister):
         parser.add_argument(
             "--physical-network", metavar="<network>", help="Require this physical_network of the VF of a NIC",
         )
-        parser.add_argument("--trusted", action="store_true", help="Require that the VF of a NIC is trusted")
+        parser.add_argument(
+            "--trusted", action="store_true",
+            help="Require that the VF of a NIC is trusted, and let the guest change what the VF filters",
+        )
+        parser.add_argument(
+            "--spoof-check", metavar="<on|off>", choices=("on", "off"),
+            help="Whether the VF of a NIC drops frames with another source address than its own: on, off",
+        )
+        parser.add_argument(
+            "--link-state", metavar="<state>", choices=("auto", "enable", "disable"),
+            help="Link that the guest sees of the VF of a NIC: auto, enable, disable",
+        )
+        parser.add_argument(
+            "--min-rate", metavar="<Mbit/s>", type=int,
+            help="Bandwidth that is guaranteed to the VF of a NIC, in Mbit/s; 0 is none",
+        )
+        parser.add_argument(
+            "--max-rate", metavar="<Mbit/s>", type=int,
+            help="Bandwidth that the VF of a NIC cannot exceed, in Mbit/s; 0 is no limit",
+        )
         parser.add_argument(
             "--wait", action="store_true", help="Wait until the guest has confirmed the addresses of the devices",
         )
@@ -84,13 +103,14 @@ class AttachDevice(command.Lister):
         addresses = [name.lower() for name in parsed_args.device if _ADDRESS.fullmatch(name)]
         options = command.given(
             flavor=parsed_args.flavor, whole_group=parsed_args.whole_group, numa_policy=parsed_args.numa_policy,
-            mac_address=parsed_args.mac_address, physical_network=parsed_args.physical_network,
-            trusted=parsed_args.trusted,
+            mac_address=parsed_args.mac_address, vlan=parsed_args.vlan,
+            physical_network=parsed_args.physical_network, trusted=parsed_args.trusted,
+            link_state=parsed_args.link_state, min_tx_rate=parsed_args.min_rate, max_tx_rate=parsed_args.max_rate,
         )
         if addresses:
             options["addresses"] = addresses
-        if parsed_args.vlan is not None:
-            options["vlan"] = parsed_args.vlan
+        if parsed_args.spoof_check is not None:
+            options["spoof_check"] = parsed_args.spoof_check == "on"
         if parsed_args.live_only:
             options["persistent"] = False
         if parsed_args.dry_run:

@@ -14,6 +14,13 @@ _COMMANDS = {
     '"whole_group": true': "--whole-group",
     "whole_group": "--whole-group",
     "pci_passthrough:alias:": "alias:",
+    "vlan, mac_address, trusted,": "--vlan, --mac-address, --trusted,",
+    "mac_address, vlan, physical_network and trusted": "--mac-address, --vlan, --physical-network and --trusted",
+    "trusted, spoof_check": "--trusted, --spoof-check",
+    "spoof_check": "--spoof-check",
+    "link_state": "--link-state",
+    "min_tx_rate": "--min-rate",
+    "max_tx_rate": "--max-rate",
 }
 _PATTERN = re.compile("|".join(rf"{re.escape(text)}(?![-/\w])" for text in _COMMANDS))
 

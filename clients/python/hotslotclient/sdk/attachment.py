@@ -32,13 +32,20 @@ class Attachment(Listed):
     inner_address = resource.Body("inner_address")
     #: ``computed`` from the topology of the guest, or ``verified`` by the guest.
     inner_address_source = resource.Body("inner_address_source")
+    #: The link that the guest sees of the VF of a NIC: ``auto``, ``enable`` or ``disable``. None when not requested.
+    link_state = resource.Body("link_state")
     mac_address = resource.Body("mac_address")
+    #: The bandwidths of the VF of a NIC in Mbit/s. None when they were not requested.
+    max_tx_rate = resource.Body("max_tx_rate", type=int)
+    min_tx_rate = resource.Body("min_tx_rate", type=int)
     #: Whether the definition of the server has the device too.
     is_persistent = resource.Body("persistent", type=bool)
     physical_network = resource.Body("physical_network")
     product_id = resource.Body("product_id")
     request_id = resource.Body("request_id")
     server_id = resource.Body("serverId")
+    #: Whether the VF of a NIC drops frames with another source address than its own. None when it was not requested.
+    is_spoof_checked = resource.Body("spoof_check", type=bool)
     #: ``attaching``, ``attached``, ``detaching``, ``detached`` or ``failed``.
     status = resource.Body("status")
     status_reason = resource.Body("status_reason")
