@@ -174,7 +174,7 @@ mod tests {
             "hotslot_service",
             "hotslot_service::webhook",
             "hotslot::audit",
-            "sqlx::query",
+            "sqlx",
             "hotslot_service::assignment::attach",
             "hotslot_driver::libvirt::ffi",
         ] {
