@@ -220,7 +220,7 @@ mod tests {
                     let text = std::fs::read_to_string(&path).unwrap_or_default();
                     let macros =
                         ["error!(", "warn!(", "info!(", "debug!("].map(|word| format!("tracing::{word}"));
-                    if macros.iter().any(|word| text.contains(word)) {
+                    if text.contains("use tracing::") || macros.iter().any(|word| text.contains(word)) {
                         let first = path.strip_prefix(&root).unwrap().iter().next().unwrap();
                         let module = first.to_str().unwrap().trim_end_matches(".rs");
                         found.insert(format!("{name}::{module}"));
