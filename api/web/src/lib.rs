@@ -10,6 +10,7 @@ mod context;
 mod detach;
 mod drift;
 mod events;
+mod field;
 mod function;
 mod guest_tree;
 mod guests;
@@ -26,6 +27,8 @@ mod sign_in;
 mod steps;
 mod table;
 mod tree;
+mod verdict;
+mod vf_settings;
 mod webhooks;
 
 use axum::Router;
