@@ -17,7 +17,7 @@ use super::own::made_up_host;
 /// a device, one that does not, an accelerator request and a device profile.
 struct Page(&'static str, &'static str, &'static str);
 
-const PAGES: [Page; 35] = [
+const PAGES: [Page; 36] = [
     Page("sign-in", "sign-in", ""),
     Page("account", "account", ""),
     Page("hosts", "hosts", ""),
@@ -38,6 +38,7 @@ const PAGES: [Page; 35] = [
     Page("attach-settings", "attach?id=<web1>&address=0000:31:01.5", "details summary"),
     Page("accelerators", "accelerators", ""),
     Page("accelerator", "accelerator?id=<held>", ""),
+    Page("accelerator-free", "accelerator?id=<free>", ""),
     Page("accelerator-new", "accelerator-new", ""),
     Page("accelerator-spec", "accelerator-spec?id=<free>", "button[value=check]"),
     Page("accelerator-attach", "accelerator-attach?id=<free>", "button[value=check]"),
