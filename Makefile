@@ -60,9 +60,14 @@ page-test: requirements ## the stories of the page in Chromium
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "page tests" env RUST_TEST_THREADS=3 cargo test --quiet --locked -p hotslot-tests --test stories page:: -- --include-ignored
 
-screenshots: ## a picture of each page, in light, in dark, in a narrow window and on a phone, in target/screenshots (after make page-test)
-	@env HOTSLOT_SCREENSHOTS=$(CURDIR)/target/screenshots cargo test --quiet --locked -p hotslot-tests --test stories page::looks:: -- --include-ignored
+# The pictures of the docs have 256 colours, so that the repository stays small.
+screenshots: requirements ## a picture of each page, in light, in dark, in a narrow window and on a phone, in target/screenshots; and those in docs/pictures
+	@$(STEP) "install for the page" tools/install page
+	@$(STEP) "build" $(BUILD_TESTS)
+	@$(STEP) "pictures" env HOTSLOT_SCREENSHOTS=$(CURDIR)/target/screenshots HOTSLOT_PICTURES=$(CURDIR)/docs/pictures cargo test --quiet --locked -p hotslot-tests --test stories page::looks:: -- --include-ignored
+	@pngquant --force --strip --ext .png 256 docs/pictures/*.png
 	@ls target/screenshots
+	@ls -s docs/pictures
 
 fuzz: requirements ## build the fuzz targets, and run each for some seconds
 	@$(STEP) "fuzz" tools/fuzz

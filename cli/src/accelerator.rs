@@ -16,13 +16,14 @@ use crate::output;
 use crate::table::{Column, column, id, message};
 use crate::value::at;
 use crate::wait::waiting;
-use crate::{Cli, argument, columns, complete, detach, lookup};
+use crate::{Cli, argument, attach, columns, complete, detach, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
   hotslot accelerator create gpu0 --spec '{"device_type": "GPU", "num": 1}'
   hotslot accelerator list
   hotslot accelerator spec gpu0 '{"device_type": "GPU", "vendor_id": "10de"}'
+  hotslot accelerator attach gpu0 vm1 --dry-run
   hotslot accelerator attach gpu0 vm1
   hotslot accelerator attach gpu0 --host node1 --driver vfio-pci
   hotslot accelerator detach gpu0"#;
@@ -82,6 +83,9 @@ pub(crate) enum AcceleratorCommand {
         /// Take any assignable device, such as a NIC, if the spec of the accelerator requires nothing.
         #[arg(long)]
         any: bool,
+        /// Only report which devices the server would get and the result of each check. Nothing is changed.
+        #[arg(long, conflicts_with = "host")]
+        dry_run: bool,
     },
     /// Release the devices of an accelerator, and wait until they are free. The accelerator keeps its name and spec.
     Detach {
@@ -143,7 +147,12 @@ impl AcceleratorCommand {
                 let id = find(cli, &accelerator).await?;
                 show(cli, &put_spec(cli, &id, spec).await?)?;
             }
-            Self::Attach { accelerator, server, host, driver, any } => {
+            Self::Attach { accelerator, server: Some(server), any, dry_run: true, .. } => {
+                let (id, server) = (find(cli, &accelerator).await?, lookup::server(cli, &server).await?);
+                let body = json!({ "instance_uuid": server, "any_device": any, "dry_run": true });
+                return attach::dry_run(cli.output, &cli.client.put(&[NOUN, &id], &body).await?["dry_run"]);
+            }
+            Self::Attach { accelerator, server, host, driver, any, dry_run: _ } => {
                 let id = find(cli, &accelerator).await?;
                 let host = match host {
                     Some(host) => Some(lookup::host_name(cli, &host).await?),

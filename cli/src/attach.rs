@@ -202,7 +202,8 @@ impl Attach {
     }
 }
 
-fn dry_run(output: Output, run: &Value) -> anyhow::Result<Exit> {
+/// Prints a dry run.
+pub(crate) fn dry_run(output: Output, run: &Value) -> anyhow::Result<Exit> {
     if output.is_data() {
         output::data(output, run)?;
     } else if output.is_names() {

@@ -32,6 +32,9 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The time limit for opening a connection, with the TLS handshake.
 pub(crate) const CONNECT: Duration = Duration::from_secs(30);
 
+/// What the page has that asks who somebody is, and no page of another program.
+const SIGN_IN: &str = "<title>Sign in \u{b7} hotslot</title>";
+
 /// The API version in the path of a resource: accelerators are Cyborg's `v1`, all others are Nova's `v2.1`.
 fn version(path: &[&str]) -> &'static str {
     if path.first() == Some(&"accelerators") { "v1" } else { "v2.1" }
@@ -163,6 +166,48 @@ impl Client {
         response.json().await.map_err(|_| self.strange("its response is not JSON"))
     }
 
+    /// Checks that the page of hotslot is at this address.
+    ///
+    /// # Errors
+    /// Nobody answers there, or something else than hotslot.
+    pub(crate) async fn expect_page(&self) -> Result<(), Failure> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(["ui", "sign-in"]);
+        }
+        let answer = exchange(self.http.get(url).timeout(CONNECT)).await;
+        let (status, page) = answer.map_err(|error| {
+            if error.is_connect() || tls::Failure::of(&error).is_some() {
+                return self.unreachable(&error);
+            }
+            let cause = if error.is_timeout() {
+                format!("it did not answer within {} s", CONNECT.as_secs())
+            } else {
+                deepest(&error).map_or_else(|| error.to_string(), ToString::to_string)
+            };
+            self.no_page(&cause)
+        })?;
+        if status.is_success() && String::from_utf8_lossy(&page).contains(SIGN_IN) {
+            return Ok(());
+        }
+        let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
+        let what = if status.is_redirection() || refused {
+            "as a proxy does that asks who you are first; if there is one, open the page in a browser"
+        } else {
+            "and something else"
+        };
+        Err(self.no_page(&format!("it responded with status {status}, {what}")))
+    }
+
+    fn no_page(&self, found: &str) -> Failure {
+        let message = format!(
+            "the page of hotslot is not at {}/ui: {found}; correct the address (--url, HOTSLOT_URL or the context; \
+             `hotslot status` shows whether hotslot is there)",
+            self.address
+        );
+        Failure::new(Exit::Failed, message)
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -234,10 +279,7 @@ impl Client {
     }
 
     pub(crate) fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        let mut cause = error.source();
-        while let Some(deeper) = cause.and_then(|cause| cause.source()) {
-            cause = Some(deeper);
-        }
+        let cause = deepest(error);
         let kind = cause.and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
         let address = &self.address;
@@ -260,6 +302,15 @@ impl Client {
     pub(crate) fn strange(&self, what: &str) -> Failure {
         Failure::new(Exit::Failed, format!("the service at {} is not hotslot: {what}", self.address))
     }
+}
+
+/// Returns the cause of an error that has no further cause.
+fn deepest(error: &reqwest::Error) -> Option<&(dyn std::error::Error + 'static)> {
+    let mut cause = error.source();
+    while let Some(deeper) = cause.and_then(|cause| cause.source()) {
+        cause = Some(deeper);
+    }
+    cause
 }
 
 /// Returns a token as the value of a header, which no log shows.

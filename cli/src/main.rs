@@ -356,7 +356,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             let cli = client.map(|client| Cli { client, output: arguments.output });
             version::run(cli, arguments.output).await
         }),
-        Command::Ui => until_done(async { ui::run(url()?).await }),
+        Command::Ui => until_done(async { ui::run(url()?, &arguments.tls).await }),
         Command::Sim(sim) => sim.run(),
         Command::Context(command) => command.run(given, arguments.output),
         Command::Token(command) => command.run(config, arguments.output),

@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{logging, notify};
+use crate::{heap, logging, notify};
 
 /// The time that running requests have to finish after a stop signal. Requests that are not finished by then are on
 /// record, and the next start continues them.
@@ -83,6 +83,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let url = bound.url();
     notify::ready(&service, &url);
+    tokio::spawn(heap::give_back());
     tokio::select! {
         ended = &mut server => ended?,
         _ = terminate.recv() => {}

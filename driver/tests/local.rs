@@ -11,8 +11,8 @@ use std::sync::Arc;
 use hotslot_driver::device::{HostDevice, IommuGroup, Role};
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::local::{
-    Bar, BarKind, Guard, GuardKind, PortLink, VfPort, bars, guards, link, open_nodes, reset_methods, vf_port,
-    vfio_dev, why_unhealthy,
+    Bar, BarKind, Condition, Guard, GuardKind, PortLink, VfPort, bars, condition, guards, open_nodes,
+    reset_methods, vf_port, vfio_dev, why_unhealthy,
 };
 use hotslot_driver::pci::{PciAddress, PciClass, PciId};
 use hotslot_driver::sim::Sim;
@@ -439,8 +439,10 @@ fn a_function_is_compared_with_what_it_was_before() {
     let file = |name: &str, bytes: &[u8]| {
         write(&tree.path().join("sys/bus/pci/devices/0000:03:00.0").join(name), bytes);
     };
-    let now = || link(Some(tree.path()), address);
-    assert_eq!((now(), link(None, address)), (None, None), "no such function; a remote host");
+    let now = || condition(Some(tree.path()), address, address).link;
+    let unknown = Condition::default();
+    assert_eq!(condition(Some(tree.path()), address, address), unknown, "no such function");
+    assert_eq!(condition(None, address, address), unknown, "a remote host");
     file("current_link_width", b"16\n");
     for (speed, expected) in [("2.5 GT/s PCIe", 2500), ("16.0 GT/s PCIe", 16000), ("8.0 GT/s", 8000)] {
         file("current_link_speed", speed.as_bytes());
@@ -454,7 +456,10 @@ fn a_function_is_compared_with_what_it_was_before() {
     file("current_link_speed", b"16.0 GT/s PCIe\n");
     let before = now();
     assert!(before.is_some());
-    let why = |before, slows_down| why_unhealthy(tree.path(), address, (address, before), slows_down);
+    let why = |link, slows_down| {
+        let before = Condition { link, fatal_errors: None };
+        why_unhealthy(tree.path(), address, (address, before), slows_down)
+    };
     assert_eq!(why(before, false), None, "no configuration space is known");
     file("config", &[0; 64]);
     assert_eq!(why(before, false), None);
@@ -472,6 +477,18 @@ fn a_function_is_compared_with_what_it_was_before() {
     // A file that is cut off tells nothing.
     file("config", &[0xff; 8]);
     assert_eq!(why(None, true), None);
+
+    let counted = || condition(Some(tree.path()), address, address).fatal_errors;
+    for (counters, expected) in [
+        ("Undefined 0\nMalformed TLP 3\nTOTAL_ERR_FATAL 3\n", Some(3)),
+        ("TOTAL_ERR_FATAL 0", Some(0)),
+        ("TOTAL_ERR_FATAL", None),
+        ("TOTAL_ERR_FATAL -1\n", None),
+        ("TOTAL_ERR_NONFATAL 7\n", None),
+    ] {
+        file("aer_dev_fatal", counters.as_bytes());
+        assert_eq!(counted(), expected, "{counters}");
+    }
 }
 
 #[test]

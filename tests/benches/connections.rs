@@ -23,7 +23,10 @@ const IDLE: usize = 4000;
 const FOLLOWERS: usize = 1000;
 const ROUNDS: usize = 300;
 const GET: &str = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
-const FOLLOW: &str = "GET /v2.1/events?follow HTTP/1.1\r\nhost: localhost\r\n\r\n";
+/// Follows the events from now on.
+const FOLLOW: &str = "GET /v2.1/events?follow&last=0 HTTP/1.1\r\nhost: localhost\r\n\r\n";
+/// Reads all recorded events first.
+const FOLLOW_ALL: &str = "GET /v2.1/events?follow HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
@@ -123,13 +126,13 @@ async fn attaches(service: &Hotslot) -> Vec<Duration> {
 }
 
 /// Measures attaches while clients follow the events, and before.
-async fn followed() {
+async fn followed(what: &str, request: &str) {
     let service = Hotslot::on("small").await;
     attaches(&service).await;
     let alone = report("attach, no followers", &mut attaches(&service).await);
     let heard = Arc::new(AtomicU64::new(0));
     for _ in 0..FOLLOWERS {
-        let (mut stream, answer) = ask(&service, None, FOLLOW).await;
+        let (mut stream, answer) = ask(&service, None, request).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         let heard = Arc::clone(&heard);
         tokio::spawn(async move {
@@ -142,8 +145,8 @@ async fn followed() {
             }
         });
     }
-    let with = report(&format!("attach, {FOLLOWERS} followers"), &mut attaches(&service).await);
-    println!("attach with followers over without           {:.2}", with / alone);
+    let with = report(&format!("attach, {FOLLOWERS} followers {what}"), &mut attaches(&service).await);
+    println!("   over without                              {:.2}", with / alone);
     println!("the followers received                       {} MiB", heard.load(Ordering::Relaxed) >> 20);
 }
 
@@ -158,5 +161,6 @@ async fn main() {
     idle("with TLS", &service, Some(client)).await;
     drop(service);
     exhausted().await;
-    followed().await;
+    followed("from now on", FOLLOW).await;
+    followed("from the first event on", FOLLOW_ALL).await;
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hotslot_driver::sim::{control, generate};
-use hotslot_tests::measure::{cpu, report, resident, switches};
+use hotslot_tests::measure::{
+    HEAP_IS_SMALL, cpu, hosts_alone, opens_hosts_alone, report, resident, switches,
+};
 use hotslot_tests::{Hotslot, binary};
 
 const HOSTS: usize = 50;
@@ -33,6 +35,9 @@ fn write(number: usize, dir: &Path) {
 #[tokio::main]
 async fn main() {
     assert!(binary().display().to_string().contains("release"), "measure the release build: cargo bench");
+    if opens_hosts_alone() {
+        return;
+    }
     let floor = Hotslot::many(1, CONFIG, write).await.ready_in();
     let service = Hotslot::many(HOSTS, CONFIG, write).await;
     let ready = service.ready_in();
@@ -43,9 +48,14 @@ async fn main() {
         ready.as_secs_f64() * 1e3,
         ready.as_secs_f64() / floor.as_secs_f64() / HOSTS as f64
     );
-    println!("resident                                     {:8.1} MiB", resident(service.pid()));
+    let of = |number: usize| service.host_dir().with_file_name(format!("host{number}"));
+    let alone = hosts_alone(&(0..HOSTS).map(of).collect::<Vec<_>>());
+    tokio::time::sleep(HEAP_IS_SMALL).await;
+    println!(
+        "resident                                     {:8.1} MiB, of which the simulated hosts {alone}",
+        resident(service.pid())
+    );
 
-    tokio::time::sleep(Duration::from_secs(2)).await;
     let used = || cpu(service.pid()).values().sum::<Duration>();
     let (before, wakes) = (used(), switches(service.pid()));
     tokio::time::sleep(IDLE).await;
@@ -66,7 +76,7 @@ async fn main() {
         shown
     };
     let quiet = report("a server of one host, all well", &mut show().await);
-    let hung = service.host_dir().with_file_name("host0");
+    let hung = of(0);
     for call in ["domain", "domains", "devices", "device"] {
         control(&hung, &format!("fault {call} hang times=999")).expect("the host's control socket");
     }

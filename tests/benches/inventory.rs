@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::{DeviceId, HypervisorId};
 use hotslot_model::rules::{CandidateSet, Inventory, Wanted, choose};
 use hotslot_service::config::Config;
-use hotslot_tests::measure::{cpu, report, resident};
+use hotslot_tests::measure::{HEAP_IS_SMALL, cpu, hosts_alone, opens_hosts_alone, report, resident};
 use hotslot_tests::{Hotslot, attachments, binary};
 use serde::Serialize;
 use serde_json::json;
@@ -29,8 +28,6 @@ const ROUNDS: usize = 200;
 /// The number of scans of an unchanged host: one per second, the shortest interval.
 const SCANS: u64 = 10;
 const PAGE: i64 = 1000;
-/// The argument that makes this program measure the memory of a simulated host in a process of its own.
-const HOST_ALONE: &str = "--host-alone";
 
 const CONFIG: &str = r#"
 [pci]
@@ -53,10 +50,8 @@ fn timed<T>(rounds: usize, mut work: impl FnMut() -> T) -> Vec<Duration> {
 #[tokio::main]
 async fn main() {
     assert!(binary().display().to_string().contains("release"), "measure the release build: cargo bench");
-    if let [_, flag, dir] = &std::env::args().collect::<Vec<_>>()[..]
-        && flag == HOST_ALONE
-    {
-        return host_alone(Path::new(dir));
+    if opens_hosts_alone() {
+        return;
     }
     let mut costs = Vec::new();
     for (pfs, vfs) in [(1, 99), (10, 99), (32, 128), (100, 99)] {
@@ -102,9 +97,8 @@ async fn measure(size: generate::Size) -> Costs {
     let floor = report("floor: empty request", &mut empty);
     report("choose 1 VF, as a dry run by REST", &mut dry_runs);
     let list = listing(&service, floor).await;
-    let own = std::env::current_exe().expect("this program");
-    let alone = Command::new(own).arg(HOST_ALONE).arg(dir.path()).output().expect("this program");
-    let alone = String::from_utf8_lossy(&alone.stdout).trim().to_owned();
+    let alone = hosts_alone(&[dir.path().to_owned()]);
+    tokio::time::sleep(HEAP_IS_SMALL).await;
     println!(
         "resident                                     {:.1} MiB, of which the simulated host {alone}",
         resident(service.pid())
@@ -325,11 +319,4 @@ async fn page_by_hand(db: &mut SqliteConnection, after: i64) -> (Vec<u8>, i64) {
 async fn database(service: &Hotslot) -> SqliteConnection {
     let url = format!("sqlite://{}?mode=ro", service.database().display());
     SqliteConnection::connect(&url).await.expect("the database")
-}
-
-/// Returns the memory that a simulated host alone uses.
-fn host_alone(dir: &Path) {
-    let before = resident(std::process::id());
-    let _host = Sim::open(dir).expect("a host");
-    println!("{:.1} MiB", resident(std::process::id()) - before);
 }

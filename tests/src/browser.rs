@@ -232,6 +232,31 @@ impl Browser {
     pub async fn picture(&self, file: &Path) {
         let size = "const page = document.documentElement; return [page.clientWidth, page.scrollHeight]";
         let size = self.script(size).await;
+        self.capture(&size, file).await;
+    }
+
+    /// Writes one picture of the upper parts of several pictures, side by side.
+    pub async fn collage(&self, pictures: &[PathBuf], height: u32, file: &Path) {
+        self.send("/url", json!({ "url": "about:blank" })).await.expect("an empty page");
+        let read = |picture: &PathBuf| {
+            let image = std::fs::read(picture).expect("a picture");
+            format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(image))
+        };
+        let sources: Vec<_> = pictures.iter().map(read).collect();
+        let script = "const [sources, height, done] = arguments; const body = document.body; \
+                      body.style.cssText = `margin: 0; display: flex; gap: 24px; width: max-content; \
+                      height: ${height}px; overflow: hidden; align-items: flex-start`; \
+                      const images = sources.map((source) => Object.assign(new Image(), { src: source })); \
+                      body.append(...images); Promise.all(images.map((image) => image.decode())).then( \
+                      () => done([body.offsetWidth, height]), (error) => done(String(error)));";
+        let wanted = json!({ "script": script, "args": [sources, height] });
+        let size = self.send("/execute/async", wanted).await.expect("the pictures");
+        assert!(size.is_array(), "{size}");
+        self.capture(&size, file).await;
+    }
+
+    /// Writes a picture of the page from its upper left corner on.
+    async fn capture(&self, size: &Value, file: &Path) {
         let clip = json!({ "x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1 });
         let wanted = json!({ "captureBeyondViewport": true, "clip": clip });
         let command = json!({ "cmd": "Page.captureScreenshot", "params": wanted });

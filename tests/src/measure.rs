@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hotslot_driver::sim::{control, control_of};
+use hotslot_driver::sim::{Sim, control, control_of};
 use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
@@ -28,6 +30,36 @@ pub fn resident(process: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("its status");
     let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
+}
+
+/// The time after which the service has returned free memory to the kernel.
+pub const HEAP_IS_SMALL: Duration = Duration::from_secs(12);
+
+/// The argument with which a benchmark runs itself to open simulated hosts alone.
+const HOSTS_ALONE: &str = "--hosts-alone";
+
+/// Opens the simulated hosts in these folders in a process of its own, which is this program once more, and returns in
+/// words what memory and processor time they need. The program calls [`opens_hosts_alone`] first.
+pub fn hosts_alone(folders: &[PathBuf]) -> String {
+    let own = std::env::current_exe().expect("this program");
+    let alone = Command::new(own).arg(HOSTS_ALONE).args(folders).output().expect("this program");
+    String::from_utf8_lossy(&alone.stdout).trim().to_owned()
+}
+
+/// Does the work of [`hosts_alone`] when this process was started by it, and returns whether it was.
+pub fn opens_hosts_alone() -> bool {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_none_or(|first| first != HOSTS_ALONE) {
+        return false;
+    }
+    let own = std::process::id();
+    let before = resident(own);
+    let start = Instant::now();
+    let hosts: Vec<_> = arguments.map(|folder| Sim::open(Path::new(&folder)).expect("a host")).collect();
+    let time = start.elapsed();
+    println!("{:.1} MiB, opened in {:.0} ms", resident(own) - before, time.as_secs_f64() * 1e3);
+    drop(hosts);
+    true
 }
 
 /// Returns one of the kernel's files of each thread of a process.

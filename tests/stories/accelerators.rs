@@ -377,6 +377,12 @@ async fn a_command_attaches_any_device_only_when_that_is_said() {
     let (code, _, nowhere) = run(&["accelerator", "attach", "IPSec Card", "--host", "nope", "--any"]);
     assert_eq!(code, Some(3), "{nowhere}");
     assert!(nowhere.contains("host nope not found; `hotslot host list` lists all"), "{nowhere}");
+    // A dry run says what an attach would take, and changes nothing.
+    let (code, dry, _) = run(&["accelerator", "attach", "IPSec Card", "q35", "--any", "--dry-run"]);
+    assert!(code == Some(0) && dry.contains("these devices would be attached"), "{dry}");
+    assert!(service.attachments(Q35).await.is_empty());
+    let (code, _, host) = run(&["accelerator", "attach", "IPSec Card", "--host", "node1", "--dry-run"]);
+    assert!(code == Some(2) && host.contains("--host"), "{host}");
     let (code, attached, _) = run(&["accelerator", "attach", "IPSec Card", "q35", "--any"]);
     assert_eq!(code, Some(0), "{attached}");
     assert!(

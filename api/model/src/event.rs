@@ -141,7 +141,7 @@ pub struct Event {
 }
 
 /// A filter for events. A field that is `None` matches every event.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventFilter {
     /// The name of the host.
     pub host: Option<String>,

@@ -7,12 +7,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hotslot_model::event::{Event, EventFilter};
+use hotslot_model::id::EventId;
 use hotslot_store::Store;
+use moka::future::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::time::sleep;
 
+use crate::error::Error;
 use crate::events::wire;
+use crate::records::Records;
 
 /// How many events are read from the table at a time.
 pub const PAGE: usize = 100;
@@ -22,32 +27,60 @@ pub const PAGE: usize = 100;
 /// a few get each event at once.
 const PAUSE: Duration = Duration::from_micros(100);
 
+/// The minimum time for a page of past events while several followers read them.
+const PACE: Duration = Duration::from_millis(1);
+
 /// How many pages are kept for the slowest follower. A follower that is slower reads the table.
 const PAGES: usize = 256;
 
 /// One caller has at most one of so many parts of all places.
 const SHARE: u32 = 4;
 
+/// How many pages of past events are kept, and how long. New followers read the same ones, one after the other. Events
+/// are deleted some day, so a page is not kept for ever.
+const PAST: u64 = 16;
+const PAST_FOR: Duration = Duration::from_secs(60);
+
 /// How many followers may read the table at a time, because requests use the same few connections.
 const CATCHING_UP: usize = 2;
 
-/// An event with its JSON text, which is made once for all followers.
+/// An event with its message, which is made once for all followers.
 #[derive(Debug)]
 pub struct PublishedEvent {
     /// The event.
     pub event: Event,
-    /// The JSON text of the event.
-    pub text: String,
+    /// The message as followers receive it: the fields `id`, `event` and `data` of Server-Sent Events (WHATWG HTML, 9.2).
+    pub message: Bytes,
 }
 
 impl From<Event> for PublishedEvent {
     fn from(event: Event) -> Self {
-        Self { text: wire(&event).to_string(), event }
+        // JSON contains no line break, which would end the data.
+        let message = format!("id: {}\nevent: {}\ndata: {}\n\n", event.id, event.what.kind, wire(&event));
+        Self { message: message.into(), event }
     }
 }
 
-/// Consecutive events; `None` when they could not be read.
-type Page = Option<Arc<[PublishedEvent]>>;
+/// Consecutive events.
+#[derive(Debug)]
+pub struct Published {
+    /// The events.
+    pub events: Vec<PublishedEvent>,
+    /// The messages of all of them, for the followers who want every event: each gets the same bytes, in one piece.
+    pub messages: Bytes,
+}
+
+impl From<Vec<Event>> for Published {
+    fn from(events: Vec<Event>) -> Self {
+        let events: Vec<_> = events.into_iter().map(PublishedEvent::from).collect();
+        let mut messages = Vec::new();
+        events.iter().for_each(|event| messages.extend_from_slice(&event.message));
+        Self { events, messages: messages.into() }
+    }
+}
+
+/// What followers receive; `None` when the events could not be read.
+type Page = Option<Arc<Published>>;
 
 /// The events for followers.
 #[derive(Debug)]
@@ -60,7 +93,9 @@ pub struct Feed {
     /// How many followers each caller has.
     callers: Mutex<HashMap<String, u32>>,
     /// One permit for each further follower that may read the table.
-    pub catching_up: Semaphore,
+    catching_up: Semaphore,
+    /// Full pages of all events, by the id after which they were read.
+    past: Cache<EventId, Arc<Published>>,
 }
 
 impl Feed {
@@ -73,6 +108,7 @@ impl Feed {
             places: Arc::new(Semaphore::new(places)),
             callers: Mutex::default(),
             catching_up: Semaphore::new(CATCHING_UP),
+            past: Cache::builder().max_capacity(PAST).time_to_live(PAST_FOR).build(),
         }
     }
 
@@ -92,6 +128,32 @@ impl Feed {
             *own += 1;
         }
         Ok(Place { feed: Arc::clone(self), caller: caller.to_owned(), _permit: permit })
+    }
+
+    /// Returns the next events after an id that pass a filter, at most [`PAGE`], for a follower that has not read them.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn missed(
+        &self,
+        records: &Records,
+        read: EventId,
+        filter: &EventFilter,
+    ) -> Result<Arc<Published>, Error> {
+        let _turn = self.catching_up.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
+        let wants_all = *filter == EventFilter::default();
+        // With many new followers, to send them the past would leave little of the processors for requests.
+        if self.catching_up.available_permits() == 0 {
+            sleep(PACE).await;
+        }
+        if wants_all && let Some(page) = self.past.get(&read).await {
+            return Ok(page);
+        }
+        let page = Arc::new(Published::from(records.events(read, filter, PAGE).await?));
+        if wants_all && page.events.len() == PAGE {
+            self.past.insert(read, Arc::clone(&page)).await;
+        }
+        Ok(page)
     }
 
     /// Returns a receiver of the events that are read from now on.
@@ -152,7 +214,7 @@ pub(crate) async fn read(feed: &Feed, store: &Store) {
             read = newest;
             let is_full = events.len() == PAGE;
             // An error means that no follower is left.
-            let followers = pages.send(Some(events.into_iter().map(PublishedEvent::from).collect()));
+            let followers = pages.send(Some(Arc::new(events.into())));
             if !is_full {
                 let followers = u32::try_from(followers.unwrap_or_default()).unwrap_or(u32::MAX);
                 sleep(PAUSE.saturating_mul(followers)).await;

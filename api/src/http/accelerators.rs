@@ -29,7 +29,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use wire::{Accelerator, is_theirs, one};
 
-use super::attachments::{DetachQuery, detach_request};
+use super::attachments::{DetachQuery, described, detach_request};
 use super::body::{Pairs, Path, base, id, read};
 use super::error::Fault;
 use super::schema;
@@ -90,7 +90,7 @@ async fn show(
     if !identity.sees(view.row.project.as_deref()) {
         return Err(not_found(view.row.id).into());
     }
-    Ok(one(&parts, &identity, view, &uri, &headers).await)
+    Ok(one(&parts, &identity, view, &uri, &headers, None).await)
 }
 
 /// A new accelerator.
@@ -247,7 +247,7 @@ async fn replace(
         return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     let view = parts.accelerators.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
-    Ok(one(parts, identity, view, uri, headers).await)
+    Ok(one(parts, identity, view, uri, headers, None).await)
 }
 
 /// A new spec.
@@ -355,6 +355,11 @@ struct AttachBody {
     #[serde(default)]
     #[schema(required = false)]
     any_device: bool,
+    /// Whether to report only what an attach to a server would do: in the key `dry_run` of the accelerator, which stays as it
+    /// is. What an attach of mediated devices would do is not known before.
+    #[serde(default)]
+    #[schema(required = false)]
+    dry_run: bool,
 }
 
 /// A change of an accelerator: a new spec, or an attach.
@@ -423,7 +428,7 @@ fn one_of<'a>(
     }
 }
 
-/// Replaces the spec when the body has `acc_specs`; otherwise attaches the accelerator.
+/// Replaces the spec when the body has `acc_specs`; otherwise attaches the accelerator, or reports what an attach would do.
 #[utoipa::path(put, path = "/accelerators/{accelerator_id}", tag = "Accelerators", params(AcceleratorPath),
     request_body(content = UpdateBody),
     responses(
@@ -458,8 +463,16 @@ async fn update(
         Target::Server(server) => return Err(Error::NoServer(server).into()),
     }
     let (generations, any_device) = (expected(&headers), body.any_device);
+    if body.dry_run {
+        let Target::Server(server) = target else {
+            return Err(bad("dry_run applies to a server only; omit it for a host", ATTACH).into());
+        };
+        let run = parts.accelerators.dry_run(id, server, generations.as_deref(), any_device).await?;
+        let run = described(&run, identity.sees_host_details());
+        return Ok(one(&parts, &identity, view, &uri, &headers, Some(run)).await);
+    }
     let view = parts.accelerators.attach_accelerator(id, target, generations.as_deref(), any_device).await?;
-    Ok(one(&parts, &identity, view, &uri, &headers).await)
+    Ok(one(&parts, &identity, view, &uri, &headers, None).await)
 }
 
 /// The query of a detach.

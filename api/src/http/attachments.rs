@@ -28,7 +28,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use self::request::{CreateBody, EXAMPLE};
-use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, described, shown, with_device};
+use self::wire::{Created, PciAttachmentAnswer, PciAttachmentList, shown, with_device};
+pub(super) use self::wire::{DryRunReport, described};
 
 use super::Version;
 use super::body::{Page, PageParams, Pairs, Path, boolean, id, not_listed, read};

@@ -1,16 +1,15 @@
 //! `events`: the recorded events after an id, as pages or as a stream (Server-Sent Events). A client that remembers the
 //! last id that it read misses no event and reads none twice.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::{Body, Bytes};
 use axum::extract::{OriginalUri, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use hotslot_driver::pci::PciAddress;
@@ -20,7 +19,7 @@ use hotslot_model::id::{DeviceId, EventId};
 use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
 use hotslot_service::events::wire;
-use hotslot_service::feed::{Feed, PAGE, Place, PublishedEvent};
+use hotslot_service::feed::{Feed, PAGE, Place, Published};
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use serde::Serialize;
@@ -257,10 +256,11 @@ pub(super) async fn list(
         let follower = Follower::new((Arc::clone(&records), feed), place, standing, stopping, since, filter);
         records.event_bounds().await?.reach(since)?;
         let stream = stream::unfold(follower, async |mut follower| {
-            let message = follower.next().await?;
-            Some((Ok::<_, Infallible>(message), follower))
+            let messages = follower.next().await?;
+            Some((Ok::<_, Infallible>(messages), follower))
         });
-        return Ok(Sse::new(stream).into_response());
+        let kind = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+        return Ok((kind, Body::from_stream(stream)).into_response());
     }
     let events = records.events(since, &filter, page.limit + 1).await?;
     let (events, links) = page.cut(events, &uri, &headers, |event: &Event| event.id.to_string());
@@ -274,14 +274,17 @@ struct Follower {
     records: Arc<Records>,
     feed: Arc<Feed>,
     filter: EventFilter,
+    /// Whether the filter passes every event.
+    wants_all: bool,
     /// The id up to which events have been read.
     read: EventId,
     /// Whether the table may have events that the client has not read and the feed will not deliver.
     behind: bool,
-    ready: VecDeque<sse::Event>,
+    /// Messages that are read and not yet sent.
+    ready: Bytes,
     /// When the last message was sent; `None` before the first message, which gives the starting position.
     last_sent: Option<Instant>,
-    pages: broadcast::Receiver<Option<Arc<[PublishedEvent]>>>,
+    pages: broadcast::Receiver<Option<Arc<Published>>>,
     stopping: watch::Receiver<bool>,
     /// Whether the client may still see the events.
     standing: Standing,
@@ -313,10 +316,11 @@ impl Follower {
             pages: feed.subscribe(),
             records,
             feed,
+            wants_all: filter == EventFilter::default(),
             filter,
             read: since,
             behind: true,
-            ready: VecDeque::new(),
+            ready: Bytes::new(),
             last_sent: None,
             stopping,
             standing,
@@ -324,22 +328,22 @@ impl Follower {
         }
     }
 
-    /// Returns the next message, or `None` when the stream ends. The client can then reconnect with the last id that it
+    /// Returns the next messages, or `None` when the stream ends. The client can then reconnect with the last id that it
     /// received.
-    async fn next(&mut self) -> Option<sse::Event> {
-        let message = if self.last_sent.is_none() { self.position() } else { self.news().await? };
+    async fn next(&mut self) -> Option<Bytes> {
+        let messages = if self.last_sent.is_none() { self.position() } else { self.news().await? };
         self.last_sent = Some(Instant::now());
-        // The right to see it may have ended since the last message.
-        self.standing.holds().await.then_some(message)
+        // The right to see them may have ended since the last ones.
+        self.standing.holds().await.then_some(messages)
     }
 
-    async fn news(&mut self) -> Option<sse::Event> {
+    async fn news(&mut self) -> Option<Bytes> {
         loop {
             if *self.stopping.borrow() {
                 return None;
             }
-            if let Some(message) = self.ready.pop_front() {
-                return Some(message);
+            if !self.ready.is_empty() {
+                return Some(std::mem::take(&mut self.ready));
             }
             if self.behind {
                 if let Err(error) = self.catch_up().await {
@@ -363,43 +367,38 @@ impl Follower {
 
     /// Queues the events of a page that pass the filter. When events before the page are missing, they are read from
     /// the table first.
-    fn receive(&mut self, page: &[PublishedEvent]) {
-        let (Some(first), Some(last)) = (page.first(), page.last()) else { return };
+    fn receive(&mut self, page: &Published) {
+        let (Some(first), Some(last)) = (page.events.first(), page.events.last()) else { return };
         if first.event.id.0 > self.read.0 + 1 {
             self.behind = true;
             return;
         }
-        let new = page
-            .iter()
-            .filter(|published| published.event.id > self.read && self.filter.passes(&published.event));
-        self.ready.extend(new.map(message));
+        self.ready = if self.wants_all && first.event.id > self.read {
+            page.messages.clone()
+        } else {
+            let passes = |event: &Event| event.id > self.read && self.filter.passes(event);
+            let wanted = page.events.iter().filter(|published| passes(&published.event));
+            wanted.flat_map(|published| &published.message).copied().collect()
+        };
         self.read = self.read.max(last.event.id);
     }
 
     /// Reads the next page of missed events from the table.
     async fn catch_up(&mut self) -> Result<(), Error> {
-        let _turn =
-            self.feed.catching_up.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
         let committed = *self.records.event_ids().borrow();
-        let events = self.records.events(self.read, &self.filter, PAGE).await?;
-        self.behind = events.len() == PAGE;
+        let page = self.feed.missed(&self.records, self.read, &self.filter).await?;
+        self.behind = page.events.len() == PAGE;
         // When the page is not full, all events that were committed before the read have been read.
         let all = (!self.behind).then_some(committed);
-        let last = events.last().map(|event| event.id);
+        let last = page.events.last().map(|last| last.event.id);
         self.read = last.max(all).map_or(self.read, |read| read.max(self.read));
-        self.ready = events.into_iter().map(|event| message(&event.into())).collect();
+        self.ready = page.messages.clone();
         Ok(())
     }
 
     /// Returns an empty comment with the current position, from which the client can resume although no matching event
     /// occurred.
-    fn position(&self) -> sse::Event {
-        sse::Event::default().comment("").id(self.read.to_string())
+    fn position(&self) -> Bytes {
+        format!(": \nid: {}\n\n", self.read).into()
     }
-}
-
-fn message(published: &PublishedEvent) -> sse::Event {
-    let event =
-        sse::Event::default().id(published.event.id.to_string()).event(published.event.what.kind.as_str());
-    event.data(&published.text)
 }

@@ -236,7 +236,14 @@ fn api(pages: &Pages, request: &Parts, caller: Option<Caller>, session: Option<(
 
 fn who(caller: &Caller, signed_in: bool) -> Who {
     let name = caller.user.as_ref().map_or_else(|| "no identity".to_owned(), |user| user.name.clone());
-    Who { name, project: caller.project.clone(), roles: caller.roles.iter().cloned().collect(), signed_in }
+    Who {
+        name,
+        project: caller.project.clone(),
+        roles: caller.roles.iter().cloned().collect(),
+        signed_in,
+        is_admin: caller.is_admin(),
+        is_service_or_admin: caller.is_service_or_admin(),
+    }
 }
 
 /// Returns what checks a credential at sign-in. It counts as a request of its owner, or as a failure of this connection.

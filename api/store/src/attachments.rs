@@ -2,7 +2,7 @@
 //!
 //! The status of a device changes in the same transaction as the state of its attachment.
 
-use hotslot_driver::local::PortLink;
+use hotslot_driver::local::{Condition, PortLink};
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Attachment, InnerAddress, InnerSource, Network, NewAttachment, Reservation};
@@ -33,12 +33,13 @@ fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
     Ok(Some(Network { mac, vlan, physical_network, trusted, vf: vf_settings::read(columns, "vf_settings")? }))
 }
 
-fn link(columns: &RowReader<'_>) -> Result<Option<PortLink>, Error> {
+fn before(columns: &RowReader<'_>) -> Result<Condition, Error> {
     let number = |column| {
         Ok::<_, Error>(columns.get::<Option<i64>>(column)?.and_then(|number| u32::try_from(number).ok()))
     };
     let both = number("link_width")?.zip(number("link_speed")?);
-    Ok(both.map(|(width, speed)| PortLink { width, speed }))
+    let link = both.map(|(width, speed)| PortLink { width, speed });
+    Ok(Condition { link, fatal_errors: number("fatal_errors")? })
 }
 
 pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
@@ -57,7 +58,7 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
         persistent: columns.get::<i64>("persistent")? != 0,
         managed: columns.get::<i64>("managed")? != 0,
         network: network(&columns)?,
-        link: link(&columns)?,
+        before: before(&columns)?,
         whole_group: columns.get::<i64>("whole_group")? != 0,
         forced: columns.get::<i64>("forced")? != 0,
         plug_requested: columns.get::<i64>("asked")? != 0,
@@ -81,9 +82,10 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     query(
         "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
              managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
-             physical_network, trusted, whole_group, taken, worker, holder, asked, project_id, vf_settings, link_width, link_speed)
+             physical_network, trusted, whole_group, taken, worker, holder, asked, project_id, vf_settings, link_width,
+             link_speed, fatal_errors)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-             $23, $24, $25, $26, $27)",
+             $23, $24, $25, $26, $27, $28)",
     )
     .bind(row.id.to_string())
     .bind(row.request.to_string())
@@ -110,8 +112,9 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     .bind(i64::from(row.plug_requested))
     .bind(&row.project)
     .bind(network.and_then(|network| vf_settings::text(&network.vf)))
-    .bind(row.link.map(|link| i64::from(link.width)))
-    .bind(row.link.map(|link| i64::from(link.speed)))
+    .bind(row.before.link.map(|link| i64::from(link.width)))
+    .bind(row.before.link.map(|link| i64::from(link.speed)))
+    .bind(row.before.fatal_errors.map(i64::from))
 }
 
 fn mac_address_is_taken(error: sqlx::Error) -> Error {

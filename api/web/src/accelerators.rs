@@ -4,11 +4,15 @@ use axum::response::Response;
 use maud::{Markup, html};
 use serde_json::Value;
 
+use crate::accelerator_parts::{held, page_of, request_page, request_state, server, status};
+use crate::api::part;
 use crate::context::Context;
+use crate::device_profile::group_words;
+use crate::guests::Guests;
 use crate::layout::Page;
-use crate::parts::{attachment_badge, badge, function_page, items, server_link, shown, text, time};
+use crate::parts::{items, shown, text, time};
 use crate::problem::Problem;
-use crate::table::table;
+use crate::table::{ACTIONS, table};
 
 /// Returns the page: what the caller may see of each of the three.
 pub(crate) async fn show(context: Context) -> Result<Response, Problem> {
@@ -22,16 +26,23 @@ pub(crate) async fn show(context: Context) -> Result<Response, Problem> {
         "device_profiles",
     )
     .await;
+    let guests = Guests::all(&context).await;
     let content = html! {
         h1 { "Accelerators" }
-        div #accelerators data-live { (list(&context, &accelerators)) }
+        @if context.may("hotslot:accelerator:create") {
+            p.actions { a.button href="accelerator-new" { "Create an accelerator" } }
+        }
+        div #accelerators data-live { (list(&guests, &accelerators)) }
         @if let Some(requests) = &requests {
             h2 { "Accelerator requests" }
-            div #requests data-live { (requests_list(&context, requests)) }
+            div #requests data-live { (requests_list(&context, &guests, requests)) }
         }
         @if let Some(profiles) = &profiles {
             h2 { "Device profiles" }
-            div #profiles data-live { (profiles_list(profiles)) }
+            div #profiles data-live { (profiles_list(&context, profiles)) }
+            @if context.may("cyborg:device_profile:create") {
+                p { a.button.small href="device-profile" { "Create a device profile" } }
+            }
         }
     };
     Ok(Page { title: "Accelerators", place: "accelerators", live: Some(String::new()), content }
@@ -46,74 +57,39 @@ async fn optional(context: &Context, rule: &str, path: &str, key: &str) -> Optio
     context.api.list(path, key, 5000).await.ok().map(|(items, _)| items)
 }
 
-fn list(context: &Context, accelerators: &[Value]) -> Markup {
+fn list(guests: &Guests<'_>, accelerators: &[Value]) -> Markup {
     html! {
         @if accelerators.is_empty() {
-            p.empty { "There is no accelerator. An accelerator is a name for devices that a server or the host can have: "
-                code { r#"hotslot accelerator create gpu0 --spec '{"device_type": "GPU"}'"# } "." }
+            p.empty { "There is no accelerator. An accelerator is a name for devices that a server or the host can have." }
         } @else {
             (table(
                 &["Name", "Type", "Status", "Server", "Devices", "Project"],
-                accelerators.iter().map(|one| line(context, one)),
+                accelerators.iter().map(|one| line(guests, one)),
             ))
         }
     }
 }
 
-fn line(context: &Context, one: &Value) -> [Markup; 6] {
-    let colour = match text(&one["status"]) {
-        "available" => "free",
-        "attached" | "in-use" | "bound" => "used",
-        "error" => "bad",
-        _ => "busy",
-    };
+fn line(guests: &Guests<'_>, one: &Value) -> [Markup; 6] {
     [
-        html! { (text(&one["name"])) },
+        html! { a href=(page_of(text(&one["uuid"]))) { (text(&one["name"])) } },
         html! { (text(&one["device_type"])) " " small { (text(&one["acc_type"])) } },
-        html! {
-            (badge(text(&one["status"]), colour))
-            @if let Some(reason) = one["status_reason"].as_str() { " " span.reason { (reason) } }
-        },
-        server(context, one),
+        status(one),
+        server(guests, one),
         html! { @for device in items(&one["devices"]) { (held(device)) } },
         html! { (shown(&one["project_id"])) },
     ]
 }
 
-/// Returns the server of an accelerator or a request.
-fn server(context: &Context, one: &Value) -> Markup {
-    html! {
-        @match one["instance_uuid"].as_str() {
-            Some(server) => (server_link(context, server, &html! { small { code { (server) } } })),
-            None => "–",
-        }
-    }
-}
-
-/// Returns a device that an accelerator has.
-fn held(device: &Value) -> Markup {
-    html! {
-        div {
-            @if let (Some(host), Some(address)) = (device["host"].as_str(), device["address"].as_str()) {
-                a.address href=(function_page(host, address)) { (address) } " "
-            }
-            (attachment_badge(text(&device["status"])))
-            @if let Some(inner) = device["inner_address"].as_str() { " guest sees " code { (inner) } }
-        }
-    }
-}
-
-fn requests_list(context: &Context, requests: &[Value]) -> Markup {
+fn requests_list(context: &Context, guests: &Guests<'_>, requests: &[Value]) -> Markup {
+    let is_shown = context.may("cyborg:arq:get_one");
     let line = |one: &Value| {
-        let colour = if one["state"] == "Bound" { "used" } else { "held" };
+        let id = html! { small { code { (text(&one["uuid"])) } } };
         [
-            html! { small { code { (text(&one["uuid"])) } } },
+            html! { @if is_shown { a href=(request_page(text(&one["uuid"]))) { (id) } } @else { (id) } },
             html! { (text(&one["device_profile_name"])) },
-            html! {
-                (badge(text(&one["state"]), colour))
-                @if let Some(reason) = one["state_reason"].as_str() { " " span.reason { (reason) } }
-            },
-            server(context, one),
+            request_state(one),
+            server(guests, one),
             time(&one["created_at"]),
         ]
     };
@@ -123,16 +99,20 @@ fn requests_list(context: &Context, requests: &[Value]) -> Markup {
     }
 }
 
-fn profiles_list(profiles: &[Value]) -> Markup {
+fn profiles_list(context: &Context, profiles: &[Value]) -> Markup {
+    let deletes = context.may("cyborg:device_profile:delete");
     let line = |one: &Value| {
         [
             html! { (text(&one["name"])) },
-            html! { @for group in items(&one["groups"]) { div { code { (group) } } } },
+            html! { @for group in items(&one["groups"]) { div { (group_words(group)) } } },
             html! { (text(&one["description"])) },
+            html! { @if deletes {
+                a.button.small href={ "device-profile-delete?id=" (part(text(&one["uuid"]))) } { "Delete" span.unseen { " the profile " (text(&one["name"])) } }
+            } },
         ]
     };
     html! {
         @if profiles.is_empty() { p.empty { "There is no device profile. An accelerator request names one." } }
-        @else { (table(&["Name", "Groups", "Description"], profiles.iter().map(line))) }
+        @else { (table(&["Name", "Asks for", "Description", ACTIONS], profiles.iter().map(line))) }
     }
 }

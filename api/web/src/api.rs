@@ -138,7 +138,12 @@ impl Api {
 fn problem(status: StatusCode, body: &Value) -> Problem {
     let nova =
         body.as_object().and_then(|body| body.values().next()).and_then(|fault| fault["message"].as_str());
-    let message = nova.or_else(|| body["faultstring"].as_str()).map(str::to_owned);
+    // Cyborg's form is JSON in a string.
+    let cyborg = || {
+        let fault: Value = serde_json::from_str(body["error_message"].as_str()?).ok()?;
+        fault["faultstring"].as_str().map(str::to_owned)
+    };
+    let message = nova.map(str::to_owned).or_else(cyborg);
     let message = message.map_or_else(|| status.to_string(), |message| by_pages(&message));
     let problem = Problem::new(status.as_u16(), message);
     Problem { is_recorded: true, ..problem }

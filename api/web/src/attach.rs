@@ -1,5 +1,7 @@
 //! Attaching devices to a server: a form, the verdict of a dry run, and the attach itself.
 
+use std::collections::BTreeMap;
+
 use axum::extract::Query;
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::response::Response;
@@ -9,12 +11,13 @@ use serde_json::{Map, Value, json};
 
 use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
+use crate::field::{Field, refusal};
 use crate::layout::{Page, form_token, go};
-use crate::parts::{badge, function_page, items, server_badge, server_page, text};
+use crate::parts::{items, server_badge, server_page, text};
 use crate::problem::Problem;
-use crate::remedy::by_pages;
 use crate::session::random;
-use crate::table::table;
+use crate::verdict::verdict;
+use crate::vf_settings::{all, offered};
 
 /// The number of different aliases that the form takes.
 const PARTS: usize = 3;
@@ -28,8 +31,8 @@ const POLICIES: [(&str, &str); 5] = [
     ("legacy", "legacy: near ones, or those whose node is not known"),
 ];
 
-/// The fields of text besides the aliases, by the keys of the API.
-const TEXTS: [&str; 4] = ["numa_policy", "mac_address", "vlan", "physical_network"];
+/// The fields of text besides those of a VF, by the keys of the API.
+const TEXTS: [&str; 2] = ["flavor", "numa_policy"];
 
 /// The right to attach a device by its address.
 pub(crate) const BY_ADDRESS: &str = "hotslot:attachment:create_by_address";
@@ -52,7 +55,7 @@ pub(crate) struct Wanted {
 struct Asked {
     aliases: Vec<(String, String)>,
     addresses: String,
-    texts: Vec<(&'static str, String)>,
+    texts: BTreeMap<&'static str, String>,
     live_only: bool,
     whole_group: bool,
 }
@@ -66,14 +69,25 @@ impl Asked {
         Self {
             aliases: aliases.filter(|(alias, _)| !alias.is_empty()).collect(),
             addresses: fields.get("addresses").to_owned(),
-            texts: TEXTS.iter().map(|key| (*key, fields.get(key).to_owned())).collect(),
+            texts: keys().map(|key| (key, fields.get(key).to_owned())).collect(),
             live_only: fields.is_set("live_only"),
             whole_group: fields.is_set("whole_group"),
         }
     }
 
     fn text(&self, key: &str) -> &str {
-        self.texts.iter().find(|(name, _)| *name == key).map_or("", |(_, value)| value)
+        self.texts.get(key).map_or("", String::as_str)
+    }
+
+    /// Returns the settings of VFs that are asked for.
+    fn set(&self) -> impl Iterator<Item = &'static Field> {
+        all().filter(|field| !self.text(field.key).is_empty())
+    }
+
+    /// Returns the addresses, each with its domain.
+    fn addresses(&self) -> Vec<String> {
+        let addresses = self.addresses.split([' ', ',']).filter(|address| !address.is_empty());
+        addresses.map(full_address).collect()
     }
 
     fn body(&self, dry_run: bool) -> Result<Value, Problem> {
@@ -83,9 +97,8 @@ impl Asked {
         });
         let alias = parts.collect::<Vec<_>>().join(",");
         let mut body = Map::new();
-        let addresses = self.addresses.split([' ', ',']).filter(|address| !address.is_empty());
-        let addresses: Vec<_> = addresses.map(full_address).collect();
-        if !alias.is_empty() || addresses.is_empty() {
+        let addresses = self.addresses();
+        if !alias.is_empty() || (addresses.is_empty() && self.text("flavor").is_empty()) {
             body.insert("pci_passthrough:alias".to_owned(), alias.into());
         }
         if !addresses.is_empty() {
@@ -94,18 +107,19 @@ impl Asked {
         body.insert("persistent".to_owned(), (!self.live_only).into());
         body.insert("whole_group".to_owned(), self.whole_group.into());
         body.insert("dry_run".to_owned(), dry_run.into());
-        for (key, value) in self.texts.iter().filter(|(_, value)| !value.is_empty()) {
-            let value = if *key == "vlan" {
-                let wrong =
-                    || Problem::new(400, format!("invalid vlan {value}: expected a number from 1 to 4094"));
-                Value::from(value.parse::<u32>().map_err(|_| wrong())?)
-            } else {
-                value.clone().into()
-            };
-            body.insert((*key).to_owned(), value);
+        for key in TEXTS.into_iter().filter(|key| !self.text(key).is_empty()) {
+            body.insert(key.to_owned(), self.text(key).into());
+        }
+        for field in self.set() {
+            body.insert(field.key.to_owned(), field.value(self.text(field.key))?);
         }
         Ok(json!({ "pciAttachment": body }))
     }
+}
+
+/// Returns the keys of all fields of text.
+fn keys() -> impl Iterator<Item = &'static str> {
+    TEXTS.into_iter().chain(all().map(|field| field.key))
 }
 
 /// Adds the domain 0000 to an address without one, as people write it.
@@ -120,8 +134,8 @@ pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Resu
     }
     let server = Server::find(&context, &wanted.id).await?;
     let asked = Asked { addresses: wanted.address, ..Asked::default() };
-    let aliases = aliases(&context).await;
-    let content = html! { (server.head()) (fields(&context, &server, &asked, aliases.as_deref())) };
+    let offer = Offer::of(&context, &server, &asked).await;
+    let content = html! { (server.head()) (request_form(&context, &server, &asked, &offer, None)) };
     Ok(server.page(content).show(&context))
 }
 
@@ -134,26 +148,27 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
     } else {
         dry_run(&context, &server, &asked).await.map(Done::Checked)
     };
-    let mut status = 200;
-    let verdict = match done {
+    let (found, refused) = match done {
         Ok(Done::Attached(made)) => {
             let ids: Vec<_> =
                 items(&made["pci_devices"]).iter().map(|one| part(text(&one["attachment_id"]))).collect();
             return Ok(go(&format!("{}&of={}&done=attached", server_page(&server.id), ids.join(","))));
         }
-        Ok(Done::Checked(run)) => html! { (verdict(&context, &server, &asked, &run)) },
+        Ok(Done::Checked(run)) => (verdict(&run, &then_attach(&context, &server, &asked)), None),
         Err(problem) => {
-            status = problem.status;
-            problem.alert("Nothing was attached, or it was undone. Change the request, and check again.")
+            let next = "Nothing was attached, or it was undone. Change the request, and check again.";
+            (refusal(&problem, all(), next), Some(problem))
         }
     };
-    let aliases = aliases(&context).await;
+    let offer = Offer::of(&context, &server, &asked).await;
+    let message = refused.as_ref().map(|problem| problem.message.as_str());
+    let is_wrong = message.is_some_and(|message| all().any(|field| field.is_refused_by(message)));
     let content = html! {
         (server.head())
-        (verdict)
-        details.again { summary { "Change the request" } (self::fields(&context, &server, &asked, aliases.as_deref())) }
+        (found)
+        details.again open[is_wrong] { summary { "Change the request" } (request_form(&context, &server, &asked, &offer, message)) }
     };
-    Ok(server.page(content).show_as(status, &context))
+    Ok(server.page(content).show_as(refused.as_ref().map_or(200, |problem| problem.status), &context))
 }
 
 /// Returns the list of the servers to which a device can be attached.
@@ -208,6 +223,8 @@ struct Server {
     id: String,
     name: String,
     status: String,
+    /// The name of the host, for callers who may see it.
+    host: Option<String>,
 }
 
 impl Server {
@@ -215,7 +232,8 @@ impl Server {
         let found = context.api.get(&format!("/v2.1/servers/{}", id_part(id)?)).await?;
         let server = &found["server"];
         let own = |key: &str| text(&server[key]).to_owned();
-        Ok(Self { id: own("id"), name: own("name"), status: own("status") })
+        let host = server["host"].as_str().map(str::to_owned);
+        Ok(Self { id: own("id"), name: own("name"), status: own("status"), host })
     }
 
     fn path(&self) -> String {
@@ -242,23 +260,87 @@ impl Server {
     }
 }
 
-/// Returns the names of the aliases; `None` when the caller may not list them.
-async fn aliases(context: &Context) -> Option<Vec<String>> {
-    if !context.may("hotslot:rule:list") {
+/// What the form offers.
+struct Offer {
+    /// The names of the aliases; `None` when the caller may not list them.
+    aliases: Option<Vec<String>>,
+    flavors: Vec<String>,
+    /// Whether the request can be for VFs of a network card.
+    vfs: bool,
+}
+
+impl Offer {
+    async fn of(context: &Context, server: &Server, asked: &Asked) -> Self {
+        let aliases = names(context, "hotslot:rule:list", "/v2.1/os-pci-config/alias", "alias", |rule| {
+            &rule["entry"]["name"]
+        });
+        let flavors =
+            names(context, "hotslot:flavor:list", "/v2.1/flavors", "flavors", |flavor| &flavor["name"]);
+        Self {
+            aliases: aliases.await,
+            flavors: flavors.await.unwrap_or_default(),
+            vfs: may_be_for_vfs(context, server, asked).await,
+        }
+    }
+}
+
+/// Returns the names in a list, sorted; `None` when the caller may not list them.
+async fn names(
+    context: &Context,
+    rule: &str,
+    path: &str,
+    key: &str,
+    name: impl Fn(&Value) -> &Value,
+) -> Option<Vec<String>> {
+    if !context.may(rule) {
         return None;
     }
-    let rules = context.api.get("/v2.1/os-pci-config/alias").await.ok()?;
-    let mut names: Vec<_> =
-        items(&rules["alias"]).iter().map(|rule| text(&rule["entry"]["name"]).to_owned()).collect();
+    let (listed, _) = context.api.list(path, key, 5000).await.ok()?;
+    let mut names: Vec<_> = listed.iter().map(|one| text(name(one)).to_owned()).collect();
     names.sort();
     names.dedup();
     Some(names)
 }
 
-fn fields(context: &Context, server: &Server, asked: &Asked, aliases: Option<&[String]>) -> Markup {
+/// Whether a request can be for VFs of a network card: one of the functions that it names is one, or the host has an
+/// assignable one. A caller who may not see the host is told nothing by that.
+async fn may_be_for_vfs(context: &Context, server: &Server, asked: &Asked) -> bool {
+    if asked.set().next().is_some() {
+        return true;
+    }
+    let Some(host) = server.host.as_deref().filter(|_| context.may("hotslot:host:devices")) else {
+        return true;
+    };
+    let Ok(found) = context.api.get(&format!("/v2.1/os-hypervisors/{}/pci_devices", part(host))).await else {
+        return true;
+    };
+    let named = asked.addresses();
+    let by_name = asked.aliases.is_empty() && !named.is_empty();
+    items(&found["pci_devices"]).iter().any(|function| {
+        let is_asked = if by_name {
+            named.iter().any(|address| function["address"] == *address)
+        } else {
+            function["status"].is_string()
+        };
+        is_asked && function["dev_type"] == "type-VF" && text(&function["class"]).starts_with(NETWORK)
+    })
+}
+
+/// The beginning of the class code of a network controller.
+const NETWORK: &str = "0x02";
+
+fn request_form(
+    context: &Context,
+    server: &Server,
+    asked: &Asked,
+    offer: &Offer,
+    refused: Option<&str>,
+) -> Markup {
+    let aliases = offer.aliases.as_deref();
+    let by_address = context.may(BY_ADDRESS);
+    let has_flavors = !offer.flavors.is_empty();
     html! {
-        @let by_address = context.may(BY_ADDRESS);
-        @if aliases.is_some_and(<[String]>::is_empty) && !by_address {
+        @if aliases.is_some_and(<[String]>::is_empty) && !by_address && !has_flavors {
             p.empty { "There is no alias yet. An alias names a kind of device; add one to the configuration, such as "
                 code { r#"alias = ['{"name": "gpu", "vendor_id": "10de"}']"# } "." }
         } @else {
@@ -268,7 +350,13 @@ fn fields(context: &Context, server: &Server, asked: &Asked, aliases: Option<&[S
                 fieldset {
                     legend { "Which devices" }
                     @if aliases.is_none_or(|names| !names.is_empty()) {
-                        @for number in 0..PARTS { (one_alias(number, asked, aliases, !by_address)) }
+                        @for number in 0..PARTS { (one_alias(number, asked, aliases, !by_address && !has_flavors)) }
+                    }
+                    @if has_flavors {
+                        label { span { "Flavor, instead of aliases" } select name="flavor" {
+                            option value="" { "–" }
+                            @for name in &offer.flavors { option value=(name) selected[name == asked.text("flavor")] { (name) } }
+                        } }
                     }
                     @if by_address {
                         label {
@@ -277,7 +365,7 @@ fn fields(context: &Context, server: &Server, asked: &Asked, aliases: Option<&[S
                         }
                     }
                 }
-                (options(asked))
+                (options(context, asked, offer, refused))
                 button type="submit" name="step" value="check" { "Check" }
                 p.help { "Nothing is changed yet: the check shows which devices would be taken, and what speaks against it." }
             }
@@ -306,9 +394,10 @@ fn one_alias(number: usize, asked: &Asked, aliases: Option<&[String]>, needed: b
     }
 }
 
-fn options(asked: &Asked) -> Markup {
-    let is_set =
-        asked.texts.iter().any(|(_, value)| !value.is_empty()) || asked.live_only || asked.whole_group;
+fn options(context: &Context, asked: &Asked, offer: &Offer, refused: Option<&str>) -> Markup {
+    let is_set = keys().any(|key| key != "flavor" && !asked.text(key).is_empty())
+        || asked.live_only
+        || asked.whole_group;
     html! {
         details open[is_set] {
             summary { "Options" }
@@ -317,67 +406,31 @@ fn options(asked: &Asked) -> Markup {
             label { span { "NUMA policy" } select name="numa_policy" {
                 @for (policy, meaning) in POLICIES { option value=(policy) selected[asked.text("numa_policy") == policy] { (meaning) } }
             } }
-            fieldset {
-                legend { "For a VF of a network card" }
-                label { span { "MAC address" } input name="mac_address" value=(asked.text("mac_address")) placeholder="52:54:00:12:34:56" autocomplete="off"; }
-                label { span { "VLAN" } input name="vlan" inputmode="numeric" value=(asked.text("vlan")) placeholder="1 to 4094" autocomplete="off"; }
-                label { span { "Physical network" } input name="physical_network" value=(asked.text("physical_network")) autocomplete="off"; }
-            }
-        }
-    }
-}
-
-/// Returns what a dry run found, and the button that attaches.
-fn verdict(context: &Context, server: &Server, asked: &Asked, run: &Value) -> Markup {
-    let possible = run["would_attach"] == true;
-    let key = random();
-    let (mut failed, others): (Vec<_>, Vec<_>) =
-        items(&run["checks"]).iter().partition(|check| check["result"] == "fail");
-    // Those that name their cure come first.
-    failed.sort_by_key(|check| check["cure"].is_null());
-    html! {
-        section #verdict .verdict.good[possible].bad[!possible] aria-labelledby="verdict-title" {
-            h2 #verdict-title { @if possible { "These devices can be attached" } @else { "These devices cannot be attached" } }
-            @if !failed.is_empty() {
-                ul.failed { @for check in &failed { li {
-                    strong { (by_pages(check["message"].as_str().unwrap_or("a check failed; ask an administrator why"))) }
-                    @if let Some(cure) = check["cure"].as_str() { br; span.cure { (by_pages(cure)) } }
-                } } }
-            }
-            @let devices = items(&run["pci_devices"]);
-            @if !devices.is_empty() { (taken(devices)) }
-            @if possible {
-                form method="post" action="attach" data-progress="progress" data-steps={ (server_page(&server.id)) "&done=attached" } {
-                    (form_token(context)) (hidden(server, asked))
-                    input type="hidden" name="key" value=(key);
-                    button type="submit" name="step" value="attach" { "Attach" }
-                    ol #progress .steps hidden aria-live="polite" aria-label="Progress" {}
+            @if offer.vfs {
+                fieldset {
+                    legend { "For a VF of a network card" }
+                    @for field in offered(context.is_service_or_admin()) { (field.show(asked.text(field.key), refused)) }
                 }
             }
         }
-        details.checks { summary { (others.len()) " other checks" }
-            ul { @for check in &others { li {
-                @if check["result"] == "pass" { (badge("passed", "free")) } @else { (badge("not known", "held")) }
-                " " (check["message"].as_str().unwrap_or(text(&check["check"])))
-            } } }
-        }
     }
 }
 
-fn taken(devices: &[Value]) -> Markup {
-    let line = |device: &Value| {
-        [
-            html! { @match (device["host"].as_str(), device["address"].as_str()) {
-                (Some(host), Some(address)) => a.address href=(function_page(host, address)) { (address) },
-                (None, Some(address)) => code { (address) },
-                (_, None) => "chosen at the attach",
-            } },
-            // A device that was named by its address has that as its alias.
-            html! { @if device["alias"] == device["address"] { "–" } @else { (text(&device["alias"])) } },
-            html! { code { (text(&device["vendor_id"])) ":" (text(&device["product_id"])) } },
-        ]
-    };
-    table(&["Device", "Alias", "Ids"], devices.iter().map(line))
+/// Returns what is asked for besides the devices that a dry run found, and the button that attaches.
+fn then_attach(context: &Context, server: &Server, asked: &Asked) -> Markup {
+    let set: Vec<_> = asked.set().collect();
+    html! {
+        @if !set.is_empty() {
+            h3 { "Settings of each VF" }
+            dl.facts { @for field in set { (field.said(asked.text(field.key))) } }
+        }
+        form method="post" action="attach" data-progress="progress" data-steps={ (server_page(&server.id)) "&done=attached" } {
+            (form_token(context)) (hidden(server, asked))
+            input type="hidden" name="key" value=(random());
+            button type="submit" name="step" value="attach" { "Attach" }
+            ol #progress .steps hidden aria-live="polite" aria-label="Progress" {}
+        }
+    }
 }
 
 /// Returns the fields of a request that was checked, as they were.
@@ -389,7 +442,7 @@ fn hidden(server: &Server, asked: &Asked) -> Markup {
             input type="hidden" name={ "count" (number) } value=(count);
         }
         @if !asked.addresses.is_empty() { input type="hidden" name="addresses" value=(asked.addresses); }
-        @for (key, value) in &asked.texts { input type="hidden" name=(key) value=(value); }
+        @for (key, value) in asked.texts.iter().filter(|(_, value)| !value.is_empty()) { input type="hidden" name=(key) value=(value); }
         @if asked.live_only { input type="hidden" name="live_only" value="1"; }
         @if asked.whole_group { input type="hidden" name="whole_group" value="1"; }
     }

@@ -51,6 +51,10 @@ pub struct Who {
     pub roles: Vec<String>,
     /// Whether the caller signed in at the page, so that signing out has an effect.
     pub signed_in: bool,
+    /// Whether the caller is an administrator.
+    pub is_admin: bool,
+    /// Whether the caller is a service or an administrator.
+    pub is_service_or_admin: bool,
 }
 
 /// What a page is made with. The service puts it into each request of a page.
@@ -95,6 +99,16 @@ impl Context {
     /// Whether the caller may use the routes of a rule.
     pub(crate) fn may(&self, rule: &str) -> bool {
         (self.may)(rule)
+    }
+
+    /// Whether the caller may do what is for administrators, whatever the rules say.
+    pub(crate) fn is_admin(&self) -> bool {
+        self.who.as_ref().is_some_and(|who| who.is_admin)
+    }
+
+    /// Whether the caller may do what is for services and administrators, whatever the rules say.
+    pub(crate) fn is_service_or_admin(&self) -> bool {
+        self.who.as_ref().is_some_and(|who| who.is_service_or_admin)
     }
 
     /// Returns the token that each form has.

@@ -34,14 +34,14 @@ pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Resu
 
 async fn page(context: &Context, wanted: &Wanted, refused: Option<&Problem>) -> Result<Response, Problem> {
     let attachment = context.api.get(&wanted.path()?).await?["pciAttachment"].take();
-    let guest = Guest::of(context, wanted).await;
+    let guest = Guest::of(context, &wanted.server, &wanted.attachment).await;
     let live = Some(format!("server={}", part(&wanted.server)));
     let content = html! {
         p.crumbs { a href="servers" { "Servers" } " / " a href=(server_page(&wanted.server)) { "server" } " / detach" }
         h1 { "Detach a device" }
         @if let Some(problem) = refused { (problem.alert("")) }
         (described(&attachment))
-        (consequences(&attachment, &guest))
+        (consequences(attachment["persistent"] == true, &guest))
         (buttons(context, wanted))
     };
     Ok(Page { title: "Detach a device", place: "servers", live, content }
@@ -63,18 +63,19 @@ fn described(attachment: &Value) -> Markup {
 
 /// The guest that has the device.
 #[derive(Default)]
-struct Guest {
+pub(crate) struct Guest {
     is_off: bool,
     /// How it is asked to release the device; `None` when that is not known.
     unplug_by: Option<String>,
 }
 
 impl Guest {
-    async fn of(context: &Context, wanted: &Wanted) -> Self {
-        let path = format!("/v2.1/servers/{}/pci_topology", part(&wanted.server));
+    /// Reads the guest of a server that has an attachment.
+    pub(crate) async fn of(context: &Context, server: &str, attachment: &str) -> Self {
+        let path = format!("/v2.1/servers/{}/pci_topology", part(server));
         let Ok(mut found) = context.api.get(&path).await else { return Self::default() };
         let topology = found["pci_topology"].take();
-        let by = unplug_by(&topology, &wanted.attachment).map(str::to_owned);
+        let by = unplug_by(&topology, attachment).map(str::to_owned);
         Self { is_off: topology["running"] == false, unplug_by: by }
     }
 }
@@ -87,7 +88,8 @@ fn unplug_by<'a>(topology: &'a Value, attachment: &str) -> Option<&'a str> {
     controllers.find(|one| one["index"].as_u64() == Some(index))?["unplug_by"].as_str()
 }
 
-fn consequences(attachment: &Value, guest: &Guest) -> Markup {
+/// Returns what a detach will do. `persistent` is whether the definition of the server has the device.
+pub(crate) fn consequences(persistent: bool, guest: &Guest) -> Markup {
     if guest.is_off {
         return html! {
             h2 { "What happens" }
@@ -98,7 +100,7 @@ fn consequences(attachment: &Value, guest: &Guest) -> Markup {
     html! {
         h2 { "What happens" }
         ol {
-            @if attachment["persistent"] == true { li { "The device is taken out of the definition of the server." } }
+            @if persistent { li { "The device is taken out of the definition of the server." } }
             li { "The guest is asked to release the device. " (by.map_or("How long it takes depends on the guest.", unplug_words)) }
             li { "When the guest has released it, the host gets it back and it is free for others." }
         }
@@ -118,6 +120,13 @@ fn buttons(context: &Context, wanted: &Wanted) -> Markup {
             button type="submit" { "Detach" }
             " " a href=(server_page(&wanted.server)) { "Cancel" }
         }
+        (by_force("detach", &common))
+    }
+}
+
+/// Returns the form of a detach by force, behind a warning. `common` is what its form has besides.
+pub(crate) fn by_force(action: &str, common: &Markup) -> Markup {
+    html! {
         details.force {
             summary { "Detach by force" }
             p.note {
@@ -125,7 +134,7 @@ fn buttons(context: &Context, wanted: &Wanted) -> Markup {
                  definition when the guest refuses. The guest may lose data, hang or crash. Use it only when the guest is \
                  lost anyway."
             }
-            form method="post" action="detach" {
+            form method="post" action=(action) {
                 (common)
                 label.check { input type="checkbox" name="force" value="1" required; span { "I know what this may do to the guest" } }
                 button.danger type="submit" { "Detach by force" }

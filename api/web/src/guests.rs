@@ -1,4 +1,4 @@
-//! The guests of a host, by whose names a page says who has a function.
+//! The guests, by whose names a page says who has a function.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,35 @@ use crate::parts::{items, server_link, text};
 /// The names of guests, by their UUIDs.
 pub(crate) struct Guests<'a> {
     context: &'a Context,
-    names: BTreeMap<&'a str, &'a str>,
+    names: BTreeMap<String, String>,
 }
+
+/// The maximum number of guests whose names are read.
+const MOST: usize = 10_000;
 
 impl<'a> Guests<'a> {
     /// Takes the guests of an answer about a host. With any other value it has none, and their UUIDs are shown.
-    pub(crate) fn of(context: &'a Context, host: &'a Value) -> Self {
-        let servers = items(&host["servers"]).iter();
-        Self { context, names: servers.map(|one| (text(&one["uuid"]), text(&one["name"]))).collect() }
+    pub(crate) fn of(context: &'a Context, host: &Value) -> Self {
+        Self::named(context, items(&host["servers"]), "uuid")
+    }
+
+    /// Reads the servers of all hosts that the caller may use. Of any other, the UUID is shown.
+    pub(crate) async fn all(context: &'a Context) -> Self {
+        if !context.may("os_compute_api:servers:index") {
+            return Self::named(context, &[], "id");
+        }
+        let servers = context.api.list("/v2.1/servers", "servers", MOST).await;
+        Self::named(context, &servers.map(|(servers, _)| servers).unwrap_or_default(), "id")
+    }
+
+    fn named(context: &'a Context, servers: &[Value], id: &str) -> Self {
+        let named = |one: &Value| (text(&one[id]).to_owned(), text(&one["name"]).to_owned());
+        Self { context, names: servers.iter().map(named).collect() }
     }
 
     /// Returns the name of the guest that has a function.
-    pub(crate) fn name_of(&self, function: &Value) -> Option<&'a str> {
-        self.names.get(server_of(function)?).copied()
+    pub(crate) fn name_of(&self, function: &Value) -> Option<&str> {
+        self.names.get(server_of(function)?).map(String::as_str)
     }
 
     /// Returns the server that has a device.

@@ -3,13 +3,20 @@
 //! Each page lies in one folder, `/ui/`, and links relatively, so that a proxy may serve the folder under a prefix. The
 //! crate of the routes serves it: it decides who calls, and puts a [`Context`] into each request.
 
+mod accelerator;
+mod accelerator_attach;
+mod accelerator_detach;
+mod accelerator_parts;
+mod accelerator_request;
 mod accelerators;
 mod api;
 mod attach;
 mod context;
 mod detach;
+mod device_profile;
 mod drift;
 mod events;
+mod field;
 mod function;
 mod guest_tree;
 mod guests;
@@ -26,6 +33,8 @@ mod sign_in;
 mod steps;
 mod table;
 mod tree;
+mod verdict;
+mod vf_settings;
 mod webhooks;
 
 use axum::Router;
@@ -62,6 +71,14 @@ pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
         .route("/ui/attach", get(attach::form).post(attach::attach))
         .route("/ui/detach", get(detach::form).post(detach::detach))
         .route("/ui/accelerators", get(accelerators::show))
+        .route("/ui/accelerator", get(accelerator::show))
+        .route("/ui/accelerator-new", get(accelerator::new).post(accelerator::create))
+        .route("/ui/accelerator-spec", get(accelerator::spec_form).post(accelerator::spec))
+        .route("/ui/accelerator-attach", get(accelerator_attach::form).post(accelerator_attach::attach))
+        .route("/ui/accelerator-detach", get(accelerator_detach::form).post(accelerator_detach::detach))
+        .route("/ui/accelerator-request", get(accelerator_request::show).post(accelerator_request::release))
+        .route("/ui/device-profile", get(device_profile::form).post(device_profile::create))
+        .route("/ui/device-profile-delete", get(device_profile::delete_form).post(device_profile::delete))
         .route("/ui/rules", get(rules::list))
         .route("/ui/rule", get(rules::form).post(rules::save))
         .route("/ui/quotas", get(quotas::show).post(quotas::set))

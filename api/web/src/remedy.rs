@@ -17,21 +17,33 @@ const ROUTES: [Words; 14] = [
     ("PUT os-quota-sets/{}", "the page Quotas"),
     ("PUT os-hypervisors/{}/mode", "`hotslot host thaw {}`"),
     ("POST servers/{}/pci_ports", "`hotslot server prepare {}`"),
-    ("PUT accelerators/{}/acc_specs", "`hotslot accelerator spec {}`"),
+    ("PUT accelerators/{}/acc_specs", "the button \"Change what it takes\" of its page"),
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on a page.
-const PHRASES: [Words; 5] = [
+const PHRASES: [Words; 13] = [
     ("add ?force=true", "mark that it is wanted also when devices in use depend on it"),
     ("with force", "by force"),
     ("with whole_group", "for whole IOMMU groups (in the options)"),
+    ("attach it with \"any_device\": true", "mark that it may take any other assignable device"),
+    ("GET it until it is attached or available", "its page shows when it is attached or available"),
+    ("PUT a spec with a num of", "change what it takes to a number of"),
+    ("PUT a spec without", "change what it takes to one without"),
+    ("DELETE the accelerator to release it", "detach the accelerator to release it"),
+    ("DELETE it again", "detach it again"),
+    ("min_tx_rate", "the minimum rate"),
+    ("max_tx_rate", "the maximum rate"),
     ("without whole_group", "without whole IOMMU groups (in the options)"),
     ("see with GET caller who you are", "see under your name at the top who you are"),
 ];
 
 /// Returns a message of the service with pages in place of REST routes. A route for which there is no page stays as it is.
 pub(crate) fn by_pages(message: &str) -> String {
-    translate(message, &ROUTES, &PHRASES)
+    let message = translate(message, &ROUTES, &PHRASES);
+    let message = message.strip_prefix("bad body: ").unwrap_or(&message);
+    // A person sends a form, and no JSON.
+    let example = ["; send {", "; send [{"].into_iter().find_map(|begins| message.rfind(begins));
+    message[..example.unwrap_or(message.len())].to_owned()
 }
 
 #[cfg(test)]
@@ -59,6 +71,11 @@ mod tests {
                 "this requires the role admin; ask an administrator for it, or see under your name at the top who you are",
             ),
             ("opened again (PUT os-hypervisors/node1/mode)", "opened again (`hotslot host thaw node1`)"),
+            (
+                "bad body: the name must have 1 to 255 characters; send {\"name\": \"IPSec Card\"}",
+                "the name must have 1 to 255 characters",
+            ),
+            ("acc_specs: num is 300; write 0 to 256", "acc_specs: num is 300; write 0 to 256"),
             ("busy", "busy"),
         ] {
             assert_eq!(by_pages(message), expected);

@@ -139,7 +139,7 @@ pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Resu
 /// What was found about an entry that the person has written.
 enum Found<'a> {
     Refused(&'a Problem),
-    Preview(&'a Value),
+    Preview(&'a Value, &'a Guests<'a>),
 }
 
 fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Option<Found<'_>>) -> Response {
@@ -150,7 +150,7 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
         p.lead { (kind.purpose) }
         @match &found {
             Some(Found::Refused(problem)) => (problem.alert("")),
-            Some(Found::Preview(preview)) => (previewed(context, kind, preview)),
+            Some(Found::Preview(preview, guests)) => (previewed(guests, kind, preview)),
             None => {},
         }
         form.stack method="post" action="rule" {
@@ -175,11 +175,9 @@ fn page(context: &Context, kind: &Kind, wanted: &Wanted, entry: &str, found: Opt
 }
 
 /// Returns the functions that an entry would match, and what it would take away.
-fn previewed(context: &Context, kind: &Kind, preview: &Value) -> Markup {
+fn previewed(guests: &Guests<'_>, kind: &Kind, preview: &Value) -> Markup {
     let (functions, count) = (items(&preview["pci_devices"]), preview["count"].as_u64().unwrap_or(0));
     let withdrawn = items(&preview["withdrawn"]);
-    // The functions may be those of several hosts.
-    let guests = Guests::of(context, &Value::Null);
     let without_effect = match kind.name {
         "whitelist" => "an earlier entry decides",
         _ => "not assignable, so without effect",
@@ -201,7 +199,7 @@ fn previewed(context: &Context, kind: &Kind, preview: &Value) -> Markup {
             @if !functions.is_empty() {
                 (table(
                     &["Function", "What", "Status now", "Effect"],
-                    functions.iter().map(|function| previewed_function(&guests, function, without_effect)),
+                    functions.iter().map(|function| previewed_function(guests, function, without_effect)),
                 ))
                 @if (functions.len() as u64) < count { p { "Only the first " (functions.len()) " are shown." } }
             }
@@ -246,7 +244,9 @@ pub(crate) async fn save(context: Context, fields: Fields) -> Result<Response, P
     };
     match sent {
         Ok(answer) if fields.get("step") == "preview" => {
-            Ok(page(&context, kind, &wanted, entry, Some(Found::Preview(&answer["preview"]))))
+            // The functions may be those of several hosts.
+            let guests = Guests::all(&context).await;
+            Ok(page(&context, kind, &wanted, entry, Some(Found::Preview(&answer["preview"], &guests))))
         }
         Ok(_) => Ok(go("rules")),
         Err(problem) => Ok(page(&context, kind, &wanted, entry, Some(Found::Refused(&problem)))),

@@ -8,6 +8,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::accelerator_parts::request_page;
 use crate::api::{id_part, part};
 use crate::context::Context;
 use crate::guest_tree::GuestTree;
@@ -227,13 +228,30 @@ fn attachment(context: &Context, server: &str, one: &Value) -> [Markup; 6] {
             @if one["persistent"] == false { " " small { "until the next power cycle" } }
         },
         time(if one["attached_at"].is_null() { &one["created_at"] } else { &one["attached_at"] }),
-        html! { @if context.may("hotslot:attachment:delete") && status != "attaching" {
-            a.button.small href={ "detach?server=" (part(server)) "&attachment=" (part(text(&one["attachment_id"]))) } {
+        html! { @if let Some(page) = release_page(context, server, one).filter(|_| status != "attaching") {
+            a.button.small href=(page) {
                 @if status == "detaching" { "Detach again" } @else { "Detach" }
                 @if let Some(address) = address { span.unseen { " " (address) } }
             }
         } },
     ]
+}
+
+/// Returns the page that detaches a device: that of its accelerator or accelerator request, where one holds it. `None` for
+/// callers who may not detach it, or may not know what holds it.
+fn release_page(context: &Context, server: &str, one: &Value) -> Option<String> {
+    let (rule, page) = match one["holder"].as_str().map(|holder| holder.split_once(':')) {
+        None => {
+            let id = part(text(&one["attachment_id"]));
+            ("hotslot:attachment:delete", format!("detach?server={}&attachment={id}", part(server)))
+        }
+        Some(Some(("accelerator", id))) => {
+            ("hotslot:accelerator:delete", format!("accelerator-detach?id={}", part(id)))
+        }
+        Some(Some(("accelerator-request", id))) => ("cyborg:arq:get_one", request_page(id)),
+        Some(_) => return None,
+    };
+    context.may(rule).then_some(page)
 }
 
 /// Returns that the guest has been asked and has not answered.

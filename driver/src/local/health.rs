@@ -1,4 +1,5 @@
-//! Whether a function works as before: its configuration space, and the PCI Express link that it is on.
+//! Whether a function works as before: its configuration space, the PCI Express link that it is on, and the errors that the
+//! kernel has counted (AER).
 
 use std::fs::File;
 use std::io::Read as _;
@@ -16,9 +17,31 @@ pub struct PortLink {
     pub speed: u32,
 }
 
+/// What is known about a function before a use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// The link of the function, or of its PF; `None` when it is not known.
+    pub link: Option<PortLink>,
+    /// The fatal errors that the kernel has counted (Linux, Documentation/ABI/testing/sysfs-bus-pci-devices-aer_stats);
+    /// `None` when it counts none for this function.
+    pub fatal_errors: Option<u32>,
+}
+
+/// Returns what is known about a function now. `port` is the function itself, or its PF.
+pub fn condition(sysroot: Option<&Path>, address: PciAddress, port: PciAddress) -> Condition {
+    let fatal_errors = sysroot.and_then(|sysroot| fatal_errors(&Root::new(sysroot), address));
+    Condition { link: link(sysroot, port), fatal_errors }
+}
+
+fn fatal_errors(root: &Root, address: PciAddress) -> Option<u32> {
+    let counters = root.read(format!("sys/bus/pci/devices/{address}/aer_dev_fatal")).ok()?;
+    let total = counters.lines().find_map(|line| line.strip_prefix("TOTAL_ERR_FATAL "))?;
+    total.trim().parse().ok()
+}
+
 /// Returns the link of a function as it is now. Returns `None` when it is unknown: the host is remote, the function has
 /// no PCI Express link, or it is a VF, whose PF has the link.
-pub fn link(sysroot: Option<&Path>, address: PciAddress) -> Option<PortLink> {
+fn link(sysroot: Option<&Path>, address: PciAddress) -> Option<PortLink> {
     let root = Root::new(sysroot?);
     let width = width(&root, address).filter(|width| *width > 0)?;
     Some(PortLink { width, speed: speed(&root, address)? })
@@ -40,12 +63,12 @@ fn speed(root: &Root, port: PciAddress) -> Option<u32> {
 
 /// Returns why a function that was just used must not be used again; `None` when nothing is known against it.
 ///
-/// `before` is the link of `port` before the use: of the function itself, or of its PF. With `slows_down` a lower speed
+/// `before` is what was known before the use; its link is that of `port`: the function itself, or its PF. With `slows_down` a lower speed
 /// does not count, as of GPUs, which lower it to save power.
 pub fn why_unhealthy(
     sysroot: &Path,
     address: PciAddress,
-    (port, before): (PciAddress, Option<PortLink>),
+    (port, before): (PciAddress, Condition),
     slows_down: bool,
 ) -> Option<String> {
     let root = Root::new(sysroot);
@@ -56,7 +79,15 @@ pub fn why_unhealthy(
     {
         return Some(format!("{address} does not answer: every byte of its configuration space is 0xff"));
     }
-    let before = before?;
+    if let (Some(before), Some(now)) = (before.fatal_errors, fatal_errors(&root, address))
+        && now > before
+    {
+        return Some(format!(
+            "the kernel has counted {} fatal PCI Express errors of {address} (AER) while it was used",
+            now - before
+        ));
+    }
+    let before = before.link?;
     let width = width(&root, port)?;
     if width == 0 {
         return Some(format!("the PCI Express link of {port} is down"));

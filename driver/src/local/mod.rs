@@ -34,7 +34,7 @@ mod vfio;
 pub use self::bar::{Bar, BarKind, bars};
 pub use self::finding::{Guard, GuardKind};
 pub use self::guard::{guards, guards_of_remote};
-pub use self::health::{PortLink, link, why_unhealthy};
+pub use self::health::{Condition, PortLink, condition, why_unhealthy};
 pub use self::open_nodes::{InUse, NodeProcess, OpenNodes, open_nodes};
 pub use self::reset::reset_methods;
 pub use self::vf_port::{VfPort, vf_port};

@@ -15,6 +15,18 @@ async fn an_accelerator_is_attached_by_its_spec_and_detached() {
     let path = service
         .accelerator("vf", json!({ "vendor_id": "8086", "product_id": "10ca", "device_type": "nic" }))
         .await;
+    // A dry run tells what an attach would take, and changes nothing.
+    let before = shown(&service, &path).await;
+    let mut dry = service.put(&path, json!({ "instance_uuid": Q35, "dry_run": true })).await.expect(200).body;
+    let run = dry.as_object_mut().unwrap().remove("dry_run").unwrap();
+    assert_eq!(
+        (&run["would_attach"], &run["pci_devices"][0]["address"]),
+        (&json!(true), &json!("0000:04:10.0"))
+    );
+    assert_eq!((dry, shown(&service, &path).await), (before.clone(), before));
+    assert!(service.attachments(Q35).await.is_empty());
+    let host = service.put(&path, json!({ "host": "node1", "dry_run": true })).await.expect(400);
+    assert!(host.message().contains("dry_run applies to a server only"), "{}", host.message());
     let attached = service.put(&path, json!({ "instance_uuid": Q35 })).await.expect(200).body;
     assert_eq!((&attached["status"], &attached["instance_uuid"]), (&json!("attached"), &json!(Q35)));
     assert_eq!((&attached["address"], &attached["host"]), (&json!("0000:04:10.0"), &json!("node1")));
@@ -32,6 +44,7 @@ async fn an_accelerator_is_attached_by_its_spec_and_detached() {
     {
         service.put(&path, target).await.expect(409);
     }
+    service.put(&path, json!({ "instance_uuid": Q35, "dry_run": true })).await.expect(409);
     service.delete(&path).await.expect(204);
     service.delete(&path).await.expect(204);
     assert_eq!(driver(&service, "0000:04:10.0").await, "igbvf");

@@ -125,3 +125,30 @@ async fn a_device_that_does_not_answer_is_quarantined_after_any_use() {
     );
     service.expect_clean().await;
 }
+
+#[tokio::test]
+async fn fatal_errors_that_the_kernel_counts_during_a_use_are_a_reason() {
+    let service = Hotslot::bare(&host("small"), EVERYTHING, with_links).await;
+    let count = |total: u32| {
+        let counters = format!("Undefined 0\nMalformed TLP {total}\nTOTAL_ERR_FATAL {total}\n");
+        write(&service.host_dir(), NVME, &[("aer_dev_fatal", counters.as_bytes())]);
+    };
+    let use_it = async |after: u32| {
+        let device = service.attach(Q35, "spare:1").await.expect(200).body["pci_devices"][0].clone();
+        count(after);
+        service.delete(&path(&device)).await.expect(200);
+    };
+    // Older errors are no reason, and neither is a counter that began again.
+    for (before, after) in [(2, 2), (2, 0)] {
+        count(before);
+        use_it(after).await;
+        assert_eq!(service.device(NVME).await["quarantine"], Value::Null);
+    }
+    use_it(3).await;
+    service.until("it is in quarantine", async || withheld(&service, NVME).await != Value::Null).await;
+    assert_eq!(
+        service.device(NVME).await["quarantine"],
+        "the kernel has counted 3 fatal PCI Express errors of 0000:08:00.0 (AER) while it was used"
+    );
+    service.expect_clean().await;
+}

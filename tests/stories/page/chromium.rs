@@ -223,6 +223,114 @@ async fn a_refusal_is_shown_before_the_attach_with_its_cure() {
 
 #[tokio::test]
 #[ignore = "needs Chromium: apt-get install chromium chromium-driver; make page-test"]
+async fn a_refused_setting_of_a_vf_names_its_field_and_keeps_the_form() {
+    let service = Hotslot::on("small").await;
+    let person = Browser::open(service.url(), Look::PHONE).await;
+    person.go(&format!("/ui/attach?id={Q35}")).await;
+    person.write("select[name=alias0]", "vf").await;
+    person.click("form details summary").await;
+    person.write("input[name=min_tx_rate]", "100").await;
+    person.write("input[name=max_tx_rate]", "10").await;
+    person.write("select[name=link_state]", "enable").await;
+    person.click("button[value=check]").await;
+    person.until("Correct the field \u{201c}Minimum rate, in Mbit/s\u{201d}.").await;
+    // The form is open, and has what was written.
+    person.find("input[name=min_tx_rate][aria-invalid]").await;
+    let written = "return document.querySelector('form.stack [name=max_tx_rate]').value";
+    assert_eq!(person.script(written).await, "10");
+    person.script("document.querySelector('input[name=min_tx_rate]').value = ''").await;
+    person.write("input[name=min_tx_rate]", "5").await;
+    person.click("button[value=check]").await;
+    person.until("can be attached").await;
+    person.until("Settings of each VF").await;
+    person.click("button[value=attach]").await;
+    person.until("The devices are attached.").await;
+    let vf = service.attachments(Q35).await[0].clone();
+    assert_eq!(
+        (&vf["min_tx_rate"], &vf["max_tx_rate"], &vf["link_state"]),
+        (&5.into(), &10.into(), &"enable".into())
+    );
+    person.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: apt-get install chromium chromium-driver; make page-test"]
+async fn an_accelerator_is_made_and_used_with_and_without_scripts() {
+    for look in [Look::WIDE, Look { scripts: false, ..Look::WIDE }] {
+        let service = Hotslot::on("small").await;
+        let person = Browser::open(service.url(), look).await;
+        person.go("/ui/accelerators").await;
+        person.follow("Create an accelerator").await;
+        person.write("input[name=name]", "fast").await;
+        person.write("select[name=device_type]", "NIC").await;
+        person.click("form details summary").await;
+        person.write("input[name=vendor_id]", "8086").await;
+        person.write("input[name=product_id]", "10ca").await;
+        person.click("button[value=check]").await;
+        person.until("it takes any assignable device of type NIC").await;
+        person.click("button[value=create]").await;
+        person.until("The accelerator is created.").await;
+        person.follow("Attach to a server").await;
+        person.write("select[name=server]", "q35").await;
+        person.click("button[value=check]").await;
+        person.until("can be attached").await;
+        person.click("button[value=attach]").await;
+        person.until("The devices are attached.").await;
+        person.follow("Accelerators").await;
+        person.until("q35").await;
+        person.follow("fast").await;
+        person.follow("Detach").await;
+        person.until("What happens").await;
+        person.click("button[value=detach]").await;
+        person.until("holds no device any more").await;
+        person.follow("Delete").await;
+        person.click("button[value=delete]").await;
+        person.until("There is no accelerator.").await;
+        person.follow("Create a device profile").await;
+        person.write("input[name=name]", "nic").await;
+        person.click(".stack button").await;
+        person.until("1 of GPU").await;
+        person.follow("Delete").await;
+        person.until("No server loses a device.").await;
+        person.click("main form button").await;
+        person.until("There is no device profile.").await;
+        person.close().await;
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: apt-get install chromium chromium-driver; make page-test"]
+async fn an_accelerator_is_made_with_the_keyboard_alone() {
+    let service = Hotslot::on("small").await;
+    let person = Browser::open(service.url(), Look::WIDE).await;
+    person.go("/ui/accelerator-new").await;
+    let to_field = async |name: &str| {
+        for _ in 0..40 {
+            person.press(TAB).await;
+            if person.script("return document.activeElement.name || ''").await == name {
+                return;
+            }
+        }
+        panic!("no {name} can be reached: {}", person.text().await);
+    };
+    // The order of the keyboard is that of the form.
+    to_field("name").await;
+    person.press("gpu0").await;
+    to_field("device_type").await;
+    person.press("GPU").await;
+    to_field("num").await;
+    to_field("step").await;
+    person.press(ENTER).await;
+    person.until("it takes any assignable device of type GPU").await;
+    to_field("step").await;
+    person.press(ENTER).await;
+    person.until("The accelerator is created.").await;
+    person.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: apt-get install chromium chromium-driver; make page-test"]
 async fn a_rule_is_previewed_saved_and_removed() {
     let service = Hotslot::on("small").await;
     let person = Browser::open(service.url(), Look::WIDE).await;

@@ -88,6 +88,15 @@ async fn whoever_may_not_name_addresses_is_not_asked_for_them() {
     app.sign_in(&member).await.expect(303);
     let form = app.get(&format!("attach?id={Q35}&address=0000:04:10.2")).await.expect(200);
     assert!(!html(&form).contains("name=\"addresses\""), "{}", html(&form));
+    // Nor for what separates the networks of projects.
+    assert!(html(&form).contains("name=\"physical_network\""), "{}", html(&form));
+    assert!(
+        !html(&form).contains("name=\"vlan\"") && !html(&form).contains("name=\"trusted\""),
+        "{}",
+        html(&form)
+    );
+    let fields = [("id", Q35), ("alias0", "vf"), ("trusted", "true"), ("step", "check")];
+    app.send(&format!("attach?id={Q35}"), "attach", &fields).await.expect(403);
     let fields = [("id", Q35), ("addresses", "0000:04:10.2"), ("step", "attach")];
     app.send(&format!("attach?id={Q35}"), "attach", &fields).await.expect(403);
     // The quota of the own project is shown, and cannot be set.
@@ -98,6 +107,92 @@ async fn whoever_may_not_name_addresses_is_not_asked_for_them() {
     let token = form_token(html(&form));
     app.send_as("quotas", &[("project", "p"), ("limit accelerators", "9")], &token).await.expect(403);
     app.get("webhooks").await.expect(403);
+}
+
+/// Two VFs, one of which is trusted, and a NIC that is no VF.
+const VFS: &str = r#"
+[pci]
+device_spec = ['{"address": "0000:04:10.0", "trusted": "true"}', '{"address": "0000:04:10.2"}', '{"address": "0000:05:00.0"}']
+alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}']
+[[flavor]]
+name = "one-vf"
+extra_specs = { "pci_passthrough:alias" = "vf:1" }
+"#;
+
+#[tokio::test]
+async fn settings_of_a_vf_are_checked_and_shown_before_they_are_set() {
+    let service = Hotslot::bare(&host("small"), VFS, |_| ()).await;
+    let mut person = Person::at(&service);
+    let attach = format!("attach?id={Q35}");
+    let form = person.get(&attach).await.expect(200);
+    for key in ["mac_address", "vlan", "trusted", "spoof_check", "link_state", "min_tx_rate", "max_tx_rate"] {
+        assert!(html(&form).contains(&format!("name=\"{key}\"")), "{key}: {}", html(&form));
+    }
+    // They mean nothing for a function that is no VF of a network card.
+    for (address, shown) in [("0000:04:10.0", true), ("0000:05:00.0", false)] {
+        let form = person.get(&format!("{attach}&address={address}")).await.expect(200);
+        assert_eq!(html(&form).contains("For a VF of a network card"), shown, "{address}: {}", html(&form));
+    }
+    let asked = [("id", Q35), ("alias0", "vf")];
+    for (wrong, text, field) in [
+        (&[("min_tx_rate", "x")][..], "`x` is not a number", "Minimum rate"),
+        (&[("max_tx_rate", "1000001")], "at most 1000000 Mbit/s", "Maximum rate"),
+        (
+            &[("min_tx_rate", "100"), ("max_tx_rate", "10")],
+            "the minimum rate: it is at most the maximum rate, 10",
+            "Minimum rate",
+        ),
+        (&[("vlan", "5000")], "4094", "VLAN"),
+        (&[("mac_address", "no")], "mac_address", "MAC address"),
+        (&[("spoof_check", "maybe")], "is not one of true, false", "Spoof check"),
+        (&[("link_state", "sideways")], "is not one of auto, enable, disable", "Link state"),
+    ] {
+        for step in ["check", "attach"] {
+            let fields = [&asked[..], wrong, &[("step", step)]].concat();
+            let refused = person.send(&attach, "attach", &fields).await.expect(400);
+            let page = html(&refused);
+            assert!(page.contains(text), "{wrong:?}: {page}");
+            assert!(page.contains(&format!("Correct the field \u{201c}{field}")), "{wrong:?}: {page}");
+            assert!(page.contains("aria-invalid=\"true\""), "{wrong:?}: {page}");
+            assert!(page.contains("<option value=\"vf\" selected>vf</option>"), "{wrong:?}: {page}");
+            if matches!(wrong[0].0, "vlan" | "mac_address" | "min_tx_rate" | "max_tx_rate") {
+                assert!(page.contains(&format!("value=\"{}\"", wrong[0].1)), "{wrong:?}: {page}");
+            }
+        }
+    }
+    assert!(service.attachments(Q35).await.is_empty());
+    let settings = [
+        ("trusted", "true"),
+        ("spoof_check", "false"),
+        ("link_state", "enable"),
+        ("min_tx_rate", "10"),
+        ("max_tx_rate", "100"),
+    ];
+    let check = [&asked[..], &settings, &[("step", "check")]].concat();
+    let checked = person.send(&attach, "attach", &check).await.expect(200);
+    let page = html(&checked);
+    assert!(page.contains("These devices can be attached") && page.contains("0000:04:10.0"), "{page}");
+    assert!(page.contains("Settings of each VF") && page.contains("enable: always up"), "{page}");
+    let send = [&asked[..], &settings, &[("step", "attach")]].concat();
+    person.send(&attach, "attach", &send).await.expect(303);
+    let vf = service.attachments(Q35).await[0].clone();
+    assert_eq!((&vf["trusted"], &vf["spoof_check"]), (&json!(true), &json!(false)), "{vf}");
+    assert_eq!(
+        (&vf["link_state"], &vf["min_tx_rate"], &vf["max_tx_rate"]),
+        (&json!("enable"), &json!(10), &json!(100))
+    );
+    // A setting that the host cannot have is in the verdict. A flavor names the devices as well as an alias.
+    service.sim(
+        "fault vf-settings fail kind=unsupported times=99 text=hotslot has not the right (CAP_NET_ADMIN)",
+    );
+    let fields = [("id", Q35), ("flavor", "one-vf"), ("max_tx_rate", "5"), ("step", "check")];
+    let checked = person.send(&attach, "attach", &fields).await.expect(200);
+    let page = html(&checked);
+    assert!(page.contains("cannot be attached") && page.contains("CAP_NET_ADMIN"), "{page}");
+    service.sim("fault clear");
+    let fields = [("id", Q35), ("flavor", "one-vf"), ("step", "check")];
+    let checked = person.send(&attach, "attach", &fields).await.expect(200);
+    assert!(html(&checked).contains("0000:04:10.2"), "{}", html(&checked));
 }
 
 #[tokio::test]
@@ -194,6 +289,14 @@ async fn a_rule_is_previewed_before_it_is_saved() {
         }
     }
     assert_eq!(rules().await, before, "a preview changes nothing");
+    // A guest is called by its name.
+    service.attach(Q35, "vf:1").await.expect(200);
+    let entry = r#"{"name": "one", "vendor_id": "8086", "product_id": "10ca"}"#;
+    let fields = [("kind", "alias"), ("entry", entry), ("step", "preview")];
+    let shown = person.send("rule?kind=alias", "rule", &fields).await.expect(200);
+    let link = format!("<a href=\"server?id={Q35}\">q35</a>");
+    assert!(html(&shown).contains(&link), "{}", html(&shown));
+    assert!(!html(&shown).contains(&format!(">{Q35}<")), "{}", html(&shown));
     // The checks are those of the API.
     for (entry, status, text) in [
         (r#"{"vendor_id": "intel"}"#, 400, "vendor_id"),

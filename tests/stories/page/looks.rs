@@ -1,6 +1,6 @@
 //! How each page looks, in light, in dark, in a narrow window and on a phone: without barriers (axe-core), and not wider
-//! than the window. `make screenshots` writes a picture of each page for people to look at. The pages are those of the
-//! made-up host of `hotslot serve --simulate`.
+//! than the window. `make screenshots` writes a picture of each page for people to look at, and those of the docs. The pages
+//! are those of the made-up host of `hotslot serve --simulate`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 
 use super::own::made_up_host;
 
-/// A page: the name of its picture, its address, and the button that is pressed on it before somebody looks at it. The
-/// names of servers in angle brackets stand for their ids, and `<device>` and `<attachment>` for a device of web1.
+/// A page: the name of its picture, its address, and what is pressed on it before somebody looks at it. The names of servers
+/// in angle brackets stand for their ids, `<attachment>` for a device of web1, and the others for an accelerator that holds
+/// a device, one that does not, an accelerator request and a device profile.
 struct Page(&'static str, &'static str, &'static str);
 
-const PAGES: [Page; 25] = [
+const PAGES: [Page; 36] = [
     Page("sign-in", "sign-in", ""),
     Page("account", "account", ""),
     Page("hosts", "hosts", ""),
@@ -34,7 +35,18 @@ const PAGES: [Page; 25] = [
     Page("attach-refused", "attach?id=<web1>&address=0000:4b:00.0", "button[value=check]"),
     Page("attach-to", "attach?host=demo&address=0000:31:01.5", ""),
     Page("detach", "detach?server=<web1>&attachment=<attachment>", ""),
+    Page("attach-settings", "attach?id=<web1>&address=0000:31:01.5", "details summary"),
     Page("accelerators", "accelerators", ""),
+    Page("accelerator", "accelerator?id=<held>", ""),
+    Page("accelerator-free", "accelerator?id=<free>", ""),
+    Page("accelerator-new", "accelerator-new", ""),
+    Page("accelerator-spec", "accelerator-spec?id=<free>", "button[value=check]"),
+    Page("accelerator-attach", "accelerator-attach?id=<free>", "button[value=check]"),
+    Page("accelerator-detach", "accelerator-detach?id=<held>", ""),
+    Page("accelerator-delete", "accelerator-detach?id=<free>", ""),
+    Page("accelerator-request", "accelerator-request?id=<request>", ""),
+    Page("device-profile", "device-profile", ""),
+    Page("device-profile-delete", "device-profile-delete?id=<profile>", ""),
     Page("rules", "rules", ""),
     Page("rule", "rule?kind=alias", "button[value=preview]"),
     Page("quotas", "quotas?project=p", ""),
@@ -42,6 +54,16 @@ const PAGES: [Page; 25] = [
     Page("drift", "drift", ""),
     Page("events", "events", ""),
     Page("not-found", "server?id=00000000-0000-4000-8000-000000000000", ""),
+];
+
+/// A picture of the docs: its name, the pictures of pages of which it shows the upper parts side by side, and its height.
+struct Picture(&'static str, &'static [&'static str], u32);
+
+const PICTURES: [Picture; 4] = [
+    Picture("host", &["host-light"], 990),
+    Picture("attach", &["attach-refused-light"], 370),
+    Picture("server", &["server-pending-dark"], 860),
+    Picture("phone", &["host-phone", "server-phone", "function-needed-phone"], 760),
 ];
 
 /// The made-up host, as its administrator uses it by the API.
@@ -74,6 +96,30 @@ impl Scene {
         self.send(Method::POST, &attachments(&self.id(server).await), body).await
     }
 
+    /// Makes an accelerator that holds a device, one that does not, a device profile and an accelerator request. Returns
+    /// their ids.
+    async fn accelerators(&self) -> [(&'static str, String); 4] {
+        let (held, free) = ("00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002");
+        for (id, name, of) in [(held, "encryption", "QAT"), (free, "inference", "GPU")] {
+            let path = format!("/v1/accelerators/{id}");
+            self.send(Method::POST, "/v1/accelerators", json!({ "name": name, "uuid": id })).await;
+            self.send(Method::PUT, &path, json!({ "acc_specs": { "device_type": of } })).await;
+        }
+        let server = json!({ "instance_uuid": self.id("train1").await });
+        self.send(Method::PUT, &format!("/v1/accelerators/{held}"), server).await;
+        let profile = json!([{ "name": "crypto", "groups": [{ "resources:CUSTOM_QAT": "1" }] }]);
+        let profile = self.send(Method::POST, "/accelerator/v2/device_profiles", profile).await;
+        let request = json!({ "device_profile_name": "crypto" });
+        let request = self.send(Method::POST, "/accelerator/v2/accelerator_requests", request).await;
+        let id = |value: &Value| value["uuid"].as_str().unwrap().to_owned();
+        [
+            ("<held>", held.to_owned()),
+            ("<free>", free.to_owned()),
+            ("<profile>", id(&profile)),
+            ("<request>", id(&request["arqs"][0])),
+        ]
+    }
+
     /// Sends a command to the made-up host.
     async fn sim(&self, words: &[&str]) {
         let host = self.get("/v2.1/os-hypervisors/demo").await;
@@ -100,15 +146,16 @@ async fn scene() -> (super::own::Running, Scene, Vec<String>) {
     // With this version, the answer does not wait for the guest.
     let path = format!("/v2.1/servers/{}/os-pci_attachments/{id}", scene.id("db1").await);
     scene.send(Method::DELETE, &path, Value::Null).await;
-    scene.send(Method::POST, "/v1/accelerators", json!({ "name": "inference" })).await;
-    let profile = json!([{ "name": "crypto", "groups": [{ "resources:CUSTOM_QAT": "1" }] }]);
-    scene.send(Method::POST, "/accelerator/v2/device_profiles", profile).await;
+    let names = scene.accelerators().await;
     scene.sim(&["unplug", "web1", devices[1]["address"].as_str().unwrap(), "config"]).await;
     let mut paths = Vec::new();
     for Page(_, path, _) in &PAGES {
         let mut path = path.replace("<attachment>", devices[0]["attachment_id"].as_str().unwrap());
         for name in ["web1", "db1", "build1"] {
             path = path.replace(&format!("<{name}>"), &scene.id(name).await);
+        }
+        for (name, id) in &names {
+            path = path.replace(name, id);
         }
         paths.push(path);
     }
@@ -136,7 +183,8 @@ async fn no_page_has_a_barrier() {
             person.find("main h1").await;
             if !button.is_empty() {
                 person.click(button).await;
-                person.find(".verdict, .refusal").await;
+                let shows = if button.starts_with("button") { ".verdict, .refusal" } else { "details[open]" };
+                person.find(shows).await;
             }
             let barriers = person.barriers(&axe).await;
             wrong.extend(barriers.into_iter().map(|barrier| format!("{page}, {name}: {barrier}")));
@@ -147,6 +195,15 @@ async fn no_page_has_a_barrier() {
             if let Some(folder) = &pictures {
                 person.picture(&Path::new(folder).join(format!("{page}-{name}.png"))).await;
             }
+        }
+        person.close().await;
+    }
+    let docs = std::env::var_os("HOTSLOT_PICTURES").map(PathBuf::from);
+    if let (Some(folder), Some(docs)) = (&pictures, &docs) {
+        let person = Browser::open(scene.api.url(), Look::WIDE).await;
+        for Picture(name, parts, height) in &PICTURES {
+            let parts: Vec<_> = parts.iter().map(|part| folder.join(format!("{part}.png"))).collect();
+            person.collage(&parts, *height, &docs.join(format!("{name}.png"))).await;
         }
         person.close().await;
     }

@@ -1,5 +1,6 @@
 //! The page: by HTTP as a browser sends it, and in Chromium.
 
+mod accelerators;
 mod chromium;
 mod forms;
 mod http;

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use hotslot_tests::{Api, binary};
+use hotslot_tests::{Api, Hotslot, binary};
 use reqwest::Method;
 
 use super::sessions::request_line;
@@ -80,6 +80,51 @@ async fn only_the_browser_that_opened_the_link_acts_as_the_user() {
     evil.push(("origin".to_owned(), "http://evil.example".to_owned()));
     send("/ui/hosts", evil).await.expect(403);
     service.expect_clean().await;
+}
+
+/// Runs `hotslot ui` until it ends by itself.
+fn ui_at(url: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(binary());
+    command.args(["ui", "--url", url]).env_remove("HOTSLOT_CONFIG").env_remove("HOTSLOT_TOKEN");
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[tokio::test]
+async fn a_link_is_printed_only_to_a_page_that_is_there() {
+    let service = Hotslot::on("small").await;
+    let (code, text) = ui_at(service.url());
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains(&format!("The page is at {}/ui.", service.url())), "{text}");
+    // Nobody answers.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = format!("http://{}", port.local_addr().unwrap());
+    drop(port);
+    let (code, text) = ui_at(&closed);
+    assert_eq!(code, Some(5), "{text}");
+    assert!(text.contains("is `hotslot serve` running?") && !text.contains("The page is at"), "{text}");
+    let (code, text) = ui_at("unix:/nowhere/api.sock");
+    assert!(code == Some(5) && text.contains("is `hotslot serve` running?"), "{text}");
+    // Something else answers.
+    for (answer, says) in [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", "status 200 OK, and something else"),
+        ("HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n", "asks who you are first"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", "invalid HTTP"),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = format!("http://{}", listener.local_addr().unwrap());
+        let served = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
+            std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+        });
+        let (code, text) = ui_at(&other);
+        served.join().unwrap();
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("the page of hotslot is not at") && text.contains(says), "{text}");
+        assert!(text.contains("--url") && !text.contains("The page is at"), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hotslot_driver::binding::HostDriver;
-use hotslot_driver::local::PortLink;
+use hotslot_driver::local::Condition;
 use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vf::VfSettings;
@@ -58,8 +58,8 @@ pub struct Attachment {
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` for a plain PCI function.
     pub network: Option<Network>,
-    /// The PCI Express link of the function, or of its PF, before the attachment; `None` when it is not known.
-    pub link: Option<PortLink>,
+    /// What was known about the function before the attachment.
+    pub before: Condition,
     /// Whether it was taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,
     /// Whether it has to go even if its guest refuses. Then it does not come back into the definition.
@@ -101,8 +101,8 @@ pub struct NewAttachment {
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` attaches it as a plain PCI function.
     pub network: Option<Network>,
-    /// The PCI Express link of the function, or of its PF; `None` when it is not known.
-    pub link: Option<PortLink>,
+    /// What is known about the function.
+    pub before: Condition,
     /// Whether it is taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,
     /// Whether it is bound to a host driver now, to which it must be bound again afterwards.
@@ -125,7 +125,7 @@ impl NewAttachment {
             persistent: by.persistent,
             managed: self.managed,
             network: self.network.clone(),
-            link: self.link,
+            before: self.before,
             whole_group: self.whole_group,
             forced: false,
             plug_requested,

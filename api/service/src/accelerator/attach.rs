@@ -13,7 +13,7 @@ use hotslot_store::actor;
 
 use super::accelerators::Accelerators;
 use super::records::expect_generation;
-use crate::assignment::{AttachRequest, DetachRequest, HostUseRequest, MdevRequest, Work};
+use crate::assignment::{AttachRequest, DetachRequest, DryRun, HostUseRequest, MdevRequest, Work};
 use crate::error::Error;
 use crate::host::Host;
 use crate::task;
@@ -21,6 +21,34 @@ use crate::task;
 /// Returns whether a host is reachable and its records agree with it.
 fn answers(host: &Host) -> bool {
     host.hypervisor.connection().is_ok() && host.is_synced()
+}
+
+/// Checks that an accelerator holds nothing, and that its spec asks for a number of devices that a server can have.
+///
+/// # Errors
+/// [`Error::Conflict`] and [`Error::Busy`] with the reason.
+fn expect_available(view: &View) -> Result<(), Error> {
+    let id = view.row.id;
+    let (status, reason) = view.status();
+    let refusal = match status {
+        Status::Available => None,
+        Status::Attaching => {
+            Some("is being attached already; GET it until it is attached or available".to_owned())
+        }
+        Status::Attached => Some("is attached already; detach it first".to_owned()),
+        Status::Detaching => Some("is being detached; attach it when it is available again".to_owned()),
+        Status::Error => Some(format!("cannot be attached: {}", reason.unwrap_or_default())),
+    };
+    if let Some(refusal) = refusal {
+        return Err(Error::Conflict(format!("accelerator {id} {refusal}")));
+    }
+    let num = view.spec().num;
+    if num == 0 || num > MAX_NUM {
+        return Err(Error::Busy(format!(
+            "the spec of accelerator {id} has num {num}; PUT a spec with a num of 1 to {MAX_NUM}"
+        )));
+    }
+    Ok(())
 }
 
 impl Accelerators {
@@ -42,25 +70,7 @@ impl Accelerators {
     ) -> Result<View, Error> {
         let view = self.on_record(id).await?;
         expect_generation(&view, generations)?;
-        let (status, reason) = view.status();
-        let refusal = match status {
-            Status::Available => None,
-            Status::Attaching => {
-                Some("is being attached already; GET it until it is attached or available".to_owned())
-            }
-            Status::Attached => Some("is attached already; detach it first".to_owned()),
-            Status::Detaching => Some("is being detached; attach it when it is available again".to_owned()),
-            Status::Error => Some(format!("cannot be attached: {}", reason.unwrap_or_default())),
-        };
-        if let Some(refusal) = refusal {
-            return Err(Error::Conflict(format!("accelerator {id} {refusal}")));
-        }
-        let num = view.spec().num;
-        if num == 0 || num > MAX_NUM {
-            return Err(Error::Busy(format!(
-                "the spec of accelerator {id} has num {num}; PUT a spec with a num of 1 to {MAX_NUM}"
-            )));
-        }
+        expect_available(&view)?;
         match (target, view.spec().mdev_type) {
             (Target::Server(server), None) => self.into_server(&view, server, any_device).await?,
             (Target::Server(server), Some(mdev_type)) => {
@@ -94,12 +104,47 @@ impl Accelerators {
         self.accelerator(id).await
     }
 
+    /// Reports what an attach of an accelerator to a server would do. The arguments are those of
+    /// [`attach_accelerator`](Self::attach_accelerator).
+    ///
+    /// # Errors
+    /// As those of an attach, except that a failed check is part of the result; [`Error::Invalid`] for an accelerator of
+    /// mediated devices.
+    pub async fn dry_run(
+        &self,
+        id: AcceleratorId,
+        server: ServerId,
+        generations: Option<&[i64]>,
+        any_device: bool,
+    ) -> Result<DryRun, Error> {
+        let view = self.accelerator(id).await?;
+        expect_generation(&view, generations)?;
+        expect_available(&view)?;
+        if let Some(mdev_type) = view.spec().mdev_type {
+            return Err(Error::Invalid(format!(
+                "dry_run: what an attach of mediated devices (mdev_type {mdev_type}) would do is not known before; attach \
+                 the accelerator without dry_run, which takes all its devices or none"
+            )));
+        }
+        self.assignments.dry_run(&self.request(&view, server, any_device).await?).await
+    }
+
     async fn into_server(
         self: &Arc<Self>,
         view: &View,
         server: ServerId,
         any_device: bool,
     ) -> Result<(), Error> {
+        let request = self.request(view, server, any_device).await?;
+        match self.assignments.attach(request).await {
+            Ok(_) => Ok(()),
+            Err(short @ Error::TooFewFree { .. }) => Err(Error::Conflict(short.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the request for the devices of an accelerator that is no mediated device.
+    async fn request(&self, view: &View, server: ServerId, any_device: bool) -> Result<AttachRequest, Error> {
         let (host, _) = self.hosts.find(server).await?;
         self.on_that_host(view, &host, any_device)?;
         host.ready().await?;
@@ -108,7 +153,7 @@ impl Accelerators {
         let name = format!("accelerator {}", view.row.name);
         let numa_policy = spec.numa_policy.unwrap_or(NumaPolicy::Preferred);
         let alias = Alias::among(name.clone(), &candidates, numa_policy);
-        let attached = self.assignments.attach(AttachRequest {
+        Ok(AttachRequest {
             server,
             aliases: vec![AliasRequest { name, count: spec.count() }],
             own: vec![alias],
@@ -119,12 +164,7 @@ impl Accelerators {
             key: None,
             owner: None,
             holder: Some(Holder::Accelerator(view.row.id)),
-        });
-        match attached.await {
-            Ok(_) => Ok(()),
-            Err(short @ Error::TooFewFree { .. }) => Err(Error::Conflict(short.to_string())),
-            Err(error) => Err(error),
-        }
+        })
     }
 
     async fn parts_into_server(

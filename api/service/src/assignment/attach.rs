@@ -399,7 +399,11 @@ fn new_attachment(
         alias: alias.clone(),
         managed,
         network: request.network.as_ref().map(NetworkRequest::settled),
-        link: local::link(host.hypervisor.sysroot(), device.facts.parent_addr.unwrap_or(found.address)),
+        before: local::condition(
+            host.hypervisor.sysroot(),
+            found.address,
+            device.facts.parent_addr.unwrap_or(found.address),
+        ),
         whole_group: request.whole_group || goes_with_others,
         to_rebind: (managed || request.whole_group) && found.blocks_its_group(),
         siblings,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hotslot_driver::local;
+use hotslot_driver::local::{self, Condition};
 use hotslot_model::assignment::Assignment;
 
 use super::assignments::Assignments;
@@ -20,8 +20,8 @@ impl Assignments {
     /// [`Error::Internal`] when reading it panicked; errors of the database.
     pub(super) async fn check_health(&self, row: &Assignment) -> Result<(), Error> {
         let before = match row {
-            Assignment::Attachment(row) => row.link,
-            Assignment::Binding(_) => None,
+            Assignment::Attachment(row) => row.before,
+            Assignment::Binding(_) => Condition::default(),
             Assignment::Mdev(_) => return Ok(()),
         };
         let Some(host) = self.hosts.host(row.hypervisor()) else { return Ok(()) };

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::http::attachments::DryRunReport;
 use crate::http::body::{Link, links, time};
 use crate::http::schema;
 use crate::http::state::AcceleratorParts;
@@ -92,6 +93,10 @@ pub(in crate::http) struct Accelerator {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Value)]
     user_id: Option<()>,
+    /// What an attach would do. Only the answer to an attach with `dry_run` has this key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = DryRunReport)]
+    dry_run: Option<DryRunReport>,
 }
 
 /// A device that an accelerator holds.
@@ -223,6 +228,7 @@ pub(super) fn wire(
         updated_at: row.updated_at.map(time),
         description: of_v1,
         user_id: of_v1,
+        dry_run: None,
     }
 }
 
@@ -275,18 +281,21 @@ fn described(parts: &AcceleratorParts, held: &Held) -> HeldDevice {
     }
 }
 
-/// Returns the response for one accelerator, with the `ETag` of its spec.
+/// Returns the response for one accelerator, with the `ETag` of its spec, and what an attach would do where that was
+/// requested.
 pub(super) async fn one(
     parts: &AcceleratorParts,
     identity: &Caller,
     mut view: View,
     uri: &OriginalUri,
     headers: &HeaderMap,
+    dry_run: Option<DryRunReport>,
 ) -> Response {
     parts.accelerators.read_functions(std::slice::from_mut(&mut view)).await;
     let tag = format!("\"{}\"", view.row.generation);
     let mut shown = wire(parts, &view, uri, headers);
     hide(&parts.hosts, identity, &view, &mut shown).await;
+    shown.dry_run = dry_run;
     ([(header::ETAG, tag)], Json(shown)).into_response()
 }
 

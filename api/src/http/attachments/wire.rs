@@ -325,7 +325,7 @@ pub(super) fn shown(hosts: &Hosts, permit: &Permit, attachment: Attachment, devi
 
 /// Returns what a dry run tells. A caller who may not see the host gets neither addresses nor the checks of single devices,
 /// because these tell which devices there are and who has them.
-pub(super) fn described(run: &DryRun, sees_host: bool) -> DryRunReport {
+pub(in crate::http) fn described(run: &DryRun, sees_host: bool) -> DryRunReport {
     let shown = |text: String| sees_host.then_some(text);
     let devices = run.devices.iter().map(|(alias, device)| DryRunDevice {
         dev_id: shown(device.facts.dev_id()),

@@ -72,7 +72,7 @@ fn new_attachment(device: Arc<Device>) -> NewAttachment {
         device,
         alias: "a".into(),
         managed: true,
-        link: None,
+        before: Default::default(),
         network: None,
         whole_group: false,
         to_rebind: false,
