@@ -173,7 +173,13 @@ pub(super) struct ReadAhead<S> {
 impl<S> ReadAhead<S> {
     /// Returns the stream with bytes before those that it has.
     pub(super) fn after(self, bytes: Bytes) -> Self {
-        let bytes = if self.bytes.is_empty() { bytes } else { [bytes, self.bytes].concat().into() };
+        // Even without a byte of content, `bytes` would keep the whole buffer that it comes from.
+        let bytes = match (bytes.is_empty(), self.bytes.is_empty()) {
+            (true, true) => Bytes::new(),
+            (true, false) => self.bytes,
+            (false, true) => bytes,
+            (false, false) => [bytes, self.bytes].concat().into(),
+        };
         Self { bytes, ..self }
     }
 }
