@@ -117,7 +117,7 @@ impl FromStr for Spec {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let example = r#"expected a JSON object, such as {"device_type": "GPU", "num": 1}"#;
-        match serde_json::from_str(text) {
+        match json::parse(text.as_bytes()) {
             Ok(Value::Object(spec)) => Ok(Self(spec)),
             Ok(_) => Err(example.to_owned()),
             Err(error) => Err(format!("it is not valid JSON: {}; {example}", json::reason(&error))),

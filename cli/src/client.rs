@@ -191,10 +191,12 @@ impl Client {
             return Ok(());
         }
         let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
-        let what = if status.is_redirection() || refused {
+        let what = if self.base.path().trim_end_matches('/').ends_with("/ui") {
+            "because the address has /ui already; leave /ui out of it"
+        } else if status.is_redirection() || refused {
             "as a proxy does that asks who you are first; if there is one, open the page in a browser"
         } else {
-            "and something else"
+            "and that is not the page of hotslot"
         };
         Err(self.no_page(&format!("it responded with status {status}, {what}")))
     }

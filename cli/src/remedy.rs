@@ -32,7 +32,7 @@ const ROUTES: [(&str, &str); 23] = [
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on the command line.
-const PHRASES: [(&str, &str); 28] = [
+const PHRASES: [(&str, &str); 31] = [
     ("bad levels: ", ""),
     (r#"; send {"levels": "info,hotslot_driver=debug"}"#, ""),
     // The command line makes the body of the request, and its user writes only the spec in it.
@@ -59,6 +59,9 @@ const PHRASES: [(&str, &str); 28] = [
     ("query key device: ", "--device: "),
     ("query key attachment: ", "--attachment: "),
     ("` with count ", "` with --ports "),
+    ("PUT a spec with", "run `hotslot accelerator spec` with"),
+    ("dry_run: ", ""),
+    ("without dry_run", "without --dry-run"),
     ("omit mac_address", "omit --mac"),
     ("GET its pci_owner", "run `hotslot server show`"),
     ("DELETE the accelerator", "run `hotslot accelerator detach`"),
@@ -82,9 +85,9 @@ pub(crate) fn by_commands(message: &str) -> String {
 /// What the keys of the request of `hotslot attach` are on the command line.
 const KEYS_OF_ATTACH: [(&str, &str); 9] = [
     ("another numa_policy", "another --numa-policy"),
-    ("mac_address, vlan, physical_network and trusted", "--mac, --vlan, --physical-network and --trusted"),
+    ("pci_passthrough:alias: ", ""),
+    ("mac_address, vlan, physical_network, trusted, ", "--mac, --vlan, --physical-network, --trusted, "),
     ("vlan, mac_address, trusted, ", "--vlan, --mac, --trusted, "),
-    ("trusted, spoof_check, ", "--trusted, --spoof-check, "),
     ("mac_address: ", "--mac: "),
     ("spoof_check", "--spoof-check"),
     ("link_state", "--link-state"),
@@ -132,6 +135,11 @@ mod tests {
                 "the card is disabled; `openstack accelerator device enable <its uuid>`",
             ),
             ("1 of 2; DELETE it again", "1 of 2; run `hotslot accelerator detach` again"),
+            (
+                "has num 0; PUT a spec with a num of 1 to 256",
+                "has num 0; run `hotslot accelerator spec` with a num of 1 to 256",
+            ),
+            ("dry_run: not known; attach it without dry_run", "not known; attach it without --dry-run"),
             ("gone; DELETE the accelerator.", "gone; run `hotslot accelerator detach`."),
             ("busy; GET it until it is free", "busy; run `hotslot accelerator show` until it is free"),
             ("ask with whole_group, or wait", "ask with --whole-group, or wait"),
@@ -185,6 +193,7 @@ mod tests {
         for (message, expected) in [
             (numa, "ask with another --numa-policy"),
             ("addresses: write 0000:04:10.0", "write 0000:04:10.0"),
+            ("pci_passthrough:alias: `nic:300` is not", "`nic:300` is not"),
             (
                 "flavor: there is no flavor `x`; GET flavors lists them",
                 "there is no flavor `x`; `hotslot flavor list` lists them",
@@ -194,8 +203,12 @@ mod tests {
                 "--mac: it applies to one device, and 2 are requested; omit --mac, or",
             ),
             (
-                "leave mac_address, vlan, physical_network and trusted out",
-                "leave --mac, --vlan, --physical-network and --trusted out",
+                "(mac_address, vlan, physical_network, trusted, spoof_check, link_state, min_tx_rate and max_tx_rate)",
+                "(--mac, --vlan, --physical-network, --trusted, --spoof-check, --link-state, --min-rate and --max-rate)",
+            ),
+            (
+                "vlan, mac_address, trusted, spoof_check, link_state, min_tx_rate and max_tx_rate are for",
+                "--vlan, --mac, --trusted, --spoof-check, --link-state, --min-rate and --max-rate are for",
             ),
         ] {
             assert_eq!(by_options_of_attach(message), expected);

@@ -24,7 +24,8 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Topology {
-    /// The name or id of a host, or the name or UUID of a server. A host has precedence over a server of the same name.
+    /// The name or id of a host, or the name or UUID of a server; the beginning of an id is enough. A host has precedence
+    /// over a server of the same name, and a whole name or id over the beginning of another one.
     #[arg(add = ArgValueCompleter::new(complete::trees))]
     name: String,
     /// NAME is the name or id of a host.
@@ -47,11 +48,17 @@ impl Topology {
         }
         // A caller who may not list hosts means a server.
         let hosts = lookup::hosts_if_permitted(cli).await?;
-        let Ok(host) = lookup::HOSTS.find(&hosts, name) else {
-            let id = lookup::server(cli, name).await.map_err(|failure| {
-                Failure::new(failure.exit(), format!("no host is called `{name}`, and {failure}"))
-            })?;
-            return of_server(cli, &id).await;
+        let called = |host: &&Value| ["/id", "/hypervisor_hostname"].iter().any(|key| at(host, key) == name);
+        let Some(host) = hosts.iter().find(called) else {
+            let failure = match lookup::server(cli, name).await {
+                Ok(id) => return of_server(cli, &id).await,
+                Err(failure) => failure,
+            };
+            if let Ok(host) = lookup::HOSTS.find(&hosts, name) {
+                return of_host(cli, host).await;
+            }
+            let message = format!("no host is called `{name}`, and {failure}");
+            return Err(Failure::new(failure.exit(), message).into());
         };
         let servers = permitted(cli.client.items(&["servers"], "servers").await)?.unwrap_or_default();
         if servers.iter().any(|server| server["name"] == name) {

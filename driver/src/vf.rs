@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 /// The largest rate of a VF that can be requested, in Mbit/s.
 pub const MAX_TX_RATE: u32 = 1_000_000;
 
+/// The keys of a request that are for VFs of NICs, in the order of the documentation, as a message lists them.
+pub const KEYS: &str =
+    "mac_address, vlan, physical_network, trusted, spoof_check, link_state, min_tx_rate and max_tx_rate";
+
 /// Settings of a VF. A setting that is `None` is not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -83,7 +83,7 @@ pub fn why_unhealthy(
         && now > before
     {
         return Some(format!(
-            "the kernel has counted {} fatal PCI Express errors of {address} (AER) while it was used",
+            "the kernel has counted fatal PCI Express errors of {address} while it was used (AER): {}",
             now - before
         ));
     }

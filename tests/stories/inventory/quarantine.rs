@@ -148,7 +148,7 @@ async fn fatal_errors_that_the_kernel_counts_during_a_use_are_a_reason() {
     service.until("it is in quarantine", async || withheld(&service, NVME).await != Value::Null).await;
     assert_eq!(
         service.device(NVME).await["quarantine"],
-        "the kernel has counted 3 fatal PCI Express errors of 0000:08:00.0 (AER) while it was used"
+        "the kernel has counted fatal PCI Express errors of 0000:08:00.0 while it was used (AER): 3"
     );
     service.expect_clean().await;
 }

@@ -108,7 +108,10 @@ async fn a_link_is_printed_only_to_a_page_that_is_there() {
     assert!(code == Some(5) && text.contains("is `hotslot serve` running?"), "{text}");
     // Something else answers.
     for (answer, says) in [
-        ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", "status 200 OK, and something else"),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+            "status 200 OK, and that is not the page of hotslot",
+        ),
         ("HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n", "asks who you are first"),
         ("SSH-2.0-OpenSSH_9.2\r\n", "invalid HTTP"),
     ] {

@@ -8,6 +8,7 @@ use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
 use hotslot_driver::hypervisor::{DomainView, ErrorKind};
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::KEYS;
 use hotslot_model::assignment::AssignmentKind;
 use hotslot_model::device::{DevType, Device};
 use hotslot_model::id::DeviceId;
@@ -539,7 +540,8 @@ async fn read(
     let network = found.class.is_none_or(|class| class.is_network());
     if request.network.is_some() && !(network && matches!(found.role, Role::Virtual { .. })) {
         return Ok(Err(Error::Conflict(format!(
-            "{address} is not a VF of a NIC; mac_address, vlan, physical_network and trusted need one"
+            "{address} is not a VF of a NIC, and the request has settings of such VFs ({KEYS}); leave them out, or ask for a \
+             VF of a NIC"
         ))));
     }
     Ok(Ok(found))

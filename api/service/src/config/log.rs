@@ -88,21 +88,37 @@ const KNOWN: [(&str, &[&str]); 6] = [
 ];
 
 impl Levels {
-    /// Says of each module that no line of the log comes from it, and which modules there are.
+    /// Says of each module that its level has no effect, and why: no line of the log comes from it, or only lines of
+    /// another level.
     pub fn unknown(&self) -> Vec<String> {
-        let unknown = self.modules.iter().filter(|(module, _)| !logs(module));
-        unknown.map(|(module, _)| no_module(module)).collect()
+        let useless = |(module, level): &(String, LevelFilter)| match origin(module) {
+            Some(Origin::Own) => None,
+            // The log of the program leaves these lines out.
+            Some(Origin::Library) if *level > LevelFilter::INFO => Some(format!(
+                "{module}={level}: lines of libraries below info are never written, because they may have secrets; \
+                 name a level from off to info, or a module of hotslot"
+            )),
+            Some(Origin::Library) => None,
+            None => Some(no_module(module)),
+        };
+        self.modules.iter().filter_map(useless).collect()
     }
 }
 
-/// Whether lines of the log come from a module, or from one that is in it or whose name begins like this.
-fn logs(module: &str) -> bool {
-    KNOWN.iter().any(|(of, names)| match *of {
-        "" => names.iter().any(|library| module.starts_with(library)),
-        of => names.iter().any(|name| {
-            let path = format!("{of}::{name}");
-            path.starts_with(module) || module.strip_prefix(&path).is_some_and(|rest| rest.starts_with("::"))
-        }),
+enum Origin {
+    Own,
+    Library,
+}
+
+/// Whose the lines of the log are that come from a module, from one that is in it, or from one whose name begins like
+/// this; `None` when there are none.
+fn origin(module: &str) -> Option<Origin> {
+    let is_in = |path: &str| {
+        path.starts_with(module) || module.strip_prefix(path).is_some_and(|rest| rest.starts_with("::"))
+    };
+    KNOWN.iter().find_map(|(of, names)| match *of {
+        "" => names.iter().any(|library| is_in(library)).then_some(Origin::Library),
+        of => names.iter().any(|name| is_in(&format!("{of}::{name}"))).then_some(Origin::Own),
     })
 }
 
@@ -174,7 +190,6 @@ mod tests {
             "hotslot_service",
             "hotslot_service::webhook",
             "hotslot::audit",
-            "sqlx",
             "hotslot_service::assignment::attach",
             "hotslot_driver::libvirt::ffi",
         ] {
@@ -182,12 +197,21 @@ mod tests {
             assert_eq!(levels.unknown(), [""; 0], "{known}");
         }
         for unknown in
-            ["hotslot_servce", "hotslot_service::webhok", "hotslot_service::webhookx", "hotslot_web", "tokio"]
+            ["hotslot_servce", "hotslot_service::webhok", "hotslot_service::webhookx", "hotslot_web", "sqlxs"]
         {
             let levels: Levels = format!("info,{unknown}=debug,hotslot_store=warn").parse().unwrap();
             let said = levels.unknown();
             let [said] = &said[..] else { panic!("{unknown}: {said:?}") };
             assert!(said.contains(&format!("`{unknown}`; the modules are hotslot (audit")), "{said}");
+        }
+        let of_libraries: Levels = "sqlx=info,hyper=warn,reqwest::connect=off".parse().unwrap();
+        assert_eq!(of_libraries.unknown(), [""; 0]);
+        for library in ["sqlx=debug", "hyper=trace", "hyper_util::client=debug"] {
+            let said = library.parse::<Levels>().unwrap().unknown();
+            assert!(
+                said[0].contains(&format!("{library}: lines of libraries below info are never")),
+                "{said:?}"
+            );
         }
         for bad in ["", "loud", "info,", "=info", "a b=info", "a=", "a=5", "3", "a=info=b"] {
             assert!(bad.parse::<Levels>().is_err(), "{bad}");

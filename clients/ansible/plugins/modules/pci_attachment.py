@@ -308,12 +308,24 @@ def named(params: dict[str, Any]) -> str:
     return f"alias {params['alias']}" if params["alias"] is not None else f"address {params['address']}"
 
 
+def attachments(module: AnsibleModule, pci: sdk.Proxy, server: str) -> list[Any]:
+    """Returns the attachments of the server. Fails when the address that is given cannot be found among them."""
+    found = list(pci.attachments(server))
+    address = module.params["address"]
+    if address is not None and any(one.address is None for one in found):
+        module.fail_json(
+            msg=f"you may not see the addresses of this server's devices, so whether one is {address} is not known; "
+                "give alias, or attachment with state=absent, in place of address"
+        )
+    return found
+
+
 def present(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any]:
     """Attaches the devices that are missing."""
     params = module.params
     mac = params["mac_address"]
     held = [
-        one for one in pci.attachments(server)
+        one for one in attachments(module, pci, server)
         if one.status in ("attaching", "attached") and is_named(one, params)
         and (mac is None or (one.mac_address or "").lower() == mac.lower())
     ]
@@ -357,7 +369,7 @@ def absent(module: AnsibleModule, pci: sdk.Proxy, server: str) -> dict[str, Any]
         except ValueError:
             module.fail_json(msg=f"invalid attachment {attachment}: expected the whole id, a UUID")
     held = [
-        one for one in pci.attachments(server)
+        one for one in attachments(module, pci, server)
         if (one.id == attachment if attachment else is_named(one, params))
     ]
     # A detach under way goes on without a request, unless it is to be waited for, or to be forced.

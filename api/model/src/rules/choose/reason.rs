@@ -39,9 +39,8 @@ pub(super) enum Reason<'a> {
     Family(PciAddress),
 }
 
-/// The advice to a request for a VF when the devices are others.
-pub(super) const NOT_VF: &str =
-    "leave mac_address, vlan, physical_network and trusted out, or ask for an alias whose devices are VFs";
+/// The advice to a request with settings of VFs when the devices are others.
+pub(super) const NOT_VF: &str = "leave the settings of VFs out, or ask for an alias whose devices are VFs";
 
 /// Reasons that a message counts together. The order is the order in the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vf::KEYS;
 
 use super::candidates::{CandidateSet, Wanted};
 use super::reason::{Category, Reason};
@@ -328,9 +329,7 @@ fn wants<'a>(wanted: &Wanted<'_>, facts: &DeviceFacts) -> Result<(), Reason<'a>>
     }
     if wanted.vf && facts.dev_type != DevType::Vf {
         let kind = facts.dev_type;
-        return Err(Reason::NotVf(format!(
-            "it is {kind}, and mac_address, vlan, physical_network and trusted are for VFs"
-        )));
+        return Err(Reason::NotVf(format!("it is {kind}, and the request has settings of VFs ({KEYS})")));
     }
     let differs = |(key, value): (&String, &String)| tag_differs(facts, key, Some(value));
     wanted.tags.iter().find_map(differs).map_or(Ok(()), |differs| Err(Reason::Besides(differs)))
