@@ -224,3 +224,24 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_keeps_no_buffer() {
+        let idle = |before: &[u8], read: Bytes| {
+            ReadAhead { bytes: Bytes::copy_from_slice(before), stream: () }.after(read).bytes
+        };
+        let empty = || Bytes::from(Vec::with_capacity(8 << 10));
+        assert!(
+            empty().try_into_mut().is_ok_and(|buffer| buffer.capacity() == 8 << 10),
+            "it keeps its memory"
+        );
+        assert!(idle(b"", empty()).try_into_mut().map_or(true, |buffer| buffer.capacity() == 0));
+        assert_eq!(idle(b"b", empty()), "b");
+        assert_eq!(idle(b"b", "a".into()), "ab");
+        assert_eq!(idle(b"", "a".into()), "a");
+    }
+}
