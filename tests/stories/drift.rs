@@ -287,6 +287,9 @@ async fn a_device_of_another_server_or_without_a_device_spec_is_not_adopted() {
     let of = |id: usize| format!("20000000-0000-4000-8000-00000000000{id}");
     service.until("the other one is adopted", async || service.attachments(I440FX).await.len() == 1).await;
     let adopted = service.attachments(I440FX).await[0].clone();
+    let page = service.get(&format!("/ui/server?id={I440FX}")).await.expect(200).body;
+    let page = page.as_str().unwrap();
+    assert!(page.contains("adopted: ") && !page.contains("detach refused"), "{page}");
     assert_eq!((&adopted["attachment_id"], &adopted["address"]), (&json!(of(2)), &json!(VF1)));
     assert_eq!(adopted["persistent"], false);
     let found = drift(&service).await;

@@ -11,7 +11,8 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use hotslot_model::json;
 use hotslot_model::time::Millis;
 use hotslot_service::error::Error;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+use hotslot_web::UNRESERVED;
+use percent_encoding::{PercentEncode, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -311,9 +312,6 @@ pub(super) fn links(
         Link { rel: "bookmark", href: format!("{base}{collection}/{id}") },
     ]
 }
-
-/// What stays as it is in a path or a query: the unreserved characters of RFC 3986.
-const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Percent-encodes a string for use in a path or a query.
 fn escaped(text: &str) -> PercentEncode<'_> {

@@ -16,7 +16,7 @@ use hotslot_service::config::{Config, IdentityFrom};
 use hotslot_store::actor;
 use hotslot_web::{
     Api, Context, Cookie, Credential, Place, Problem, Sessions, SignIn, SignedIn, Ways, Who, bounce_page,
-    problem_page,
+    by_pages, problem_page,
 };
 
 use super::audit::{DoneByRoutes, Identified};
@@ -308,7 +308,16 @@ async fn as_page(State(pages): State<Pages>, request: Request, next: Next) -> Re
         return with_fault(response);
     }
     let extensions = response.extensions();
-    let fault = extensions.get::<Fault>().map(|fault| Problem::new(status.as_u16(), fault.message.clone()));
+    let signs_in = takes_tokens(&pages.app) || takes_passwords(&pages.app);
+    let fault = extensions.get::<Fault>().map(|fault| {
+        let message = if status == StatusCode::UNAUTHORIZED && signs_in {
+            "you are not signed in, or your session has ended, so nothing was done; sign in, and repeat it"
+                .to_owned()
+        } else {
+            by_pages(&fault.message)
+        };
+        Problem::new(status.as_u16(), message)
+    });
     let problem = fault.or_else(|| extensions.get::<Problem>().cloned());
     let problem = problem
         .unwrap_or_else(|| Problem::new(status.as_u16(), "the address or form of this page is not valid"));

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use axum::extract::Query;
 use axum::http::Method;
 use axum::response::Response;
-use hotslot_model::accelerator::AccSpec;
+use hotslot_model::accelerator::{AccSpec, MAX_BYTES};
+use hotslot_model::texts::is_unsafe;
 use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -14,11 +15,12 @@ use uuid::Uuid;
 use crate::accelerator_parts::{held, page_of, server, status};
 use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
-use crate::field::{Choice, Field, Input, refusal};
+use crate::field::{Choice, Field, Input, policies, refusal, written_json};
 use crate::guests::Guests;
 use crate::layout::{Page, form_token, go};
 use crate::parts::{items, shown, text, time};
 use crate::problem::Problem;
+use crate::remedy::by_pages;
 
 /// Which accelerator.
 #[derive(Deserialize)]
@@ -74,7 +76,9 @@ fn outcome(done: &str, one: &Value) -> Option<&'static str> {
         "detached" if !holds => {
             Some("The accelerator holds no device any more. Its name and what it takes stay.")
         }
-        "created" => Some("The accelerator is created. It holds no device until it is attached."),
+        "created" if !holds && one["status"] == "available" => {
+            Some("The accelerator is created. It holds no device until it is attached.")
+        }
         _ => None,
     }
 }
@@ -113,6 +117,9 @@ fn actions(context: &Context, one: &Value) -> Markup {
     }
 }
 
+/// The maximum number of accelerators among whose names a new one is looked for. The route refuses a name of any other.
+const MOST: usize = 5000;
+
 /// The types of devices, as a spec names them.
 const TYPES: &[Choice] = &[
     ("UNKNOWN", "any accelerator card: FPGA, QAT, CRYPTO or AICHIP"),
@@ -126,13 +133,10 @@ const TYPES: &[Choice] = &[
     ("PCI", "PCI: none of the others"),
 ];
 
-const POLICIES: &[Choice] = &[
-    ("", "not given: preferred"),
-    ("required", "required: only devices of the guest's NUMA nodes"),
-    ("socket", "socket: only devices of the same socket"),
-    ("preferred", "preferred: any device, near ones first"),
-    ("legacy", "legacy: near ones, or those whose node is not known"),
-];
+const POLICIES: &[Choice] = &policies("not given: preferred");
+
+/// The maximum length of a name in characters.
+const LONGEST_NAME: usize = 255;
 
 const fn field(key: &'static str, label: &'static str, input: Input) -> Field {
     Field { key, label, input }
@@ -141,14 +145,14 @@ const fn field(key: &'static str, label: &'static str, input: Input) -> Field {
 /// The fields that everybody needs.
 const MAIN: [Field; 2] = [
     field("device_type", "Type of the devices", Input::Choice(TYPES)),
-    field("num", "Number of devices", Input::Number(256, "1")),
+    field("num", "Number of devices", Input::Number(Some(1..=256), "1")),
 ];
 
 /// The fields that narrow the choice.
 const NARROWING: [Field; 6] = [
     field("vendor_id", "Vendor id", Input::Text("10de")),
     field("product_id", "Product id", Input::Text("1eb8")),
-    field("numa_node", "NUMA node of the host", Input::Number(1023, "0")),
+    field("numa_node", "NUMA node of the host", Input::Number(Some(0..=1023), "0")),
     field("numa_policy", "NUMA policy", Input::Choice(POLICIES)),
     field(
         "mdev_type",
@@ -203,15 +207,27 @@ impl Written {
         for field in all().filter(|field| !self.text(field.key).is_empty()) {
             let written = self.text(field.key);
             let value = if field.key == "acc_capability" {
-                let wrong = |error| Problem::new(400, format!("acc_capability: this is not JSON: {error}"));
-                serde_json::from_str(written).map_err(wrong)?
+                written_json("acc_capability: this is not valid JSON", written)?
             } else {
                 field.value(written)?
             };
             spec.insert(field.key.to_owned(), value);
         }
         let spec = Value::Object(spec);
-        let read = AccSpec::read(&spec).map_err(|reason| Problem::new(400, reason))?;
+        let read = AccSpec::read(&spec).map_err(|reason| Problem::new(400, by_pages(&reason)))?;
+        let text = spec.to_string();
+        // A backslash of a text is written twice in JSON.
+        if text.replace(r"\\", "").contains(r"\u0000") {
+            let reason = "acc_capability: it has the character U+0000, which cannot be stored; remove it";
+            return Err(Problem::new(400, reason));
+        }
+        if text.len() > MAX_BYTES {
+            let bytes = text.len();
+            let reason = format!(
+                "what it takes has {bytes} bytes as JSON; shorten the capabilities, so that it has at most {MAX_BYTES}"
+            );
+            return Err(Problem::new(400, reason));
+        }
         Ok((spec, read))
     }
 
@@ -254,7 +270,7 @@ fn page_of_new(
         (found)
         form.stack method="post" action="accelerator-new" {
             (form_token(context))
-            label { span { "Name" } input name="name" value=(name) required maxlength="255" autocomplete="off"; }
+            label { span { "Name" } input name="name" value=(name) required maxlength=(LONGEST_NAME) autocomplete="off"; }
             (written.fields(message))
             div {
                 button type="submit" name="step" value="check" { "Check" }
@@ -271,18 +287,18 @@ fn page_of_new(
 pub(crate) async fn create(context: Context, fields: Fields) -> Response {
     let written = Written::read(&fields, Map::new());
     let name = fields.get("name");
-    let done = match written.spec() {
+    let done = match written.spec().and_then(|spec| check_name(name).map(|()| spec)) {
         Ok((spec, _)) if fields.get("step") == "create" => {
             make(&context, name, fields.get("key"), &spec).await.map(Err)
         }
-        Ok((_, read)) => Ok(Ok(read)),
-        Err(problem) => Err(problem),
+        Ok((_, read)) => free_name(&context, name).await.map(|()| Ok(read)).map_err(Unmade::Nothing),
+        Err(problem) => Err(Unmade::Nothing(problem)),
     };
     match done {
         Ok(Err(id)) => go(&format!("{}&done=created", page_of(&id))),
         Ok(Ok(read)) => {
             let then = html! {
-                form method="post" action="accelerator-new" {
+                form method="post" action="accelerator-new" data-progress {
                     (form_token(&context)) (written.hidden())
                     input type="hidden" name="name" value=(name);
                     // A form that is sent twice makes one accelerator.
@@ -292,11 +308,46 @@ pub(crate) async fn create(context: Context, fields: Fields) -> Response {
             };
             page_of_new(&context, name, &written, &taking(&read, &then), None)
         }
-        Err(problem) => {
+        Err(Unmade::Nothing(problem)) => {
             let found = refusal(&problem, all(), "Nothing was created. Correct it, and check again.");
             page_of_new(&context, name, &written, &found, Some(&problem))
         }
+        Err(Unmade::WithoutSpec(problem, id)) => {
+            let found = html! {
+                (problem.alert("The accelerator was created all the same, and does not say yet what it takes."))
+                p.note { "Say what it takes, or delete it, on its page: " a href=(page_of(&id)) { (name) } }
+            };
+            page_of_new(&context, name, &written, &found, Some(&problem))
+        }
     }
+}
+
+/// # Errors
+/// 400 for a name that no accelerator can have.
+fn check_name(name: &str) -> Result<(), Problem> {
+    if name.is_empty() || name.chars().count() > LONGEST_NAME {
+        return Err(Problem::new(400, format!("the name must have 1 to {LONGEST_NAME} characters")));
+    }
+    match name.chars().find(|letter| is_unsafe(*letter)) {
+        None => Ok(()),
+        Some(letter) => {
+            let code = u32::from(letter);
+            let reason = format!(
+                "the name contains a control character or an invisible character (U+{code:04X}); remove it"
+            );
+            Err(Problem::new(400, reason))
+        }
+    }
+}
+
+/// # Errors
+/// 409 for the name of an accelerator that the caller sees; errors of the list.
+async fn free_name(context: &Context, name: &str) -> Result<(), Problem> {
+    let (listed, _) = context.api.list("/v1/accelerators", "accelerators", MOST).await?;
+    if listed.iter().any(|one| one["name"] == name) {
+        return Err(Problem::new(409, "an accelerator has this name already; choose another name"));
+    }
+    Ok(())
 }
 
 /// Returns what an accelerator with a spec takes, and what can be done now.
@@ -310,38 +361,82 @@ fn taking(read: &AccSpec, then: &Markup) -> Markup {
     }
 }
 
-/// Makes an accelerator with a spec, and returns its id.
-async fn make(context: &Context, name: &str, key: &str, spec: &Value) -> Result<String, Problem> {
+/// Why an accelerator was not made.
+enum Unmade {
+    /// It does not exist.
+    Nothing(Problem),
+    /// The accelerator with this id exists, without its spec.
+    WithoutSpec(Problem, String),
+}
+
+/// Makes an accelerator with a spec, and returns its id, which is the key of the form: a form that is sent twice finds
+/// what the first one made.
+async fn make(context: &Context, name: &str, key: &str, spec: &Value) -> Result<String, Unmade> {
     let id = key.parse().unwrap_or_else(|_| Uuid::new_v4()).to_string();
     let body = json!({ "name": name, "uuid": id });
-    context.api.send(Method::POST, "/v1/accelerators", Some(&body)).await?;
-    match put_spec(context, &id, spec).await {
-        Ok(_) => Ok(id),
-        Err(problem) => {
-            let message = format!(
-                "{}; the accelerator exists, and does not say yet what it takes; change that on its page",
-                problem.message
-            );
-            Err(Problem { message, ..problem })
-        }
+    if let Err(problem) = context.api.send(Method::POST, "/v1/accelerators", Some(&body)).await {
+        let is_made = problem.status == 409 && is_as_wanted(context, &id, name, spec).await;
+        return if is_made { Ok(id) } else { Err(Unmade::Nothing(problem)) };
+    }
+    let Err(problem) = put_spec(context, &id, spec, "").await else { return Ok(id) };
+    // Nobody is to find an accelerator that takes something else than was asked for.
+    let undone = match path(&id) {
+        Ok(path) => context.api.send(Method::DELETE, &format!("{path}?purge=true"), None).await,
+        Err(problem) => Err(problem),
+    };
+    match undone {
+        Ok(_) => Err(Unmade::Nothing(problem)),
+        Err(_) => Err(Unmade::WithoutSpec(problem, id)),
     }
 }
 
-async fn put_spec(context: &Context, id: &str, spec: &Value) -> Result<Value, Problem> {
+/// Whether an accelerator has this name and spec. One that has no spec yet, because the request that made it still
+/// runs, is given it.
+async fn is_as_wanted(context: &Context, id: &str, name: &str, spec: &Value) -> bool {
+    let Ok(wanted) = AccSpec::read(spec).map(|spec| spec.shown()) else { return false };
+    let Ok((mut one, tag)) = read(context, id).await else { return false };
+    if one["name"] != name {
+        return false;
+    }
+    if one["acc_specs"] == AccSpec::default().shown() && one["acc_specs"] != wanted {
+        // When the other request was faster, this one is refused, and the spec is there.
+        drop(put_spec(context, id, spec, &tag).await);
+        match read(context, id).await {
+            Ok((now, _)) => one = now,
+            Err(_) => return false,
+        }
+    }
+    one["acc_specs"] == wanted
+}
+
+/// Returns an accelerator, and the tag of its spec.
+///
+/// # Errors
+/// Those of the route.
+pub(crate) async fn read(context: &Context, id: &str) -> Result<(Value, String), Problem> {
+    context.api.send_tagged(Method::GET, &path(id)?, None).await
+}
+
+async fn put_spec(context: &Context, id: &str, spec: &Value, tag: &str) -> Result<Value, Problem> {
     let body = json!({ "acc_specs": spec });
-    context.api.send(Method::PUT, &format!("{}/acc_specs", path(id)?), Some(&body)).await
+    let api = context.api.clone().unless_changed(tag);
+    api.send(Method::PUT, &format!("{}/acc_specs", path(id)?), Some(&body)).await
 }
 
 /// Returns the form that changes what an accelerator takes.
 pub(crate) async fn spec_form(context: Context, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
-    let one = context.api.get(&path(&wanted.id)?).await?;
+    let (one, tag) = read(&context, &wanted.id).await?;
+    if !items(&one["devices"]).is_empty() {
+        let text = "it holds devices now; detach it first, and then change what it takes";
+        return Err(Problem::new(409, text));
+    }
     let written = Written::of(&one["acc_specs"]);
-    Ok(page_of_spec(&context, &one, &written, &html! {}, None))
+    Ok(page_of_spec(&context, (&one, &tag), &written, &html! {}, None))
 }
 
 fn page_of_spec(
     context: &Context,
-    one: &Value,
+    (one, tag): (&Value, &str),
     written: &Written,
     found: &Markup,
     refused: Option<&Problem>,
@@ -355,6 +450,7 @@ fn page_of_spec(
         form.stack method="post" action="accelerator-spec" {
             (form_token(context))
             input type="hidden" name="id" value=(text(&one["uuid"]));
+            input type="hidden" name="tag" value=(tag);
             (written.fields(message))
             div {
                 button.plain type="submit" name="step" value="check" { "Check" }
@@ -370,19 +466,33 @@ fn page_of_spec(
 /// Checks or saves what an accelerator takes. Keys of its spec that the form does not have stay.
 pub(crate) async fn spec(context: Context, fields: Fields) -> Result<Response, Problem> {
     let id = fields.get("id");
-    let one = context.api.get(&path(id)?).await?;
+    let (one, tag) = read(&context, id).await?;
+    let seen = fields.get("tag");
     let written = Written::read(&fields, Written::of(&one["acc_specs"]).others);
     let done = match written.spec() {
-        Ok((spec, _)) if fields.get("step") == "save" => put_spec(&context, id, &spec).await.map(|_| None),
+        Ok((spec, _)) if fields.get("step") == "save" => {
+            put_spec(&context, id, &spec, seen).await.map(|_| None)
+        }
         Ok((_, read)) => Ok(Some(read)),
         Err(problem) => Err(problem),
     };
+    // What was seen, or for a form without that, what it is now.
+    let shown = if seen.is_empty() { tag.as_str() } else { seen };
     Ok(match done {
         Ok(None) => go(&page_of(id)),
-        Ok(Some(read)) => page_of_spec(&context, &one, &written, &taking(&read, &html! {}), None),
+        Ok(Some(read)) => page_of_spec(&context, (&one, shown), &written, &taking(&read, &html! {}), None),
         Err(problem) => {
+            let (one, tag) = read(&context, id).await?;
+            if problem.status == 409 && shown != tag {
+                let text = "somebody has changed what it takes since you opened this form";
+                let changed = Problem { message: text.to_owned(), ..problem };
+                let found =
+                    changed.alert("Nothing was changed by you. Look at what it takes now, and save again.");
+                let written = Written::read(&fields, Written::of(&one["acc_specs"]).others);
+                return Ok(page_of_spec(&context, (&one, &tag), &written, &found, Some(&changed)));
+            }
             let found = refusal(&problem, all(), "Nothing was changed. Correct it, and save again.");
-            page_of_spec(&context, &one, &written, &found, Some(&problem))
+            page_of_spec(&context, (&one, shown), &written, &found, Some(&problem))
         }
     })
 }

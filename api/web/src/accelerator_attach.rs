@@ -9,7 +9,7 @@ use hotslot_model::accelerator::AccSpec;
 use maud::{Markup, html};
 use serde_json::{Value, json};
 
-use crate::accelerator::{Wanted, crumbs, path};
+use crate::accelerator::{Wanted, crumbs, path, read};
 use crate::accelerator_parts::page_of;
 use crate::api::part;
 use crate::context::{Context, Fields};
@@ -37,17 +37,47 @@ pub(crate) async fn form(context: Context, Query(wanted): Query<Wanted>) -> Resu
 /// Checks or does what the form asks for.
 pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response, Problem> {
     let id = fields.get("id");
-    let one = context.api.get(&path(id)?).await?;
     let asked = Asked { server: fields.get("server"), any_device: fields.is_set("any_device") };
-    let mut body = json!({ "instance_uuid": asked.server, "any_device": asked.any_device });
+    if fields.get("step") != "attach" {
+        let (one, tag) = read(&context, id).await?;
+        return checked(&context, (&one, &tag), &asked, html! {}, 200).await;
+    }
+    let seen = fields.get("tag");
+    let body = json!({ "instance_uuid": asked.server, "any_device": asked.any_device });
+    let api = context.api.clone().unless_changed(seen);
+    let problem = match api.send(Method::PUT, &path(id)?, Some(&body)).await {
+        Ok(made) => return Ok(go(&place(id, asked.server, &made))),
+        Err(problem) => problem,
+    };
+    let (one, tag) = read(&context, id).await?;
+    // The form was sent twice, and the first one has done it, or is doing it.
+    let is_there =
+        one["instance_uuid"] == asked.server && ["attached", "attaching"].contains(&text(&one["status"]));
+    if problem.status == 409 && is_there {
+        return Ok(go(&place(id, asked.server, &one)));
+    }
+    if problem.status == 409 && !seen.is_empty() && seen != tag {
+        let text = "somebody has changed what the accelerator takes since this was checked";
+        let changed = Problem { message: text.to_owned(), ..problem };
+        let alert = changed.alert("Nothing was attached. It was checked again, for what it takes now.");
+        return checked(&context, (&one, &tag), &asked, alert, changed.status).await;
+    }
+    let found = problem.alert("Nothing was attached, or it was undone.");
+    page(&context, &one, &asked, &found, problem.status).await
+}
+
+/// Returns the form with the verdict of a dry run. `before` is what is said before that.
+async fn checked(
+    context: &Context,
+    (one, tag): (&Value, &str),
+    asked: &Asked<'_>,
+    before: Markup,
+    status: u16,
+) -> Result<Response, Problem> {
+    let id = text(&one["uuid"]);
+    let then = then_attach(context, id, tag, asked);
     let is_mediated = one["acc_specs"]["mdev_type"].is_string();
-    let then = then_attach(&context, id, &asked);
-    let found = if fields.get("step") == "attach" {
-        match context.api.send(Method::PUT, &path(id)?, Some(&body)).await {
-            Ok(made) => return Ok(go(&place(id, asked.server, &made))),
-            Err(problem) => Err(problem),
-        }
-    } else if is_mediated {
+    let found = if is_mediated {
         Ok(html! {
             section #verdict .verdict aria-labelledby="verdict-title" {
                 h2 #verdict-title { "This cannot be checked before" }
@@ -56,13 +86,27 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
             }
         })
     } else {
-        body["dry_run"] = true.into();
-        let run = context.api.send(Method::PUT, &path(id)?, Some(&body)).await;
+        let body = json!({ "instance_uuid": asked.server, "any_device": asked.any_device, "dry_run": true });
+        let run = context.api.clone().unless_changed(tag).send(Method::PUT, &path(id)?, Some(&body)).await;
         run.map(|run| verdict(&run["dry_run"], &then))
     };
-    let status = found.as_ref().err().map_or(200, |problem| problem.status);
-    let found = found.unwrap_or_else(|problem| problem.alert("Nothing was attached, or it was undone."));
-    page(&context, &one, &asked, &found, status).await
+    let status = found.as_ref().err().map_or(status, |problem| problem.status);
+    let found = found.unwrap_or_else(|problem| {
+        let is_narrow = problem.status == 409 && takes_cards_only(one) && !asked.any_device;
+        problem.alert(if is_narrow {
+            "Nothing was attached. It takes only FPGA, QAT, CRYPTO and AICHIP devices: to let it take any other \
+             assignable device, mark the box below, and check again."
+        } else {
+            "Nothing was attached."
+        })
+    });
+    page(context, one, asked, &html! { (before) (found) }, status).await
+}
+
+/// Whether an accelerator takes accelerator cards alone, because nothing says which devices it takes.
+fn takes_cards_only(one: &Value) -> bool {
+    let spec = AccSpec::from_stored(&one["acc_specs"]);
+    one["pinned"] != true && spec.is_ok_and(|spec| !spec.names_devices(&BTreeSet::new()))
 }
 
 /// Returns the page that shows what an attach has made: that of the server, which has its steps, or that of the
@@ -76,11 +120,12 @@ fn place(id: &str, server: &str, made: &Value) -> String {
     format!("{}&of={}&done=attached", server_page(server), ids.join(","))
 }
 
-fn then_attach(context: &Context, id: &str, asked: &Asked<'_>) -> Markup {
+fn then_attach(context: &Context, id: &str, tag: &str, asked: &Asked<'_>) -> Markup {
     html! {
         form method="post" action="accelerator-attach" data-progress="progress" data-steps={ (server_page(asked.server)) "&done=attached" } {
             (form_token(context))
             input type="hidden" name="id" value=(id);
+            input type="hidden" name="tag" value=(tag);
             input type="hidden" name="server" value=(asked.server);
             @if asked.any_device { input type="hidden" name="any_device" value="1"; }
             button type="submit" name="step" value="attach" { "Attach" }
@@ -97,10 +142,6 @@ async fn page(
     status: u16,
 ) -> Result<Response, Problem> {
     let (servers, more) = context.api.list("/v2.1/servers/detail", "servers", MOST).await?;
-    // Without a word about which, only accelerator cards are taken.
-    let spec = AccSpec::from_stored(&one["acc_specs"]);
-    let takes_cards_only =
-        one["pinned"] != true && spec.is_ok_and(|spec| !spec.names_devices(&BTreeSet::new()));
     let content = html! {
         (crumbs(one, "attach"))
         h1 { "Attach " (text(&one["name"])) " to a server" }
@@ -122,7 +163,7 @@ async fn page(
                     }
                 } }
                 @if more { p.help { "Only the first " (MOST) " servers are shown." } }
-                @if takes_cards_only {
+                @if takes_cards_only(one) {
                     label.check { input type="checkbox" name="any_device" value="1" checked[asked.any_device]; span { "It may also take a GPU, a NIC, a disk or any other assignable device" } }
                 }
                 div {

@@ -93,7 +93,16 @@ fn delete_form(context: &Context, one: &Value) -> Markup {
 /// Detaches or deletes.
 pub(crate) async fn detach(context: Context, fields: Fields) -> Result<Response, Problem> {
     let id = fields.get("id");
-    let deletes = fields.get("step") == "delete";
+    let deletes = match fields.get("step") {
+        "delete" => true,
+        "detach" => false,
+        _ => {
+            return Err(Problem::new(
+                400,
+                "the form does not say whether to detach or to delete; open the page again",
+            ));
+        }
+    };
     // The API would detach it first, which the form did not speak of.
     if deletes && !items(&context.api.get(&path(id)?).await?["devices"]).is_empty() {
         let problem = Problem::new(409, "it holds devices now; detach it first, and then delete it");

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::accelerator_parts::{request_page, request_state, server};
-use crate::api::{id_part, part};
+use crate::api::{part, uuid_part};
 use crate::context::{Context, Fields};
 use crate::detach::{Guest, consequences};
 use crate::guests::Guests;
@@ -23,7 +23,7 @@ pub(crate) struct Wanted {
 }
 
 fn path(id: &str) -> Result<String, Problem> {
-    Ok(format!("/accelerator/v2/accelerator_requests/{}", id_part(id)?))
+    Ok(format!("/accelerator/v2/accelerator_requests/{}", uuid_part(id)?))
 }
 
 /// Returns the page of a request.
@@ -104,7 +104,16 @@ async fn release_forms(context: &Context, one: &Value) -> Markup {
 /// Unbinds or deletes a request.
 pub(crate) async fn release(context: Context, fields: Fields) -> Result<Response, Problem> {
     let id = fields.get("id");
-    let deletes = fields.get("step") == "delete";
+    let deletes = match fields.get("step") {
+        "delete" => true,
+        "unbind" => false,
+        _ => {
+            return Err(Problem::new(
+                400,
+                "the form does not say whether to unbind or to delete; open the page again",
+            ));
+        }
+    };
     let sent = if deletes {
         context.api.send(Method::DELETE, &path(id)?, None).await
     } else {

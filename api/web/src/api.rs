@@ -11,16 +11,17 @@ use axum::response::Response;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tower::ServiceExt as _;
+use uuid::Uuid;
 
 use crate::problem::Problem;
 use crate::remedy::by_pages;
 
 /// What stays as it is in a part of a path or query: the unreserved characters of RFC 3986.
-const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+pub const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Makes a text safe as one part of a path or query.
 pub(crate) fn part(text: &str) -> String {
-    utf8_percent_encode(text, PART).to_string()
+    utf8_percent_encode(text, UNRESERVED).to_string()
 }
 
 /// Makes the id or name of one thing safe as a part of a path.
@@ -35,6 +36,17 @@ pub(crate) fn id_part(id: &str) -> Result<String, Problem> {
         ));
     }
     Ok(part(id))
+}
+
+/// Makes a UUID safe as a part of a path.
+///
+/// # Errors
+/// 404 for another text.
+pub(crate) fn uuid_part(id: &str) -> Result<String, Problem> {
+    let id: Option<Uuid> = id.parse().ok();
+    let nothing =
+        || Problem::new(404, "the address of this page names nothing; go back and choose from a list");
+    id.map(|id| id.to_string()).ok_or_else(nothing)
 }
 
 /// The routes, with what identifies the caller: headers and extensions that each request gets.
@@ -55,6 +67,14 @@ impl Api {
     pub(crate) fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
+    }
+
+    /// Has the requests refused when what they name has another `ETag`; an empty one admits all.
+    pub(crate) fn unless_changed(self, tag: &str) -> Self {
+        match HeaderValue::from_str(tag) {
+            Ok(tag) if !tag.is_empty() => self.with(header::IF_MATCH, tag),
+            Ok(_) | Err(_) => self,
+        }
     }
 
     /// Returns the response to a request, whatever its status.
@@ -86,11 +106,26 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, Problem> {
+        self.send_tagged(method, path, body).await.map(|(value, _)| value)
+    }
+
+    /// Sends a request, and returns the body and the `ETag` of a successful response, which is empty without one.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub(crate) async fn send_tagged(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(Value, String), Problem> {
         let response = self.respond(method, path, body).await;
         let status = response.status();
+        let tag = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default();
+        let tag = tag.to_owned();
         let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap_or_default();
         let value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        if status.is_success() { Ok(value) } else { Err(problem(status, &value)) }
+        if status.is_success() { Ok((value, tag)) } else { Err(problem(status, &value)) }
     }
 
     /// Returns the body of a GET.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
-use crate::field::{Field, refusal};
+use crate::field::{Choice, Field, policies, refusal};
 use crate::layout::{Page, form_token, go};
 use crate::parts::{items, server_badge, server_page, text};
 use crate::problem::Problem;
@@ -23,13 +23,7 @@ use crate::vf_settings::{all, offered};
 const PARTS: usize = 3;
 
 /// The NUMA policies, by their names and what they mean.
-const POLICIES: [(&str, &str); 5] = [
-    ("", "as the alias says"),
-    ("required", "required: only devices of the guest's NUMA nodes"),
-    ("socket", "socket: only devices of the same socket"),
-    ("preferred", "preferred: any device, near ones first"),
-    ("legacy", "legacy: near ones, or those whose node is not known"),
-];
+const POLICIES: [Choice; 5] = policies("as the alias says");
 
 /// The fields of text besides those of a VF, by the keys of the API.
 const TEXTS: [&str; 2] = ["flavor", "numa_policy"];
@@ -98,7 +92,16 @@ impl Asked {
         let alias = parts.collect::<Vec<_>>().join(",");
         let mut body = Map::new();
         let addresses = self.addresses();
-        if !alias.is_empty() || (addresses.is_empty() && self.text("flavor").is_empty()) {
+        match (alias.is_empty(), self.text("flavor").is_empty()) {
+            (true, true) if addresses.is_empty() => {
+                return Err(Problem::new(400, "choose an alias, a flavor or a device"));
+            }
+            (false, false) => {
+                return Err(Problem::new(400, "an alias and a flavor are chosen; choose only one of them"));
+            }
+            _ => {}
+        }
+        if !alias.is_empty() {
             body.insert("pci_passthrough:alias".to_owned(), alias.into());
         }
         if !addresses.is_empty() {
@@ -156,7 +159,10 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
         }
         Ok(Done::Checked(run)) => (verdict(&run, &then_attach(&context, &server, &asked)), None),
         Err(problem) => {
-            let next = "Nothing was attached, or it was undone. Change the request, and check again.";
+            let next = match fields.get("step") {
+                "attach" => "Nothing was attached, or it was undone. Change the request, and check again.",
+                _ => "Nothing was attached. Change the request, and check again.",
+            };
             (refusal(&problem, all(), next), Some(problem))
         }
     };

@@ -7,8 +7,9 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::api::id_part;
+use crate::api::uuid_part;
 use crate::context::{Context, Fields};
+use crate::field::written_json;
 use crate::layout::{Page, form_token, go};
 use crate::parts::{items, text};
 use crate::problem::Problem;
@@ -50,7 +51,7 @@ fn page(
         h1 { "Create a device profile" }
         p.lead { "A device profile names devices for accelerator requests. A flavor of Nova can name it." }
         @if let Some(problem) = refused { (problem.alert("Nothing was created. Correct it, and try again.")) }
-        form.stack method="post" action="device-profile" {
+        form.stack method="post" action="device-profile" data-progress {
             (form_token(context))
             label { span { "Name" } input name="name" value=(name) required maxlength="255" autocomplete="off" spellcheck="false"; }
             label { span { "Description" } input name="description" value=(description) maxlength="255" autocomplete="off"; }
@@ -72,20 +73,37 @@ fn page(
 /// Creates a profile.
 pub(crate) async fn create(context: Context, fields: Fields) -> Response {
     let (name, description, written) = (fields.get("name"), fields.get("description"), fields.get("groups"));
-    let made = match serde_json::from_str::<Value>(written) {
-        Err(error) => Err(Problem::new(400, format!("the groups are not JSON: {error}"))),
+    let made = match written_json("the groups are not valid JSON", written) {
+        Err(problem) => Err(problem),
         Ok(groups) => {
             let mut profile = json!({ "name": name, "groups": groups });
             if !description.is_empty() {
                 profile["description"] = description.into();
             }
-            context.api.send(Method::POST, LIST, Some(&json!([profile]))).await
+            match context.api.send(Method::POST, LIST, Some(&json!([profile]))).await {
+                // The form was sent twice, and the first one has made it.
+                Err(problem) if problem.status == 409 && is_there(&context, &profile).await => {
+                    Ok(Value::Null)
+                }
+                made => made,
+            }
         }
     };
     match made {
         Ok(_) => go("accelerators"),
         Err(problem) => page(&context, name, description, written, Some(&problem)),
     }
+}
+
+/// Whether there is a profile with this name, description and these groups.
+async fn is_there(context: &Context, profile: &Value) -> bool {
+    let words = |of: &Value| items(&of["groups"]).iter().map(group_words).collect::<Vec<_>>();
+    let found = context.api.get(LIST).await.unwrap_or_default();
+    items(&found["device_profiles"]).iter().any(|one| {
+        one["name"] == profile["name"]
+            && text(&one["description"]) == text(&profile["description"])
+            && words(one) == words(profile)
+    })
 }
 
 /// Which profile.
@@ -100,7 +118,7 @@ pub(crate) async fn delete_form(context: Context, Query(wanted): Query<Wanted>) 
 }
 
 async fn delete_page(context: &Context, id: &str, refused: Option<&Problem>) -> Result<Response, Problem> {
-    let profile = context.api.get(&format!("{LIST}/{}", id_part(id)?)).await?["device_profile"].take();
+    let profile = context.api.get(&format!("{LIST}/{}", uuid_part(id)?)).await?["device_profile"].take();
     let content = html! {
         p.crumbs { a href="accelerators" { "Accelerators" } " / delete a device profile" }
         h1 { "Delete the device profile " (text(&profile["name"])) }
@@ -131,7 +149,7 @@ fn described(profile: &Value) -> Markup {
 /// Removes a profile.
 pub(crate) async fn delete(context: Context, fields: Fields) -> Result<Response, Problem> {
     let id = fields.get("id");
-    match context.api.send(Method::DELETE, &format!("{LIST}/{}", id_part(id)?), None).await {
+    match context.api.send(Method::DELETE, &format!("{LIST}/{}", uuid_part(id)?), None).await {
         Ok(_) => Ok(go("accelerators")),
         Err(problem) => delete_page(&context, id, Some(&problem)).await,
     }

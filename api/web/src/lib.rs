@@ -42,10 +42,11 @@ use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
-pub use self::api::Api;
+pub use self::api::{Api, UNRESERVED};
 pub use self::context::{Context, Credential, May, SignIn, SignedIn, Ways, Who};
 pub use self::layout::{bounce_page, problem_page};
 pub use self::problem::Problem;
+pub use self::remedy::by_pages;
 pub use self::session::{Cookie, Place, Sessions};
 
 /// Returns the routes of the page.

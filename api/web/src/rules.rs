@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::api::part;
 use crate::context::{Context, Fields};
+use crate::field::written_json;
 use crate::guests::Guests;
 use crate::layout::{Page, form_token, go};
 use crate::parts::{badge, device_status, function_name, function_page, guard, items, text, visible_json};
@@ -228,8 +229,8 @@ pub(crate) async fn save(context: Context, fields: Fields) -> Result<Response, P
     let sent = if fields.get("step") == "remove" && !is_new {
         context.api.send(Method::DELETE, &format!("{}{force}", wanted.path()), None).await
     } else {
-        match serde_json::from_str::<Value>(entry) {
-            Err(error) => Err(Problem::new(400, format!("the entry is not JSON: {error}"))),
+        match written_json("the entry is not valid JSON", entry) {
+            Err(problem) => Err(problem),
             Ok(value) => {
                 let body = json!({ kind.name: value });
                 let method = if is_new { Method::POST } else { Method::PUT };

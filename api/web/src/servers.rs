@@ -13,7 +13,9 @@ use crate::api::{id_part, part};
 use crate::context::Context;
 use crate::guest_tree::GuestTree;
 use crate::layout::Page;
-use crate::parts::{attachment_badge, badge, function_page, server_badge, server_link, shown, text, time};
+use crate::parts::{
+    attachment_badge, badge, function_page, items, server_badge, server_link, shown, text, time,
+};
 use crate::problem::Problem;
 use crate::steps::steps;
 use crate::table::{ACTIONS, table};
@@ -135,6 +137,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
     let attachments = listed.as_deref().unwrap_or_default();
     let name = topology.as_ref().map_or(wanted.id.as_str(), |tree| text(&tree["name"])).to_owned();
     let pending = attachments.iter().any(|one| ["attaching", "detaching"].contains(&text(&one["status"])));
+    let own = own_accelerators(&context, attachments).await;
     let steps = steps(&context, &wanted.id, attachments, !wanted.done.is_empty()).await;
     let content = html! {
         p.crumbs { a href="servers" { "Servers" } " / " (name) }
@@ -147,7 +150,7 @@ pub(crate) async fn show(context: Context, Query(wanted): Query<Wanted>) -> Resu
         div #steps data-live { (steps) }
         div #attachments data-live {
             @match &listed {
-                Ok(attachments) => (devices(&context, &wanted.id, attachments)),
+                Ok(attachments) => (devices(&context, &own, &wanted.id, attachments)),
                 Err(problem) => p.refusal role="alert" { "The devices of this server cannot be read now: " (problem.message) },
             }
         }
@@ -198,24 +201,45 @@ fn lead(topology: &Result<Value, Problem>, id: &str) -> Markup {
     }
 }
 
-fn devices(context: &Context, server: &str, attachments: &[Value]) -> Markup {
+/// Returns the accelerators that hold attachments, by the ids of these, where the attachments themselves do not tell the
+/// caller which ones they are.
+async fn own_accelerators(context: &Context, attachments: &[Value]) -> BTreeMap<String, String> {
+    let mut own = BTreeMap::new();
+    if context.may("hotslot:accelerator:list") && attachments.iter().any(|one| one["holder"] == ACCELERATOR) {
+        let listed = context.api.list("/v1/accelerators", "accelerators", MOST).await;
+        for accelerator in listed.map(|(listed, _)| listed).unwrap_or_default() {
+            for attachment in
+                items(&accelerator["devices"]).iter().filter_map(|one| one["attachment_id"].as_str())
+            {
+                own.insert(attachment.to_owned(), text(&accelerator["uuid"]).to_owned());
+            }
+        }
+    }
+    own
+}
+
+/// What holds an attachment, for callers who are not told which accelerator it is.
+const ACCELERATOR: &str = "accelerator";
+
+fn devices(context: &Context, own: &BTreeMap<String, String>, server: &str, attachments: &[Value]) -> Markup {
     let columns = ["Device", "On the host", "In the guest", "State", "Since", ACTIONS];
     html! {
         h2 { "Devices by hotslot" }
         @if attachments.is_empty() {
             p.empty { "This server has no device by hotslot." @if context.may("hotslot:attachment:create") { " Attach devices to give it one." } }
         } @else {
-            (table(&columns, attachments.iter().map(|one| attachment(context, server, one))))
+            (table(&columns, attachments.iter().map(|one| attachment(context, own, server, one))))
         }
     }
 }
 
-fn attachment(context: &Context, server: &str, one: &Value) -> [Markup; 6] {
+fn attachment(context: &Context, own: &BTreeMap<String, String>, server: &str, one: &Value) -> [Markup; 6] {
     let status = text(&one["status"]);
     let address = one["address"].as_str();
+    let release = release_page(context, own, server, one).filter(|_| status != "attaching");
     [
         html! {
-            (one["alias"].as_str().or_else(|| one["holder"].as_str()).unwrap_or("adopted"))
+            (one["alias"].as_str().or_else(|| holder_words(one)).unwrap_or("adopted"))
             " " small { code { (text(&one["vendor_id"])) ":" (text(&one["product_id"])) } }
         },
         html! { @if let Some(address) = address { a.address href=(function_page(text(&one["host"]), address)) { (address) } } },
@@ -228,18 +252,27 @@ fn attachment(context: &Context, server: &str, one: &Value) -> [Markup; 6] {
             @if one["persistent"] == false { " " small { "until the next power cycle" } }
         },
         time(if one["attached_at"].is_null() { &one["created_at"] } else { &one["attached_at"] }),
-        html! { @if let Some(page) = release_page(context, server, one).filter(|_| status != "attaching") {
-            a.button.small href=(page) {
-                @if status == "detaching" { "Detach again" } @else { "Detach" }
-                @if let Some(address) = address { span.unseen { " " (address) } }
+        html! {
+            @if let Some(page) = release {
+                a.button.small href=(page) {
+                    @if status == "detaching" { "Detach again" } @else { "Detach" }
+                    @if let Some(address) = address { span.unseen { " " (address) } }
+                }
+            } @else if one["holder"] == ACCELERATOR {
+                small { "Whoever may use its accelerator detaches it, on the page of the accelerator." }
             }
-        } },
+        },
     ]
 }
 
 /// Returns the page that detaches a device: that of its accelerator or accelerator request, where one holds it. `None` for
 /// callers who may not detach it, or may not know what holds it.
-fn release_page(context: &Context, server: &str, one: &Value) -> Option<String> {
+fn release_page(
+    context: &Context,
+    own: &BTreeMap<String, String>,
+    server: &str,
+    one: &Value,
+) -> Option<String> {
     let (rule, page) = match one["holder"].as_str().map(|holder| holder.split_once(':')) {
         None => {
             let id = part(text(&one["attachment_id"]));
@@ -248,10 +281,23 @@ fn release_page(context: &Context, server: &str, one: &Value) -> Option<String> 
         Some(Some(("accelerator", id))) => {
             ("hotslot:accelerator:delete", format!("accelerator-detach?id={}", part(id)))
         }
+        Some(None) => {
+            let id = own.get(text(&one["attachment_id"]))?;
+            ("hotslot:accelerator:delete", format!("accelerator-detach?id={}", part(id)))
+        }
         Some(Some(("accelerator-request", id))) => ("cyborg:arq:get_one", request_page(id)),
         Some(_) => return None,
     };
     context.may(rule).then_some(page)
+}
+
+/// Returns what holds an attachment, in words.
+fn holder_words(one: &Value) -> Option<&'static str> {
+    match one["holder"].as_str()?.split(':').next()? {
+        ACCELERATOR => Some("accelerator"),
+        "accelerator-request" => Some("accelerator request"),
+        _ => Some("another service"),
+    }
 }
 
 /// Returns that the guest has been asked and has not answered.
@@ -259,9 +305,11 @@ fn waiting(one: &Value) -> Markup {
     html! { (badge("pending", "busy")) @if one["status_reason"].is_null() { " " span.reason { "waiting for the guest" } } }
 }
 
-/// Whether a device stayed in the guest after it was asked for: then it is attached with a reason.
+/// Whether a device stayed in the guest after it was asked for: then it is attached with a reason. One that was adopted
+/// has a reason from the beginning.
 fn is_refused(one: &Value) -> bool {
-    one["status"] == "attached" && one["status_reason"].is_string()
+    let is_of_adoption = one["status_reason"].as_str().is_some_and(|reason| reason.starts_with("adopted: "));
+    one["status"] == "attached" && one["status_reason"].is_string() && !is_of_adoption
 }
 
 /// Returns where the guest sees a device, and how that is known.

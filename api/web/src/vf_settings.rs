@@ -13,19 +13,16 @@ const fn setting(key: &'static str, label: &'static str, input: Input, separates
     Setting { field: Field { key, label, input }, separates }
 }
 
-/// The largest rate, in Mbit/s.
-const MAX_RATE: u32 = 1_000_000;
-
 /// All settings, in the order of the form.
 pub(crate) const SETTINGS: [Setting; 8] = [
     setting("mac_address", "MAC address", Input::Text("52:54:00:12:34:56"), true),
-    setting("vlan", "VLAN", Input::Number(4094, "1 to 4094"), true),
+    setting("vlan", "VLAN", Input::Number(Some(1..=4094), "1 to 4094"), true),
     setting("physical_network", "Physical network", Input::Text(""), false),
     setting("trusted", "Trust", Input::Choice(TRUST), true),
     setting("spoof_check", "Spoof check", Input::Choice(SPOOF_CHECK), true),
     setting("link_state", "Link state", Input::Choice(LINK_STATE), true),
-    setting("min_tx_rate", "Minimum rate, in Mbit/s", Input::Number(MAX_RATE, "0 is no guarantee"), true),
-    setting("max_tx_rate", "Maximum rate, in Mbit/s", Input::Number(MAX_RATE, "0 is no limit"), true),
+    setting("min_tx_rate", "Minimum rate, in Mbit/s", Input::Number(None, "0 is no guarantee"), true),
+    setting("max_tx_rate", "Maximum rate, in Mbit/s", Input::Number(None, "0 is no limit"), true),
 ];
 
 const TRUST: &[Choice] = &[

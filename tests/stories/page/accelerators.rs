@@ -1,6 +1,6 @@
 //! Accelerators, accelerator requests and device profiles on the page, without a browser.
 
-use hotslot_tests::{Hotslot, Q35, host, without_mdevs};
+use hotslot_tests::{Hotslot, Q35, SWITCH, host, without_mdevs};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -41,6 +41,10 @@ async fn an_accelerator_is_created_after_the_page_says_what_it_takes() {
         ("vendor_id", "intel", "Vendor id"),
         ("num", "300", "Number of devices"),
         ("num", "many", "Number of devices"),
+        ("num", "0", "Number of devices"),
+        ("numa_node", "1024", "NUMA node of the host"),
+        ("acc_capability", r#"{"a": "\u0000"}"#, "Required capabilities"),
+        ("acc_capability", r#"{"a": 1, "a": 2}"#, "Required capabilities"),
         ("numa_node", "-1", "NUMA node of the host"),
         ("device_type", "BANANA", "Type of the devices"),
         ("mdev_type", "a b", "Type of mediated devices"),
@@ -53,11 +57,25 @@ async fn an_accelerator_is_created_after_the_page_says_what_it_takes() {
             let page = html(&refused);
             assert!(page.contains(&format!("Correct the field \u{201c}{field}")), "{key} {value}: {page}");
             assert!(page.contains("aria-invalid=\"true\"") && page.contains("value=\"fast\""), "{page}");
+            assert!(!page.contains("acc_specs") && !page.contains("<p>acc_capability"), "{page}");
         }
     }
-    let nameless = [("device_type", "NIC"), ("step", "create")];
-    let refused = person.send("accelerator-new", "accelerator-new", &nameless).await.expect(400);
-    assert!(html(&refused).contains("<p>the name must have 1 to 255 characters</p>"), "{}", html(&refused));
+    let long = "n".repeat(256);
+    for name in ["", &long] {
+        for step in ["check", "create"] {
+            let fields = [("name", name), ("device_type", "NIC"), ("step", step)];
+            let refused = person.send("accelerator-new", "accelerator-new", &fields).await.expect(400);
+            let page = html(&refused);
+            assert!(page.contains("<p>the name must have 1 to 255 characters</p>"), "{page}");
+        }
+    }
+    let large = format!("{{\"a\": \"{}\"}}", "x".repeat(4096));
+    let fields = [("name", "large"), ("acc_capability", large.as_str()), ("step", "check")];
+    let refused = person.send("accelerator-new", "accelerator-new", &fields).await.expect(400);
+    assert!(html(&refused).contains("so that it has at most 4096"), "{}", html(&refused));
+    // A backslash before the digits is no U+0000.
+    let fields = [("name", "fast"), ("acc_capability", r#"{"a": "\\u0000"}"#), ("step", "check")];
+    person.send("accelerator-new", "accelerator-new", &fields).await.expect(200);
     assert!(accelerators(&service).await.is_empty());
 
     let key = ("key", "8e45a2ea-5364-4b0d-a252-bf8becaa606e");
@@ -65,7 +83,18 @@ async fn an_accelerator_is_created_after_the_page_says_what_it_takes() {
     let made = person.send("accelerator-new", "accelerator-new", &fields).await.expect(303);
     assert_eq!(place(&made), format!("accelerator?id={}&done=created", key.1));
     // A form that is sent twice makes one.
-    person.send("accelerator-new", "accelerator-new", &fields).await.expect(409);
+    let again = person.send("accelerator-new", "accelerator-new", &fields).await.expect(303);
+    assert_eq!(place(&again), place(&made));
+    assert_eq!(accelerators(&service).await.len(), 1);
+    // Something else under its name, or with its key, is not what was asked for.
+    let check = [&FAST[..], &[("step", "check")]].concat();
+    let taken = person.send("accelerator-new", "accelerator-new", &check).await.expect(409);
+    assert!(html(&taken).contains("has this name already"), "{}", html(&taken));
+    for other in [("num", "2"), ("name", "slow")] {
+        let kept = FAST.into_iter().filter(|(key, _)| *key != other.0);
+        let fields: Vec<_> = kept.chain([other, key, ("step", "create")]).collect();
+        person.send("accelerator-new", "accelerator-new", &fields).await.expect(409);
+    }
     assert_eq!(accelerators(&service).await.len(), 1);
 
     let path = format!("/v1/accelerators/{}", key.1);
@@ -115,6 +144,18 @@ async fn an_accelerator_is_attached_with_a_verdict_before_and_detached() {
     // What it does now does not allow another attach, nor the end of its record.
     let again = person.send(&form, "accelerator-attach", &check).await.expect(409);
     assert!(html(&again).contains("is attached already; detach it first"), "{}", html(&again));
+    assert!(html(&again).contains("<p>Nothing was attached.</p>"), "{}", html(&again));
+    // A form that is sent twice is answered as the first was.
+    let twice = person.send(&form, "accelerator-attach", &attach).await.expect(303);
+    assert_eq!(place(&twice), place(&done));
+    assert_eq!(service.attachments(Q35).await.len(), 1);
+    let elsewhere = [("id", id.as_str()), ("server", SWITCH), ("step", "attach")];
+    person.send(&form, "accelerator-attach", &elsewhere).await.expect(409);
+    // It can be changed when it is detached, and nothing says that it was created just now.
+    let change = person.get(&format!("accelerator-spec?id={id}")).await.expect(409);
+    assert!(html(&change).contains("detach it first"), "{}", html(&change));
+    let page = person.get(&format!("accelerator?id={id}&done=created")).await.expect(200);
+    assert!(!html(&page).contains("The accelerator is created."), "{}", html(&page));
     let detach = format!("accelerator-detach?id={id}");
     let delete = [("id", id.as_str()), ("step", "delete")];
     let refused = person.send(&detach, "accelerator-detach", &delete).await.expect(409);
@@ -146,6 +187,76 @@ async fn an_accelerator_is_attached_with_a_verdict_before_and_detached() {
         person.get(&format!("{page}?id=..")).await.expect(404);
     }
     service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn what_was_changed_since_the_check_is_checked_again() {
+    let service = Hotslot::on("small").await;
+    let mut person = Person::at(&service);
+    let id = fast(&service, &mut person).await;
+    let form = format!("accelerator-attach?id={id}");
+    let asked = [("id", id.as_str()), ("server", Q35)];
+    let check = [&asked[..], &[("step", "check")]].concat();
+    let checked = person.send(&form, "accelerator-attach", &check).await.expect(200);
+    let seen = tag(html(&checked));
+    let change = format!("accelerator-spec?id={id}");
+    let opened = tag(html(&person.get(&change).await.expect(200)));
+    let path = format!("/v1/accelerators/{id}");
+    let two = json!({ "acc_specs": { "device_type": "NIC", "num": 2, "product_id": "10ca" } });
+    service.put(&path, two).await.expect(200);
+    let attach = [&asked[..], &[("tag", &seen), ("step", "attach")]].concat();
+    let changed = person.send(&form, "accelerator-attach", &attach).await.expect(409);
+    let page = html(&changed);
+    assert!(page.contains("changed what the accelerator takes since this was checked"), "{page}");
+    assert!(page.contains("These devices can be attached") && page.contains("any 2 assignable"), "{page}");
+    assert!(service.attachments(Q35).await.is_empty());
+    let fields = [("id", id.as_str()), ("device_type", "NIC"), ("num", "1")];
+    let save = [&fields[..], &[("tag", &opened), ("step", "save")]].concat();
+    let refused = person.send(&change, "accelerator-spec", &save).await.expect(409);
+    let page = html(&refused);
+    assert!(
+        page.contains("somebody has changed what it takes") && page.contains("any 2 assignable"),
+        "{page}"
+    );
+    assert_eq!(service.get(&path).await.expect(200).body["acc_specs"]["num"], 2);
+    // What the page shows then is what it is now.
+    let seen = tag(html(&changed));
+    let attach = [&asked[..], &[("tag", &seen), ("step", "attach")]].concat();
+    person.send(&form, "accelerator-attach", &attach).await.expect(303);
+    assert_eq!(service.attachments(Q35).await.len(), 2);
+}
+
+/// Returns the tag of the spec in a form.
+fn tag(page: &str) -> String {
+    let (_, rest) = page.split_once("name=\"tag\" value=\"").expect("a tag");
+    rest.split_once("\"").unwrap().0.replace("&quot;", "\"")
+}
+
+#[tokio::test]
+async fn an_accelerator_whose_spec_is_refused_is_not_left_behind() {
+    let mut service = Hotslot::on("small").await;
+    let file = service.database().with_file_name("policy.yaml");
+    let identity = format!("[identity]\npolicy = \"{}\"\n[database]\n", file.display());
+    service.reconfigure("[database]\n", &identity);
+    let fields = [&FAST[..], &[("step", "create")]].concat();
+    for (rules, left) in [
+        ("\"hotslot:accelerator:update\": \"!\"\n", 0),
+        ("\"hotslot:accelerator:update\": \"!\"\n\"hotslot:accelerator:delete\": \"!\"\n", 1),
+    ] {
+        std::fs::write(&file, rules).unwrap();
+        service.kill();
+        service.start_again().await;
+        let mut person = Person::at(&service);
+        let refused = person.send("accelerator-new", "accelerator-new", &fields).await.expect(403);
+        let page = html(&refused);
+        let found = accelerators(&service).await;
+        assert_eq!(found.len(), left, "{page}");
+        assert_eq!(page.contains("Nothing was created."), left == 0, "{page}");
+        for one in &found {
+            let link = format!("<a href=\"accelerator?id={}\">fast</a>", one["uuid"].as_str().unwrap());
+            assert!(page.contains(&link) && page.contains("was created all the same"), "{page}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -229,6 +340,17 @@ async fn what_a_person_may_not_do_with_accelerators_is_not_shown_and_is_refused(
     assert!(!page.contains("i440fx"), "only the own servers: {page}");
     let attach = [&asked[..], &[("step", "attach")]].concat();
     app.send(&form, "accelerator-attach", &attach).await.expect(303);
+    let page = app.get(&format!("server?id={Q35}")).await.expect(200);
+    assert!(html(&page).contains(&format!("accelerator-detach?id={id}")), "{}", html(&page));
+    // An accelerator that does not say what it takes needs the mark, also where the reason is not told.
+    let fields = [("name", "any"), ("device_type", "UNKNOWN"), ("step", "create")];
+    let any = app.send("accelerator-new", "accelerator-new", &fields).await.expect(303);
+    let any = place(&any).split(['=', '&']).nth(1).unwrap().to_owned();
+    let asked = [("id", any.as_str()), ("server", Q35), ("step", "check")];
+    let refused =
+        app.send(&format!("accelerator-attach?id={any}"), "accelerator-attach", &asked).await.expect(409);
+    let page = html(&refused);
+    assert!(page.contains("mark the box below") && !page.contains("x-openstack-request-id"), "{page}");
     let detach = format!("accelerator-detach?id={id}");
     app.send(&detach, "accelerator-detach", &[("id", &id), ("step", "detach")]).await.expect(303);
     let page = app.get(&format!("accelerator?id={id}")).await.expect(200);
@@ -266,7 +388,8 @@ async fn profiles_are_created_and_requests_unbound_and_deleted() {
     let service = Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await;
     let mut person = Person::at(&service);
     for (name, groups, text) in [
-        ("qat", "{", "the groups are not JSON"),
+        ("qat", "{", "the groups are not valid JSON: the text ends too early"),
+        ("qat", r#"[{"resources:GPU": "1", "resources:GPU": "2"}]"#, "duplicate key `resources:GPU`"),
         ("qat", "[]", "groups is not a list of groups"),
         ("qat", r#"[{"resources:TABLE": "1"}]"#, "names no resource class"),
         ("q a t", r#"[{"resources:GPU": "1"}]"#, "the name must have 1 to 255 letters"),
@@ -281,7 +404,12 @@ async fn profiles_are_created_and_requests_unbound_and_deleted() {
         ("description", "one VF of the QAT card"),
         ("groups", r#"[{"resources:CUSTOM_QAT": "1"}]"#),
     ];
-    person.send("device-profile", "device-profile", &fields).await.expect(303);
+    // A form that is sent twice makes one; another profile under the same name is refused.
+    for _ in 0..2 {
+        person.send("device-profile", "device-profile", &fields).await.expect(303);
+    }
+    let other = [("name", "qat"), ("groups", r#"[{"resources:CUSTOM_QAT": "2"}]"#)];
+    person.send("device-profile", "device-profile", &other).await.expect(409);
     let list = person.get("accelerators").await.expect(200);
     let page = html(&list);
     assert!(page.contains("1 of CUSTOM_QAT") && page.contains("one VF of the QAT card"), "{page}");
@@ -308,6 +436,11 @@ async fn profiles_are_created_and_requests_unbound_and_deleted() {
     let refused = person.send(&delete, "device-profile-delete", &fields).await.expect(409);
     assert!(html(&refused).contains("delete the request first"), "{}", html(&refused));
 
+    person.get("device-profile-delete?id=zz").await.expect(404);
+    person.get("accelerator-request?id=zz").await.expect(404);
+    let nothing = [("id", request.as_str()), ("step", "bind")];
+    person.send(&own, "accelerator-request", &nothing).await.expect(400);
+    assert_eq!(service.attachments(G1).await.len(), 1, "it stays bound");
     let unbind = [("id", request.as_str()), ("step", "unbind")];
     let done = person.send(&own, "accelerator-request", &unbind).await.expect(303);
     let page = person.get(place(&done)).await.expect(200);

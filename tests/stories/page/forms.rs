@@ -41,7 +41,7 @@ async fn a_device_is_attached_by_its_address_from_its_page() {
     let function = person.get(&format!("function?host=node1&address={address}")).await.expect(200);
     assert!(!html(&function).contains("Attach to a server"), "{}", html(&function));
     for (addresses, text) in
-        [("04:10.2", "0000:04:10.2"), ("nonsense", "nonsense"), ("", "pci_passthrough:alias")]
+        [("04:10.2", "0000:04:10.2"), ("nonsense", "nonsense"), ("", "choose an alias, a flavor or a device")]
     {
         let fields = [("id", Q35), ("addresses", addresses), ("step", "check")];
         let refused = person.send(&attach, "attach", &fields).await;
@@ -136,14 +136,18 @@ async fn settings_of_a_vf_are_checked_and_shown_before_they_are_set() {
     let asked = [("id", Q35), ("alias0", "vf")];
     for (wrong, text, field) in [
         (&[("min_tx_rate", "x")][..], "`x` is not a number", "Minimum rate"),
-        (&[("max_tx_rate", "1000001")], "at most 1000000 Mbit/s", "Maximum rate"),
+        (
+            &[("max_tx_rate", "1000001")],
+            "the maximum rate: invalid rate 1000001: expected 0 to 1000000 Mbit/s",
+            "Maximum rate",
+        ),
         (
             &[("min_tx_rate", "100"), ("max_tx_rate", "10")],
-            "the minimum rate: it is at most the maximum rate, 10",
+            "the minimum rate: 100 is more than the maximum rate, 10; lower it",
             "Minimum rate",
         ),
         (&[("vlan", "5000")], "4094", "VLAN"),
-        (&[("mac_address", "no")], "mac_address", "MAC address"),
+        (&[("mac_address", "no")], "<p>MAC address: ", "MAC address"),
         (&[("spoof_check", "maybe")], "is not one of true, false", "Spoof check"),
         (&[("link_state", "sideways")], "is not one of auto, enable, disable", "Link state"),
     ] {
@@ -190,6 +194,11 @@ async fn settings_of_a_vf_are_checked_and_shown_before_they_are_set() {
     let page = html(&checked);
     assert!(page.contains("cannot be attached") && page.contains("CAP_NET_ADMIN"), "{page}");
     service.sim("fault clear");
+    let both = [("id", Q35), ("alias0", "vf"), ("flavor", "one-vf"), ("step", "check")];
+    let refused = person.send(&attach, "attach", &both).await.expect(400);
+    let page = html(&refused);
+    assert!(page.contains("choose only one of them") && !page.contains("pci_passthrough"), "{page}");
+    assert!(page.contains("Nothing was attached.") && !page.contains("or it was undone"), "{page}");
     let fields = [("id", Q35), ("flavor", "one-vf"), ("step", "check")];
     let checked = person.send(&attach, "attach", &fields).await.expect(200);
     assert!(html(&checked).contains("0000:04:10.2"), "{}", html(&checked));
@@ -300,7 +309,8 @@ async fn a_rule_is_previewed_before_it_is_saved() {
     // The checks are those of the API.
     for (entry, status, text) in [
         (r#"{"vendor_id": "intel"}"#, 400, "vendor_id"),
-        ("{", 400, "the entry is not JSON"),
+        ("{", 400, "the entry is not valid JSON: the text ends too early"),
+        (r#"{"vendor_id": "8086", "vendor_id": "10de"}"#, 400, "duplicate key `vendor_id`"),
         (r#"["x"]"#, 400, "must not be a list"),
     ] {
         let fields = [("kind", "whitelist"), ("entry", entry), ("step", "preview")];

@@ -187,7 +187,14 @@ async fn what_a_caller_may_not_do_is_not_shown_and_is_refused() {
     assert!(html(&events).contains(Q35) && !html(&events).contains("href=\"server?"), "{}", html(&events));
     let token = form_token(html(&page));
     watch.send_as("attach", &[("id", Q35), ("alias0", "vf"), ("step", "attach")], &token).await.expect(403);
-    watch.send_as("drift", &[], &token).await.expect(403);
+    let refused = watch.send_as("drift", &[], &token).await.expect(403);
+    assert!(!html(&refused).contains("GET "), "{}", html(&refused));
+    // A form after the end of the session says to sign in again.
+    watch.send_as("sign-out", &[], &token).await.expect(303);
+    let ended = watch.send_as("drift", &[], &token).await.expect(401);
+    let page = html(&ended);
+    assert!(page.contains("sign in, and repeat it") && page.contains("href=\"sign-in\""), "{page}");
+    assert!(!page.contains("Authorization"), "{page}");
 
     // A member of a project sees its servers, and nothing of the host.
     let mut app = Person::at(&service);

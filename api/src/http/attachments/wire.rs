@@ -182,9 +182,12 @@ impl Wire {
     /// Returns the attachment for callers who may not see the host: without its name, its addresses, the holder, which may
     /// be of another project, and the reason of the state, which may name any of these.
     fn without_host(self) -> Self {
-        let status_reason = self.status_reason.map(|_| {
+        let status_reason = self.status_reason.map(|reason| {
             match self.status {
                 AttachmentState::Attaching => "the device is being attached",
+                AttachmentState::Attached if reason.starts_with("adopted: ") => {
+                    "adopted: the server had the device already, and there was no record of it"
+                }
                 AttachmentState::Attached => "an earlier detach failed; detach again",
                 AttachmentState::Detaching => "the guest has not released the device yet",
                 AttachmentState::Detached => "the guest does not have the device any more",
