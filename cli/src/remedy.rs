@@ -83,11 +83,13 @@ pub(crate) fn by_commands(message: &str) -> String {
 }
 
 /// What the keys of the request of `hotslot attach` are on the command line.
-const KEYS_OF_ATTACH: [(&str, &str); 9] = [
+const KEYS_OF_ATTACH: [(&str, &str); 11] = [
     ("another numa_policy", "another --numa-policy"),
     ("pci_passthrough:alias: ", ""),
     ("mac_address, vlan, physical_network, trusted, ", "--mac, --vlan, --physical-network, --trusted, "),
     ("vlan, mac_address, trusted, ", "--vlan, --mac, --trusted, "),
+    ("without trusted, ", "without --trusted, "),
+    ("call for trusted, ", "call for --trusted, "),
     ("mac_address: ", "--mac: "),
     ("spoof_check", "--spoof-check"),
     ("link_state", "--link-state"),
@@ -194,6 +196,10 @@ mod tests {
             (numa, "ask with another --numa-policy"),
             ("addresses: write 0000:04:10.0", "write 0000:04:10.0"),
             ("pci_passthrough:alias: `nic:300` is not", "`nic:300` is not"),
+            (
+                "or attach without trusted, spoof_check, link_state",
+                "or attach without --trusted, --spoof-check, --link-state",
+            ),
             (
                 "flavor: there is no flavor `x`; GET flavors lists them",
                 "there is no flavor `x`; `hotslot flavor list` lists them",

@@ -16,6 +16,8 @@ _COMMANDS = {
     "pci_passthrough:alias:": "alias:",
     "vlan, mac_address, trusted,": "--vlan, --mac-address, --trusted,",
     "mac_address, vlan, physical_network, trusted,": "--mac-address, --vlan, --physical-network, --trusted,",
+    "for trusted, spoof_check": "for --trusted, --spoof-check",
+    "without trusted, spoof_check": "without --trusted, --spoof-check",
     "spoof_check": "--spoof-check",
     "link_state": "--link-state",
     "min_tx_rate": "--min-rate",
