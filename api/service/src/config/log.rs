@@ -204,9 +204,9 @@ mod tests {
             let [said] = &said[..] else { panic!("{unknown}: {said:?}") };
             assert!(said.contains(&format!("`{unknown}`; the modules are hotslot (audit")), "{said}");
         }
-        let of_libraries: Levels = "sqlx=info,hyper=warn,reqwest::connect=off".parse().unwrap();
+        let of_libraries: Levels = "sqlx=info,hyper=warn,jiff::tz=off".parse().unwrap();
         assert_eq!(of_libraries.unknown(), [""; 0]);
-        for library in ["sqlx=debug", "hyper=trace", "hyper_util::client=debug"] {
+        for library in ["sqlx=debug", "hyper=trace", "mio::poll=debug"] {
             let said = library.parse::<Levels>().unwrap().unknown();
             assert!(
                 said[0].contains(&format!("{library}: lines of libraries below info are never")),
