@@ -83,13 +83,13 @@ pub(crate) fn by_commands(message: &str) -> String {
 }
 
 /// What the keys of the request of `hotslot attach` are on the command line.
-const KEYS_OF_ATTACH: [(&str, &str); 11] = [
+const KEYS_OF_ATTACH: [(&str, &str); 10] = [
     ("another numa_policy", "another --numa-policy"),
     ("pci_passthrough:alias: ", ""),
-    ("mac_address, vlan, physical_network, trusted, ", "--mac, --vlan, --physical-network, --trusted, "),
-    ("vlan, mac_address, trusted, ", "--vlan, --mac, --trusted, "),
-    ("without trusted, ", "without --trusted, "),
-    ("call for trusted, ", "call for --trusted, "),
+    // Lists of these keys. No entry matches in what another one has written.
+    ("mac_address, vlan, physical_network, ", "--mac, --vlan, --physical-network, "),
+    ("vlan, mac_address, ", "--vlan, --mac, "),
+    ("trusted, ", "--trusted, "),
     ("mac_address: ", "--mac: "),
     ("spoof_check", "--spoof-check"),
     ("link_state", "--link-state"),

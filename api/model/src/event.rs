@@ -164,6 +164,11 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
+    /// Whether every event matches.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Whether an event matches. The result is the same as that of the query on the table `events`.
     pub fn passes(&self, event: &Event) -> bool {
         fn is<T: PartialEq>(wanted: Option<&T>, has: Option<&T>) -> bool {

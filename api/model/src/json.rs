@@ -203,7 +203,7 @@ pub fn reason(error: &serde_json::Error) -> String {
 /// Reads a value of a type from JSON.
 ///
 /// # Errors
-/// What is wrong, in plain words, with the keys that lead to it.
+/// A message in plain words with the keys that lead to the mistake.
 pub fn read<'de, T: Deserialize<'de>, D: Deserializer<'de, Error = serde_json::Error>>(
     from: D,
 ) -> Result<T, String> {

@@ -79,7 +79,7 @@ impl From<Vec<Event>> for Published {
     }
 }
 
-/// What followers receive; `None` when the events could not be read.
+/// A message of the feed to all followers; `None` when the events could not be read.
 type Page = Option<Arc<Published>>;
 
 /// The events for followers.
@@ -141,7 +141,7 @@ impl Feed {
         filter: &EventFilter,
     ) -> Result<Arc<Published>, Error> {
         let _turn = self.catching_up.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
-        let wants_all = *filter == EventFilter::default();
+        let wants_all = filter.is_empty();
         // With many new followers, to send them the past would leave little of the processors for requests.
         if self.catching_up.available_permits() == 0 {
             sleep(PACE).await;

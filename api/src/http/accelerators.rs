@@ -13,8 +13,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use hotslot_driver::binding::HostDriver;
-use hotslot_driver::text;
-use hotslot_model::accelerator::{AccSpec, MAX_BYTES, Target, View};
+use hotslot_model::accelerator::{AccSpec, MAX_BYTES, Target, View, check_name};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::id::{AcceleratorId, ServerId};
 use hotslot_model::identity::{Caller, Role};
@@ -39,9 +38,6 @@ const CREATE: &str = r#"{"name": "IPSec Card"}"#;
 const SPEC: &str = r#"{"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#;
 const ATTACH: &str =
     r#"{"instance_uuid": "<a server's id>"} or {"host": "<a host's name>", "driver": "vfio-pci"}"#;
-
-/// The maximum length of a name in characters, as in Cyborg's database.
-const NAME: usize = 255;
 
 /// Returns the routes, under `/accelerators`.
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -148,10 +144,7 @@ async fn make(
 ) -> Result<Response, Fault> {
     let path = path.map(|path| uuid(&path.accelerator_id, CREATE)).transpose()?;
     let body: CreateBody = members(read(headers, body, CREATE)?, CREATE)?;
-    if body.name.trim().is_empty() || body.name.chars().count() > NAME {
-        return Err(bad(format!("the name must have 1 to {NAME} characters"), CREATE).into());
-    }
-    text::visible(&body.name).map_err(|reason| bad(format!("name: {reason}"), CREATE))?;
+    check_name(&body.name).map_err(|reason| bad(reason, CREATE))?;
     let named = body.uuid.as_deref().map(|text| uuid(text, CREATE)).transpose()?;
     if let (Some(path), Some(named)) = (path, named)
         && path != named

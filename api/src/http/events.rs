@@ -274,8 +274,6 @@ struct Follower {
     records: Arc<Records>,
     feed: Arc<Feed>,
     filter: EventFilter,
-    /// Whether the filter passes every event.
-    wants_all: bool,
     /// The id up to which events have been read.
     read: EventId,
     /// Whether the table may have events that the client has not read and the feed will not deliver.
@@ -316,7 +314,6 @@ impl Follower {
             pages: feed.subscribe(),
             records,
             feed,
-            wants_all: filter == EventFilter::default(),
             filter,
             read: since,
             behind: true,
@@ -373,7 +370,7 @@ impl Follower {
             self.behind = true;
             return;
         }
-        self.ready = if self.wants_all && first.event.id > self.read {
+        self.ready = if self.filter.is_empty() && first.event.id > self.read {
             page.messages.clone()
         } else {
             let passes = |event: &Event| event.id > self.read && self.filter.passes(event);

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use axum::extract::Query;
 use axum::http::Method;
 use axum::response::Response;
-use hotslot_model::accelerator::{AccSpec, MAX_BYTES};
-use hotslot_model::texts::is_unsafe;
+use hotslot_model::accelerator::{AccSpec, LONGEST_NAME, MAX_BYTES, check_name};
 use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -134,9 +133,6 @@ const TYPES: &[Choice] = &[
 ];
 
 const POLICIES: &[Choice] = &policies("not given: preferred");
-
-/// The maximum length of a name in characters.
-const LONGEST_NAME: usize = 255;
 
 const fn field(key: &'static str, label: &'static str, input: Input) -> Field {
     Field { key, label, input }
@@ -280,23 +276,29 @@ fn page_of_new(
         }
     };
     Page { title: "Create an accelerator", place: "accelerators", live: None, content }
-        .show_as(refused.map_or(200, |problem| problem.status), context)
+        .show_with(refused, context)
 }
 
 /// Checks or creates an accelerator.
 pub(crate) async fn create(context: Context, fields: Fields) -> Response {
     let written = Written::read(&fields, Map::new());
     let name = fields.get("name");
-    let done = match written.spec().and_then(|spec| check_name(name).map(|()| spec)) {
+    let checked = written.spec().and_then(|spec| {
+        check_name(name).map_err(|reason| Problem::new(400, reason))?;
+        Ok(spec)
+    });
+    let done = match checked {
         Ok((spec, _)) if fields.get("step") == "create" => {
-            make(&context, name, fields.get("key"), &spec).await.map(Err)
+            make(&context, name, fields.get("key"), &spec).await.map(Step::Created)
         }
-        Ok((_, read)) => free_name(&context, name).await.map(|()| Ok(read)).map_err(Unmade::Nothing),
+        Ok((_, read)) => {
+            free_name(&context, name).await.map(|()| Step::Checked(read)).map_err(Unmade::Nothing)
+        }
         Err(problem) => Err(Unmade::Nothing(problem)),
     };
     match done {
-        Ok(Err(id)) => go(&format!("{}&done=created", page_of(&id))),
-        Ok(Ok(read)) => {
+        Ok(Step::Created(id)) => go(&format!("{}&done=created", page_of(&id))),
+        Ok(Step::Checked(read)) => {
             let then = html! {
                 form method="post" action="accelerator-new" data-progress {
                     (form_token(&context)) (written.hidden())
@@ -323,24 +325,6 @@ pub(crate) async fn create(context: Context, fields: Fields) -> Response {
 }
 
 /// # Errors
-/// 400 for a name that no accelerator can have.
-fn check_name(name: &str) -> Result<(), Problem> {
-    if name.is_empty() || name.chars().count() > LONGEST_NAME {
-        return Err(Problem::new(400, format!("the name must have 1 to {LONGEST_NAME} characters")));
-    }
-    match name.chars().find(|letter| is_unsafe(*letter)) {
-        None => Ok(()),
-        Some(letter) => {
-            let code = u32::from(letter);
-            let reason = format!(
-                "the name contains a control character or an invisible character (U+{code:04X}); remove it"
-            );
-            Err(Problem::new(400, reason))
-        }
-    }
-}
-
-/// # Errors
 /// 409 for the name of an accelerator that the caller sees; errors of the list.
 async fn free_name(context: &Context, name: &str) -> Result<(), Problem> {
     let (listed, _) = context.api.list("/v1/accelerators", "accelerators", MOST).await?;
@@ -359,6 +343,14 @@ fn taking(read: &AccSpec, then: &Markup) -> Markup {
             (then)
         }
     }
+}
+
+/// What a sent form has done.
+enum Step {
+    /// It was checked, and nothing was made. The spec is one that an accelerator can have.
+    Checked(AccSpec),
+    /// The accelerator with this id was made.
+    Created(String),
 }
 
 /// Why an accelerator was not made.
@@ -460,7 +452,7 @@ fn page_of_spec(
         }
     };
     Page { title: "Change an accelerator", place: "accelerators", live: None, content }
-        .show_as(refused.map_or(200, |problem| problem.status), context)
+        .show_with(refused, context)
 }
 
 /// Checks or saves what an accelerator takes. Keys of its spec that the form does not have stay.

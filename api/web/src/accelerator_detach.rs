@@ -32,8 +32,7 @@ async fn page(context: &Context, id: &str, refused: Option<&Problem>) -> Result<
     };
     let title = if is_held { "Detach an accelerator" } else { "Delete an accelerator" };
     let live = Some(String::new());
-    Ok(Page { title, place: "accelerators", live, content }
-        .show_as(refused.map_or(200, |problem| problem.status), context))
+    Ok(Page { title, place: "accelerators", live, content }.show_with(refused, context))
 }
 
 async fn detach_form(context: &Context, one: &Value) -> Markup {

@@ -42,7 +42,7 @@ async fn page(context: &Context, id: &str, refused: Option<&Problem>) -> Result<
         (release_forms(context, &one).await)
     };
     Ok(Page { title: "Accelerator request", place: "accelerators", live: Some(String::new()), content }
-        .show_as(refused.map_or(200, |problem| problem.status), context))
+        .show_with(refused, context))
 }
 
 /// Returns the address of the device of a request, for callers who may see it.

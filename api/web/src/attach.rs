@@ -174,7 +174,7 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
         (found)
         details.again open[is_wrong] { summary { "Change the request" } (request_form(&context, &server, &asked, &offer, message)) }
     };
-    Ok(server.page(content).show_as(refused.as_ref().map_or(200, |problem| problem.status), &context))
+    Ok(server.page(content).show_with(refused.as_ref(), &context))
 }
 
 /// Returns the list of the servers to which a device can be attached.

@@ -44,8 +44,7 @@ async fn page(context: &Context, wanted: &Wanted, refused: Option<&Problem>) -> 
         (consequences(attachment["persistent"] == true, &guest))
         (buttons(context, wanted))
     };
-    Ok(Page { title: "Detach a device", place: "servers", live, content }
-        .show_as(refused.map_or(200, |problem| problem.status), context))
+    Ok(Page { title: "Detach a device", place: "servers", live, content }.show_with(refused, context))
 }
 
 fn described(attachment: &Value) -> Markup {

@@ -67,7 +67,7 @@ fn page(
         }
     };
     Page { title: "Create a device profile", place: "accelerators", live: None, content }
-        .show_as(refused.map_or(200, |problem| problem.status), context)
+        .show_with(refused, context)
 }
 
 /// Creates a profile.
@@ -134,7 +134,7 @@ async fn delete_page(context: &Context, id: &str, refused: Option<&Problem>) -> 
         }
     };
     Ok(Page { title: "Delete a device profile", place: "accelerators", live: None, content }
-        .show_as(refused.map_or(200, |problem| problem.status), context))
+        .show_with(refused, context))
 }
 
 fn described(profile: &Value) -> Markup {

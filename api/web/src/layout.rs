@@ -41,7 +41,12 @@ impl Page<'_> {
         self.show_as(200, context)
     }
 
-    /// Returns the page with a status code: that of the problem that it tells of.
+    /// Returns the page with the status code of the problem that it tells of, if there is one.
+    pub(crate) fn show_with(self, problem: Option<&Problem>, context: &Context) -> Response {
+        self.show_as(problem.map_or(200, |problem| problem.status), context)
+    }
+
+    /// Returns the page with a status code.
     pub(crate) fn show_as(self, status: u16, context: &Context) -> Response {
         let live = self.live.as_deref().filter(|_| context.may("hotslot:event:list"));
         let navigation = navigation(context, self.place);

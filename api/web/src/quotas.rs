@@ -54,9 +54,8 @@ async fn page(context: &Context, project: &str, refused: Option<&Problem>) -> Re
             Some(usage) => (limits(usage, false)),
         }
     };
-    let status = refused.map_or(200, |problem| problem.status);
     let page = Page { title: "Quotas", place: "quotas", live: None, content };
-    Ok(page.show_as(status, context))
+    Ok(page.show_with(refused, context))
 }
 
 /// Returns the limit and the use of each resource, by its name in the API.

@@ -57,8 +57,7 @@ fn shown(context: &Context, next: &str, refused: Option<&Problem>, fields: Optio
             }
         }
     };
-    let mut response = Page { title: "Sign in", place: "", live: None, content }
-        .show_as(refused.map_or(200, |problem| problem.status), context);
+    let mut response = Page { title: "Sign in", place: "", live: None, content }.show_with(refused, context);
     if let Some(problem) = refused {
         // The audit records it.
         response.extensions_mut().insert(problem.clone());

@@ -61,7 +61,7 @@ async fn an_accelerator_is_created_after_the_page_says_what_it_takes() {
         }
     }
     let long = "n".repeat(256);
-    for name in ["", &long] {
+    for name in ["", "  ", &long] {
         for step in ["check", "create"] {
             let fields = [("name", name), ("device_type", "NIC"), ("step", step)];
             let refused = person.send("accelerator-new", "accelerator-new", &fields).await.expect(400);

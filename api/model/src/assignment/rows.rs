@@ -58,7 +58,7 @@ pub struct Attachment {
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` for a plain PCI function.
     pub network: Option<Network>,
-    /// What was known about the function before the attachment.
+    /// The link and the counted errors of the function, as they were before the attachment.
     pub before: Condition,
     /// Whether it was taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,
@@ -101,7 +101,7 @@ pub struct NewAttachment {
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` attaches it as a plain PCI function.
     pub network: Option<Network>,
-    /// What is known about the function.
+    /// The link and the counted errors of the function now.
     pub before: Condition,
     /// Whether it is taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,

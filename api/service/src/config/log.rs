@@ -110,8 +110,8 @@ enum Origin {
     Library,
 }
 
-/// Whose the lines of the log are that come from a module, from one that is in it, or from one whose name begins like
-/// this; `None` when there are none.
+/// Returns who writes the lines of the log that come from a module, from one that is in it, or from one whose name begins
+/// like this; `None` when there are no such lines.
 fn origin(module: &str) -> Option<Origin> {
     let is_in = |path: &str| {
         path.starts_with(module) || module.strip_prefix(path).is_some_and(|rest| rest.starts_with("::"))
