@@ -26,8 +26,9 @@ demo: requirements lab-requirements release lab ## attach a VF to a running gues
 demo-stop: ## stop the service and the lab that `make demo` left running
 	@vagrant/down
 
-# The long tests rarely fail, so they have targets of their own.
-test: check lab-requirements release lab lab-test ## all tests except the long ones, including the tests in the lab
+# The long tests rarely fail, so they have targets of their own. The lab uses one core, so the package is tested beside it.
+test: check lab-requirements release lab ## all tests except the long ones, including the tests in the lab and of the package
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line lab-test package-test
 
 # Tests wait most of the time, so more of them run at once than there are cores.
 check: requirements ## the quick tests: format, lints, licences, docs, tests on the simulated host

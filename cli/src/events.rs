@@ -18,7 +18,7 @@ use crate::output::{self, Format, Output, json_text, print_on};
 use crate::pci::key_values;
 use crate::remedy::by_commands;
 use crate::value::{at, time};
-use crate::{Cli, attachment, columns, complete, lookup};
+use crate::{Cli, attachment, columns, complete, lookup, table};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -211,16 +211,28 @@ impl Lines {
             Format::Table | Format::Wide => {}
         }
         let titles = ["ID", "TIME", "KIND", "WHAT", "CHANGE", "WHO"].map(str::to_owned);
-        let title = if first && self.output.has_headers() { line(&titles) } else { String::new() };
-        print_on(&format!("{title}{}", line(&cells(event, &self.servers))))
+        let width = table::terminal_width();
+        let title = if first && self.output.has_headers() { lines(&titles, width) } else { String::new() };
+        print_on(&format!("{title}{}", lines(&cells(event, &self.servers), width)))
     }
 }
 
-/// Formats one line. The columns have fixed widths, because the widths of later lines are not known yet. A longer cell moves
-/// the rest of its line.
-fn line(cells: &[String; 6]) -> String {
+/// Formats an event in one line, or in several lines where the terminal is narrower than that. The columns have fixed
+/// widths, because the widths of later lines are not known yet. A longer cell moves the rest of its line.
+fn lines(cells: &[String; 6], width: Option<usize>) -> String {
     let [id, time, kind, what, change, initiator] = cells;
-    format!("{id:<7}   {time:<20}   {kind:<20}   {what:<32}   {change:<28}   {initiator}\n")
+    let line = format!("{id:<7}   {time:<20}   {kind:<20}   {what:<32}   {change:<28}   {initiator}");
+    match width {
+        Some(width) if line.trim_end().chars().count() > width => {
+            let details = [what, change]
+                .map(String::as_str)
+                .into_iter()
+                .filter(|text| !text.is_empty() && *text != "-");
+            let details = format!("{} ({initiator})", details.collect::<Vec<_>>().join(": "));
+            format!("{id:<7}   {time:<20}   {kind}\n{}", table::indented(&details, 10, width))
+        }
+        _ => format!("{}\n", line.trim_end()),
+    }
 }
 
 /// Returns id, time, kind, what changed, how, and who changed it. `servers` are the names of the servers, by UUID.
@@ -235,16 +247,20 @@ pub(crate) fn cells(event: &Value, servers: &HashMap<String, String>) -> [String
         let value = &event[key];
         if value.is_object() { key_values(value, &[]) } else { at(value, "") }
     };
-    let change = match (value("from"), value("to"), at(event, "/reason")) {
-        (from, to, reason) if reason == "-" => format!("{from} -> {to}"),
-        (from, to, reason) => format!("{from} -> {to}: {}", by_commands(&reason)),
+    let change = match (value("from").as_str(), value("to").as_str()) {
+        ("-", "-") => String::new(),
+        ("-", to) => to.to_owned(),
+        (from, "-") => format!("{from} -> none"),
+        (from, to) => format!("{from} -> {to}"),
     };
+    let reason = Some(at(event, "/reason")).filter(|reason| reason != "-").map(|reason| by_commands(&reason));
+    let change: Vec<_> = [change].into_iter().chain(reason).filter(|text| !text.is_empty()).collect();
     [
         at(event, "/id"),
         time(event, "/time"),
         at(event, "/kind"),
         if what.is_empty() { "-".into() } else { what.join(" ") },
-        change.trim_start_matches("- -> -").trim_start_matches(": ").to_owned(),
+        change.join(": "),
         at(event, "/who"),
     ]
 }
@@ -256,19 +272,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_formatted_in_one_line() {
+    fn an_event_is_formatted_in_one_line_or_as_wide_as_the_terminal() {
         let state = json!({
             "id": 12, "time": "2026-11-21T12:00:00.000Z", "who": "request req-1", "kind": "attachment.state",
             "host": "node1", "server_id": "s", "device_id": 3, "address": "0000:3b:10.0", "attachment_id": "a",
             "rule_id": null, "from": "attaching", "to": "failed", "reason": "no free port",
         });
+        let state = cells(&state, &HashMap::from([("s".to_owned(), "web1".to_owned())]));
+        let one = "12        2026-11-21T12:00:00Z   attachment.state       node1 0000:3b:10.0 web1            \
+                   attaching -> failed: no free port   request req-1\n";
+        assert_eq!(lines(&state, None), one);
+        assert_eq!(lines(&state, Some(150)), one);
         assert_eq!(
-            line(&cells(&state, &HashMap::from([("s".to_owned(), "web1".to_owned())]))),
-            "12        2026-11-21T12:00:00Z   attachment.state       node1 0000:3b:10.0 web1            \
-             attaching -> failed: no free port   request req-1\n"
+            lines(&state, Some(60)),
+            "12        2026-11-21T12:00:00Z   attachment.state\n          \
+             node1 0000:3b:10.0 web1: attaching -> failed: no\n          free port (request req-1)\n"
         );
         let facts = json!({ "from": {}, "to": { "numa_node": 1, "rack": "r1" } });
-        assert_eq!(cells(&facts, &HashMap::new())[4], "- -> numa_node=1,rack=r1");
+        assert_eq!(cells(&facts, &HashMap::new())[4], "numa_node=1, rack=r1");
         assert_eq!(cells(&json!({ "from": null, "to": null, "reason": null }), &HashMap::new())[4], "");
     }
 }

@@ -1,11 +1,12 @@
 //! `hotslot explain`: explains why a device is offered or not, and which devices a request for an alias would get.
 
 use std::collections::HashMap;
-use std::num::NonZeroU8;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use clap::Args;
 use clap_complete::ArgValueCompleter;
+use hotslot_model::rules::MAX_DEVICES;
 use serde_json::Value;
 
 use crate::client::query_string;
@@ -46,7 +47,7 @@ pub(crate) struct Explain {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Subject {
     Device(DeviceName),
-    Alias(String, NonZeroU8),
+    Alias(String, NonZeroU16),
 }
 
 impl FromStr for Subject {
@@ -58,12 +59,14 @@ impl FromStr for Subject {
             Err(error) => {
                 let (name, count) = text.split_once(':').unwrap_or((text, "1"));
                 match count.parse() {
-                    Ok(count) if !name.is_empty() => Ok(Self::Alias(name.to_owned(), count)),
+                    Ok(count) if !name.is_empty() && usize::from(NonZeroU16::get(count)) <= MAX_DEVICES => {
+                        Ok(Self::Alias(name.to_owned(), count))
+                    }
                     // An address has more colons than an alias with a number.
-                    Err(_) if !name.is_empty() && !count.contains(':') => Err(format!(
-                        "expected a number of devices from 1 to 255 after the alias: {name} or {name}:2"
+                    _ if !name.is_empty() && !count.contains(':') => Err(format!(
+                        "expected a number of devices from 1 to {MAX_DEVICES} after the alias: {name} or {name}:2"
                     )),
-                    Ok(_) | Err(_) => Err(error),
+                    _ => Err(error),
                 }
             }
         }
@@ -82,7 +85,7 @@ impl Explain {
         }
     }
 
-    async fn explain_alias(&self, cli: &Cli, alias: &str, count: NonZeroU8) -> anyhow::Result<Exit> {
+    async fn explain_alias(&self, cli: &Cli, alias: &str, count: NonZeroU16) -> anyhow::Result<Exit> {
         let server = match &self.server {
             Some(server) => Some(lookup::server(cli, server).await?),
             None => None,
@@ -93,7 +96,7 @@ impl Explain {
             (host, _) => host.clone(),
         };
         let mut pairs = vec![("alias", alias.to_owned())];
-        pairs.extend((count > NonZeroU8::MIN).then(|| ("count", count.to_string())));
+        pairs.extend((count > NonZeroU16::MIN).then(|| ("count", count.to_string())));
         pairs.extend(self.whole_group.then(|| ("whole_group", "true".to_owned())));
         pairs.extend(server.map(|id| ("server", id)));
         let query = query_string(&pairs)?;
@@ -274,9 +277,9 @@ mod tests {
             assert_eq!(device.parse(), Ok(Subject::Device(device.parse().unwrap())));
         }
         for alias in ["vf", "a 1", "3b", "pci_0000_3b_00"] {
-            assert_eq!(alias.parse(), Ok(Subject::Alias(alias.into(), NonZeroU8::MIN)));
+            assert_eq!(alias.parse(), Ok(Subject::Alias(alias.into(), NonZeroU16::MIN)));
         }
-        assert_eq!("vf:2".parse(), Ok(Subject::Alias("vf".into(), NonZeroU8::MIN.saturating_add(1))));
+        assert_eq!("vf:2".parse(), Ok(Subject::Alias("vf".into(), NonZeroU16::MIN.saturating_add(1))));
         assert!("0000:3b:00.8".parse::<Subject>().is_err());
         assert!("vf:0".parse::<Subject>().is_err());
         assert!("".parse::<Subject>().is_err());
@@ -374,7 +377,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
 
     #[test]
     fn an_alias_may_have_a_number_of_devices() {
-        let alias = |name: &str, count| Subject::Alias(name.into(), NonZeroU8::new(count).unwrap());
+        let alias = |name: &str, count| Subject::Alias(name.into(), NonZeroU16::new(count).unwrap());
         let read = |text: &str| text.parse::<Subject>();
         assert_eq!(read("vf"), Ok(alias("vf", 1)));
         assert_eq!(read("vf:2"), Ok(alias("vf", 2)));

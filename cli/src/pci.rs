@@ -249,12 +249,12 @@ fn tags(pool: &Value) -> String {
     key_values(&tags, &columns)
 }
 
-/// Formats the pairs of an object in the order of their keys, without the keys `except`: `rack=r1,trusted=true`.
+/// Formats the pairs of an object in the order of their keys, without the keys `except`: `rack=r1, trusted=true`.
 pub(crate) fn key_values(object: &Value, except: &[&str]) -> String {
     let pairs: BTreeMap<_, _> = object.as_object().into_iter().flatten().collect();
     let pairs = pairs.into_iter().filter(|(key, _)| !except.contains(&key.as_str()));
     let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key}={}", at(value, ""))).collect();
-    if pairs.is_empty() { "-".into() } else { pairs.join(",") }
+    if pairs.is_empty() { "-".into() } else { pairs.join(", ") }
 }
 
 #[cfg(test)]
@@ -272,7 +272,7 @@ mod tests {
         ] });
         let pools = pools(&host).unwrap();
         assert_eq!(pools[0]["host"], "node1");
-        assert_eq!(pools.iter().map(tags).collect::<Vec<_>>(), ["rack=r1,switch=tor-3", "-"]);
+        assert_eq!(pools.iter().map(tags).collect::<Vec<_>>(), ["rack=r1, switch=tor-3", "-"]);
         assert!(super::pools(&json!({ "hypervisor_hostname": "node1" })).is_err());
     }
 

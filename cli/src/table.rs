@@ -127,6 +127,16 @@ fn plain() -> Table {
     table
 }
 
+/// Wraps a text between words, to `width` characters with `indent` spaces before each line.
+pub(crate) fn indented(text: &str, indent: u16, width: usize) -> String {
+    let mut table = plain();
+    table.set_width(u16::try_from(width).unwrap_or(u16::MAX)).add_row([Cell::new(text::escape(text))]);
+    for column in table.column_iter_mut() {
+        column.set_padding((indent, 0));
+    }
+    table.trim_fmt() + "\n"
+}
+
 /// The width of the terminal, in characters; `None` where the output is no terminal.
 pub(crate) fn terminal_width() -> Option<usize> {
     Table::new().width().map(usize::from)

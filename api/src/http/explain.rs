@@ -1,7 +1,6 @@
 //! Why a device is assignable or not, and which devices an alias would take. An extension of hotslot.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU8;
 use std::sync::Arc;
 
 use axum::Json;
@@ -12,7 +11,7 @@ use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_model::assignment::State as AssignmentState;
 use hotslot_model::device::{DevType, Device, DeviceStatus, Functions};
 use hotslot_model::id::{DeviceId, ServerId};
-use hotslot_model::rules::{self, Pool, RuleKind};
+use hotslot_model::rules::{self, MAX_DEVICES, Pool, RuleKind};
 use hotslot_service::assignment::{Assignments, CandidatesRequest};
 use hotslot_service::config::Config;
 use hotslot_service::error::Error;
@@ -433,17 +432,17 @@ pub(super) struct CandidateQuery {
     #[param(value_type = Option<bool>)]
     whole_group: Option<String>,
     /// The number of devices that would be requested; 1 by default.
-    #[param(value_type = Option<u8>, minimum = 1, maximum = 255)]
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 256)]
     count: Option<String>,
     /// The id of the server to which the devices would be attached.
     server: Option<String>,
 }
 
 /// Parses `?count=2`.
-fn count(text: &str) -> Result<u8, Error> {
-    text.parse::<NonZeroU8>()
-        .map(NonZeroU8::get)
-        .map_err(|_| Error::Invalid(format!("invalid count {text}: expected a number from 1 to {}", u8::MAX)))
+fn count(text: &str) -> Result<usize, Error> {
+    text.parse().ok().filter(|count| (1..=MAX_DEVICES).contains(count)).ok_or_else(|| {
+        Error::Invalid(format!("invalid count {text}: expected a number from 1 to {MAX_DEVICES}"))
+    })
 }
 
 /// Lists the devices of a host in the order in which an alias would take them, and the reason why it would not take
@@ -461,7 +460,7 @@ pub(super) async fn candidates(
     host.ready().await?;
     let request = CandidatesRequest {
         alias: &query.alias,
-        count: query.count.as_deref().map_or(Ok(1), count)?.into(),
+        count: query.count.as_deref().map_or(Ok(1), count)?,
         whole_group: query.whole_group.as_deref().map_or(Ok(false), |word| boolean("whole_group", word))?,
         server: query
             .server

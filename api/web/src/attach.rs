@@ -395,7 +395,7 @@ fn one_alias(number: usize, asked: &Asked, aliases: Option<&[String]>, needed: b
                     None => input name={ "alias" (number) } value=(alias) required[needed] autocomplete="off";,
                 }
             }
-            label { span { "Count" } input type="number" name={ "count" (number) } min="1" max="255" value=(count); }
+            label { span { "Count" } input type="number" name={ "count" (number) } min="1" max="256" value=(count); }
         }
     }
 }
