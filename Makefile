@@ -17,7 +17,8 @@ CONTRACT := env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --te
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
 
-try: ## serve a made-up host, and print the link to its page: no root, no hardware, no lab
+try: ## serve a made-up host, and print the link to its page: no hardware, no lab, and no root after make requirements
+	@command -v cargo >/dev/null && pkg-config --exists libvirt || { echo "cargo or libvirt-dev is missing; run make requirements as root" >&2; exit 1; }
 	@cargo run --quiet --locked -p hotslot -- serve --simulate
 
 demo: requirements lab-requirements release lab ## attach a VF to a running guest through REST, and leave the service running
@@ -98,8 +99,12 @@ release: ## build target/release/hotslot (needs the requirements of `make requir
 # Where `make install` puts the files. DESTDIR is put before every path, for packages.
 PREFIX ?= /usr/local
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSCONFDIR ?= /etc
 BINARY ?= $(or $(CARGO_TARGET_DIR),target)/release/hotslot
 SHARE := $(DESTDIR)$(PREFIX)/share
+CONFIGURATION := $(DESTDIR)$(SYSCONFDIR)/hotslot/hotslot.toml
+# zsh looks into the first below /usr, and into the second below /usr/local.
+ZSH := $(SHARE)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
 install: install-docs ## install target/release/hotslot with its unit, manual pages and completions below PREFIX (/usr/local)
 	@test -x $(BINARY) || { echo "there is no $(BINARY); run make release" >&2; exit 1; }
@@ -109,8 +114,9 @@ install: install-docs ## install target/release/hotslot with its unit, manual pa
 	install -Dm644 packaging/hotslot.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf
 	install -Dm644 -t $(SHARE)/hotslot packaging/hotslot.dashboard.json packaging/hotslot.rules.yml hotslot.example.toml
 	$(BINARY) completions bash | install -Dm644 /dev/stdin $(SHARE)/bash-completion/completions/hotslot
-	$(BINARY) completions zsh | install -Dm644 /dev/stdin $(SHARE)/zsh/vendor-completions/_hotslot
+	$(BINARY) completions zsh | install -Dm644 /dev/stdin $(ZSH)/_hotslot
 	$(BINARY) completions fish | install -Dm644 /dev/stdin $(SHARE)/fish/vendor_completions.d/hotslot.fish
+	test -e $(CONFIGURATION) || install -Dm600 hotslot.example.toml $(CONFIGURATION)
 	mkdir -p $(SHARE)/man/man1
 	$(BINARY) man-pages $(SHARE)/man/man1
 
@@ -124,7 +130,7 @@ uninstall: ## remove what `make install` installed; the configuration and the re
 	rm -rf $(DESTDIR)$(PREFIX)/bin/hotslot $(DESTDIR)$(UNITDIR)/hotslot.service \
 	    $(DESTDIR)$(PREFIX)/lib/sysusers.d/hotslot.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf \
 	    $(SHARE)/hotslot $(SHARE)/doc/hotslot $(SHARE)/bash-completion/completions/hotslot \
-	    $(SHARE)/zsh/vendor-completions/_hotslot $(SHARE)/fish/vendor_completions.d/hotslot.fish \
+	    $(ZSH)/_hotslot $(SHARE)/fish/vendor_completions.d/hotslot.fish \
 	    $(SHARE)/man/man1/hotslot.1 $(SHARE)/man/man1/hotslot-*.1
 
 deb: ## make the Debian package of the release: target/hotslot_VERSION_ARCH.deb

@@ -51,7 +51,7 @@ pub(crate) enum ConfigCommand {
 /// The commands that need no service.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LocalCommand {
-    /// Report every error in a configuration file. This needs no service.
+    /// Report the mistakes in a configuration file, of each entry the first. This needs no service.
     Check {
         /// The configuration file; by default the one of --config, or /etc/hotslot/hotslot.toml.
         file: Option<PathBuf>,

@@ -29,6 +29,11 @@ const OWN_DESCRIPTORS: u64 = 256;
 /// Runs the service with the configuration `file` until SIGTERM or SIGINT.
 pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let mut config = match file {
+        Some(file) if !file.exists() => anyhow::bail!(
+            "there is no configuration {}; make it: an empty file means the defaults, and hotslot.example.toml in \
+             share/hotslot of the installation has every key",
+            file.display()
+        ),
         Some(file) => Config::load(file).with_context(|| {
             let file = file.display();
             format!(

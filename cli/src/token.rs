@@ -9,9 +9,11 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use hotslot_service::config::{Age, Config};
 use hotslot_service::identity::tokens::{Token, TokenFile, TokensError};
+use hotslot_store::sqlite_file;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::address::CONFIGURATIONS;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
 use crate::table::{Column, column};
@@ -22,8 +24,8 @@ Examples:
   hotslot token create ci --role member --project 7c1f --expires 90d
   hotslot token list
   hotslot token revoke ci
-The file is [identity] tokens of the configuration, or /etc/hotslot/tokens. The service must be able to read it: for a \
-service with a user of its own, create it first with `install -m 0600 -o hotslot -g hotslot /dev/null FILE`.";
+The file is [identity] tokens of the configuration (--config, or /etc/hotslot/hotslot.toml), or /etc/hotslot/tokens. When root makes it, it gets the owner of the \
+database, or of the configuration where the database is PostgreSQL, so that the service can read it.";
 
 /// The file, when no configuration names another one.
 const FILE: &str = "/etc/hotslot/tokens";
@@ -61,9 +63,24 @@ pub(crate) struct Create {
 
 impl TokenCommand {
     pub(crate) fn run(self, config: Option<&Path>, output: Output) -> anyhow::Result<Exit> {
-        let configured = config.map(Config::load).transpose()?.and_then(|config| config.identity.tokens);
-        let mut file =
-            TokenFile::open(&configured.unwrap_or_else(|| PathBuf::from(FILE))).map_err(failure)?;
+        let found = CONFIGURATIONS.iter().map(Path::new).find(|file| file.exists());
+        let config = config.or(found);
+        let loaded = config.map(Config::load).transpose()?.unwrap_or_default();
+        let path = loaded.identity.tokens.unwrap_or_else(|| PathBuf::from(FILE));
+        let database = sqlite_file(&loaded.database.url).ok().and_then(|file| {
+            // The service may never have run; then its directory tells who it is.
+            [Some(file.as_path()), file.parent()]
+                .into_iter()
+                .flatten()
+                .find(|path| path.exists())
+                .map(Path::to_owned)
+        });
+        let file = TokenFile::open(&path).map_err(failure)?;
+        let like = database.or_else(|| config.map(Path::to_owned));
+        let mut file = match like {
+            Some(like) => file.owned_like(like),
+            None => file,
+        };
         match self {
             Self::Create(create) => {
                 let roles: BTreeSet<_> = create.roles.iter().map(|role| role.to_ascii_lowercase()).collect();

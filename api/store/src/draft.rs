@@ -32,9 +32,6 @@ use crate::processes::Notification;
 use crate::sql::query;
 use crate::writer::{Transaction, Written};
 
-/// How many statements are sent together.
-const TOGETHER: usize = 32;
-
 /// A transaction, with the device rows that it changes.
 pub(super) struct DeviceTransaction<'s> {
     store: &'s Store,
@@ -338,7 +335,7 @@ impl DeviceTransaction<'_> {
                 }
             }
             written.push(row);
-            if self.tx.waiting() >= TOGETHER {
+            if self.tx.is_full() {
                 self.tx.flush().await?;
             }
         }

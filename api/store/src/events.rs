@@ -20,9 +20,6 @@ use crate::pool::Store;
 use crate::sql::{Query, Row, query};
 use crate::writer::Transaction;
 
-/// How many statements are sent together.
-const TOGETHER: usize = 32;
-
 /// Writes events and returns the id of the last one, if any. Also sends the statements of the transaction that were put off.
 pub(super) async fn write(
     tx: &mut Transaction,
@@ -67,7 +64,7 @@ pub(super) async fn write(
         .bind(&actor.global_request)
         .bind(&actor.traceparent);
         tx.put(new);
-        if tx.waiting() >= TOGETHER {
+        if tx.is_full() {
             tx.flush().await?;
         }
     }

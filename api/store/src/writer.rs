@@ -374,9 +374,9 @@ impl Transaction {
         if is_stale { Err(Error::Stale) } else { Ok(done.rows.into_iter().next().map(|(_, row)| row)) }
     }
 
-    /// The number of statements that are put off.
-    pub(super) fn waiting(&self) -> usize {
-        self.later.len()
+    /// Whether so many statements are put off that they are to be sent.
+    pub(super) fn is_full(&self) -> bool {
+        self.later.len() >= TOGETHER
     }
 
     /// Ends the transaction with the work done. It is committed together with others that have the turn before the next
@@ -425,8 +425,12 @@ impl Transaction {
         let before = writer.members.len();
         match &mut writer.open {
             Some(Open::Sqlite(connection)) => {
-                let begin = if before == 0 { "BEGIN IMMEDIATE".to_owned() } else { savepoint(before) };
-                at_once(connection, (!was_begun).then_some(&*begin), queries).await
+                if !was_begun && before > 0 {
+                    // Together with other statements, SQLite would keep these prepared once for each name of a savepoint.
+                    sqlx::raw_sql(AssertSqlSafe(savepoint(before))).execute(&mut **connection).await?;
+                }
+                let begin = (!was_begun && before == 0).then_some("BEGIN IMMEDIATE");
+                at_once(connection, begin, queries).await
             }
             Some(Open::Postgres(transaction)) => {
                 let mut done = Done::default();
@@ -460,8 +464,9 @@ impl Done {
     }
 }
 
-/// The largest number of statements sent together that SQLite keeps prepared.
-const PREPARED: usize = 16;
+/// How many statements a long transaction sends together. SQLite keeps what it has prepared of them, so that the next ones with
+/// the same texts are not prepared again.
+const TOGETHER: usize = 16;
 
 /// Sends statements to SQLite in one exchange. `begin` comes first and has no result.
 async fn at_once(
@@ -480,7 +485,7 @@ async fn at_once(
         query.append(&mut text, &mut values).map_err(sqlx::Error::Encode)?;
     }
     // SQLite keeps what it has prepared of a text, which is much for many statements.
-    let statements = sqlx::query_with(AssertSqlSafe(text), values).persistent(count <= PREPARED);
+    let statements = sqlx::query_with(AssertSqlSafe(text), values).persistent(count <= TOGETHER);
     let results: Vec<_> = connection.fetch_many(statements).try_collect().await?;
     let mut done = Done::default();
     done.add(results, |result| result.rows_affected(), Row::Sqlite);

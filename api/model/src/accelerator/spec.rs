@@ -34,7 +34,7 @@ pub struct AccSpec {
     pub remotable: i64,
     /// The number of devices, 0 to 256. Older records may have more.
     pub num: u64,
-    /// The device type such as GPU, or UNKNOWN for any.
+    /// The device type such as GPU, or UNKNOWN: any accelerator card, or any device when other keys name one.
     pub device_type: String,
     /// The intended use such as Crypto, or empty.
     pub acc_type: String,
@@ -98,7 +98,7 @@ impl AccSpec {
         if !spec.device_type.eq_ignore_ascii_case(UNKNOWN) {
             let known = spec.device_type.parse::<DeviceType>();
             known.map_err(|unknown| {
-                format!("acc_specs: device_type: {unknown}; write {UNKNOWN} for a device of any type")
+                format!("acc_specs: device_type: {unknown}; write {UNKNOWN} for any FPGA, QAT, CRYPTO or AICHIP device")
             })?;
         }
         Ok(spec)
@@ -202,6 +202,9 @@ impl AccSpec {
         let assignable =
             if self.names_devices(&known) { "assignable" } else { "FPGA, QAT, CRYPTO or AICHIP" };
         let noun = match (&self.mdev_type, self.num) {
+            (_, 0) => {
+                return format!("no device, because num is 0; put a num of 1 to {MAX_NUM} to attach it");
+            }
             (Some(of), 1) => format!("a mediated device of type {of}"),
             (Some(of), num) => format!("{num} mediated devices of type {of}"),
             (None, 1) => format!("any {assignable} device"),
@@ -212,7 +215,7 @@ impl AccSpec {
         let ids = [("vendor_id", self.vendor_id), ("product_id", self.product_id)];
         let ids = ids.into_iter().filter_map(|(key, id)| Some(format!("{key} {}", id?)));
         let node = self.numa_node.map(|node| format!("NUMA node {node}"));
-        let known = |key: &String| format!("{key} where extra_info has it");
+        let known = |key: &String| format!("the capability {key}, if extra_info of the devices has that key");
         let conditions: Vec<_> = ids.chain(node).chain(self.capability.keys().map(known)).collect();
         let conditions =
             if conditions.is_empty() { String::new() } else { format!(" with {}", conditions.join(", ")) };

@@ -49,6 +49,13 @@ pub struct ExtraInfo {
     pub values: BTreeMap<String, String>,
 }
 
+/// Makes the text of a date of TOML, which its parser passes on as a map with this key.
+fn undated(value: &mut Value) {
+    if let Some(date) = value.get_mut("$__toml_private_datetime") {
+        *value = date.take();
+    }
+}
+
 /// An entry in the syntax of nova.conf: the JSON text that the file has, or that of a table in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry(pub String);
@@ -75,7 +82,8 @@ impl<'de> Deserialize<'de> for Entry {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Entry, A::Error> {
-                let object = Map::deserialize(MapAccessDeserializer::new(table))?;
+                let mut object = Map::deserialize(MapAccessDeserializer::new(table))?;
+                object.values_mut().for_each(undated);
                 Ok(Entry(Value::Object(object).to_string()))
             }
         }

@@ -83,9 +83,10 @@ pub(super) fn object(value: &Value) -> Result<&Map<String, Value>, SpecError> {
 }
 
 pub(super) fn string<'a>(key: &str, value: &'a Value) -> Result<&'a str, SpecError> {
-    value
-        .as_str()
-        .ok_or_else(|| SpecError::key(key, format!("`{value}` is not a string; write \"{key}\": \"…\"")))
+    value.as_str().ok_or_else(|| {
+        let advice = if value.is_number() || value.is_boolean() { "; put it in quotes" } else { "" };
+        SpecError::key(key, format!("`{value}` is not a string{advice}"))
+    })
 }
 
 /// Returns a member that must be a string if it is there.

@@ -44,8 +44,8 @@ impl DeviceSpec {
         if IDENTITY.iter().all(|key| value[*key].is_null()) {
             let known = IDENTITY.join(", ");
             return Err(SpecError::whole(format!(
-                "it has none of {known}, so it would list every device; add one, or \"address\": \"*\" if every device \
-                 is meant"
+                "it has none of {known}, so it would list every device; add one, or the address * if every device is \
+                 meant"
             )));
         }
         if report_in_placement && matches!(spec.place, Place::Interface(_)) {

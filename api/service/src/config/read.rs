@@ -293,6 +293,16 @@ impl ConfigError {
         let hint = nearest(error.message()).map(|known| format!("; did you mean `{known}`?"));
         let message = json::plain(&without_values(error.message().trim_end())).replace('\n', ", ");
         let message = message.replace("an object", "a table");
+        // The parser calls a date a map, but only a date begins with a digit.
+        let value = error.span().and_then(|span| text.get(span));
+        let message = match message.strip_suffix("found a table") {
+            Some(expected)
+                if value.is_some_and(|value| value.starts_with(|first: char| first.is_ascii_digit())) =>
+            {
+                format!("{expected}found a date or time")
+            }
+            _ => message,
+        };
         // An integer that is out of range is left out like every value.
         let of_range =
             message.strip_suffix(", found an integer").filter(|it| it.starts_with("expected an integer"));
@@ -301,12 +311,20 @@ impl ConfigError {
         let is_of_value = !message.starts_with("unknown key") && DeTable::parse(text).is_ok();
         let key = error.span().filter(|_| is_of_value);
         let key = key.and_then(|span| key_at(text, span.start)).map(|key| format!("{key}: "));
+        let several = key.as_deref().filter(|_| message == "expected a list, found a table");
+        let several = several.map(|key| {
+            let name = key.trim_end_matches(": ").replace("] ", ".").replace('[', "");
+            format!("; write [[{name}]] for each entry")
+        });
         let twice = error.span().filter(|_| message == "duplicate key").and_then(|span| text.get(span));
         let message = twice.map_or(message.clone(), |key| format!("duplicate key `{}`", text::escape(key)));
         Self::Syntax {
             path: path.to_owned(),
             line: error.span().map(|span| line(text, span.start)),
-            reason: key.unwrap_or_default() + &message + &hint.unwrap_or_default(),
+            reason: [several.as_deref(), hint.as_deref()]
+                .into_iter()
+                .flatten()
+                .fold(key.unwrap_or_default() + &message, |reason, advice| reason + advice),
         }
     }
 }

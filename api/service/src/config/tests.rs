@@ -85,6 +85,28 @@ fn extra_info_is_a_map_of_strings() {
 }
 
 #[test]
+fn a_date_is_called_a_date() {
+    for date in ["1979-05-27", "1979-05-27T07:32:00Z", "07:32:00"] {
+        let report = error(&format!("[log]\nlevels = {date}"));
+        assert!(report.contains("[log] levels: expected a string, found a date or time"), "{report}");
+    }
+    assert!(error("[log]\nlevels = { a = 1 }").contains("found a table"));
+    let entry = Config::parse("[[pci.device_spec]]\nvendor_id = '8086'\nmade = 1979-05-27").unwrap();
+    assert_eq!(entry.pci.device_spec[0].0, r#"{"made":"1979-05-27","vendor_id":"8086"}"#);
+}
+
+#[test]
+fn a_table_in_place_of_a_list_of_tables_is_told() {
+    let report = error("[pci.device_spec]\nvendor_id = '8086'");
+    assert!(report.contains("write [[pci.device_spec]] for each entry"), "{report}");
+    let report = error("[hypervisor]\nname = 'a'\nuri = 'qemu:///system'");
+    assert!(
+        report.contains("expected a list, found a table; write [[hypervisor]] for each entry"),
+        "{report}"
+    );
+}
+
+#[test]
 fn an_address_of_the_network_needs_tls() {
     for good in ["127.0.0.1:9774", "[::1]:9774", "unix:/run/hotslot/api.sock"] {
         Config::parse(&format!("[api]\ninsecure_tcp = true\nlisten = '{good}'")).unwrap();

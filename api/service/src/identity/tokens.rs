@@ -284,6 +284,8 @@ fn unusable() -> Unidentified {
 /// A file of tokens that a command changes. Only one command changes it at a time.
 pub struct TokenFile {
     path: PathBuf,
+    /// Whose owner a new file gets.
+    like: Option<PathBuf>,
     /// The tokens.
     pub tokens: Vec<Token>,
     _turn: Flock<File>,
@@ -319,7 +321,13 @@ impl TokenFile {
             }
             std::thread::sleep(CHECK / 20);
         };
-        Ok(Self { path: path.to_owned(), tokens: load(path)?, _turn: turn })
+        Ok(Self { path: path.to_owned(), like: None, tokens: load(path)?, _turn: turn })
+    }
+
+    /// A file that does not exist yet gets the owner of another one, such as the database of the service, when root makes it.
+    #[must_use]
+    pub fn owned_like(self, file: PathBuf) -> Self {
+        Self { like: Some(file), ..self }
     }
 
     /// Makes a token that is valid from now on, and returns its text, which is nowhere on record.
@@ -365,7 +373,7 @@ impl TokenFile {
         self.write()
     }
 
-    /// Replaces the file at once. It keeps its owner.
+    /// Replaces the file at once. It keeps its owner, or gets that of [`Self::owned_like`].
     fn write(&self) -> Result<(), TokensError> {
         let failed = |cause: io::Error| TokensError::Io { path: self.path.display().to_string(), cause };
         let contents = Contents { token: self.tokens.clone() };
@@ -381,7 +389,9 @@ impl TokenFile {
             }
             let mut file = File::options().create_new(true).write(true).mode(0o600).open(&beside)?;
             file.set_permissions(Permissions::from_mode(0o600))?;
-            if let Ok(old) = fs::metadata(&self.path)
+            let like = self.like.as_deref().filter(|_| geteuid().is_root());
+            let old = fs::metadata(&self.path).ok().or_else(|| fs::metadata(like?).ok());
+            if let Some(old) = old
                 && (old.uid(), old.gid()) != (file.metadata()?.uid(), file.metadata()?.gid())
             {
                 fchown(&file, Some(old.uid()), Some(old.gid()))?;
@@ -432,6 +442,24 @@ mod tests {
         assert!(TokenFile::open(&path).unwrap().revoke("ci").is_err());
         std::thread::sleep(CHECK + Duration::from_millis(50));
         assert!(tokens.caller(&text).is_err(), "the file was read again");
+    }
+
+    #[test]
+    fn a_new_file_belongs_to_the_user_of_the_service() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (path, database) = (dir.path().join("tokens"), dir.path().join("hotslot.db"));
+        fs::write(&database, "").unwrap();
+        std::os::unix::fs::chown(&database, Some(4711), Some(4712)).unwrap();
+        let mut file = TokenFile::open(&path).unwrap().owned_like(database);
+        file.create("ci", roles(&["reader"]), None, None).unwrap();
+        let owner = || fs::metadata(&path).map(|made| (made.uid(), made.gid(), made.mode() & 0o777)).unwrap();
+        assert_eq!(owner(), (4711, 4712, 0o600));
+        std::os::unix::fs::chown(&path, Some(4713), Some(4712)).unwrap();
+        file.revoke("ci").unwrap();
+        assert_eq!(owner(), (4713, 4712, 0o600), "an existing file keeps its owner");
     }
 
     #[test]

@@ -109,7 +109,8 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     // A detach leaves room only where devices of this kind can be: a q35 guest may have no conventional bus.
     let conventional_bus =
         document.controllers.iter().any(|controller| is_conventional(controller.model)) || !pcie;
-    let detach = if device.express || conventional_bus { "detach a device, or " } else { "" };
+    let can_detach = (device.express || conventional_bus) && !document.hostdevs.is_empty();
+    let detach = if can_detach { "detach a device, or " } else { "" };
     let wanted = devices.iter().filter(|other| !pcie || other.device.express == device.express).count();
     let room = free.count_for(device.express);
     let message = format!("no free hot-plug port: {wanted} {kind} device(s) requested, room for {room}");

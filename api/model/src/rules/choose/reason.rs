@@ -76,11 +76,15 @@ impl Category {
     /// category.
     pub(super) fn advice(self, other_way: bool, missing: usize, example: PciAddress) -> Option<String> {
         let advice = match self {
-            Self::InUse if missing > 1 => return Some(format!("detach {missing} of those in use")),
-            Self::Unavailable => return Some(format!("remove what makes {example} unavailable")),
+            Self::InUse if missing > 1 => {
+                return Some(format!("detach {missing} of those in use (GET os-pci_attachments lists them)"));
+            }
+            Self::Unavailable => {
+                return Some(format!("end the use of {example} on the host, or ask for another device"));
+            }
             Self::Besides => "ask for values that a device_spec gives them",
             Self::NotVf => NOT_VF,
-            Self::InUse | Self::Relative => "detach one",
+            Self::InUse | Self::Relative => "detach one (GET os-pci_attachments lists them)",
             Self::Numa => "ask with another numa_policy",
             Self::Group if other_way => "ask without whole_group",
             Self::Gone => "check whether the host still has them",
