@@ -7,6 +7,7 @@ mod accelerators;
 mod detach;
 mod failures;
 mod inventory;
+mod mdev;
 mod outages;
 mod page;
 mod power;

@@ -181,6 +181,16 @@ impl Lab {
         );
     }
 
+    /// Reboots the VM, and waits until its libvirtd answers again. The service is not started.
+    pub async fn reboot(&self) {
+        const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
+        let before = self.sh(BOOT);
+        self.sh("setsid sh -c 'sleep 1; systemctl reboot' >/dev/null 2>&1 </dev/null & true");
+        self.until("the VM has rebooted", async || try_sh(BOOT).is_some_and(|now| now != before)).await;
+        self.until("libvirtd answers", async || try_sh("virsh -q uri").is_some()).await;
+        self.forward(PORT, "/run/hotslot/api.sock");
+    }
+
     /// Attaches one device by alias.
     pub async fn attach_one(&self, guest: &str, alias: &str) -> Value {
         self.attach(id(guest), &format!("{alias}:1")).await.expect(200).body["pci_devices"][0].clone()
@@ -299,6 +309,12 @@ pub fn sh(line: &str) -> String {
     let mut command = script("ssh");
     command.arg(line);
     String::from_utf8(run(command).stdout).expect("text").trim_end().to_owned()
+}
+
+/// Runs a shell command in the VM; `None` when it fails or the VM does not answer.
+fn try_sh(line: &str) -> Option<String> {
+    let output = script("ssh").arg(line).output().expect("run a script of the lab");
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
 /// Returns the UUID of a guest.

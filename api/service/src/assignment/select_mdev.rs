@@ -9,6 +9,7 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::accelerator::in_use_message;
 use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::AttachmentId;
+use hotslot_model::rules::NumaPolicy;
 use uuid::Uuid;
 
 use super::assignments::Assignments;
@@ -49,7 +50,12 @@ impl Assignments {
         let made = self.store.mdevs().await?;
         let guest = domain.live.as_ref().or(domain.persistent.as_ref());
         let guest_nodes = guest.map(|document| document.numa_nodes.clone()).unwrap_or_default();
-        let sockets = host.hypervisor.node_sockets().await.map_err(host.error("read the host's sockets"))?;
+        // libvirt may probe QEMU for this, which takes seconds.
+        let sockets = if parts.numa_policy == NumaPolicy::Socket {
+            host.hypervisor.node_sockets().await.map_err(host.error("read the host's sockets"))?
+        } else {
+            None
+        };
         let (mut parents, mut others, mut short) = (Vec::new(), Vec::new(), None);
         for row in &rows {
             let address = row.facts.address;
