@@ -24,6 +24,7 @@ mod door;
 mod drift;
 mod events;
 mod gone;
+mod helper;
 mod host_mode;
 mod hostile_text;
 mod inventory;
