@@ -13,3 +13,4 @@ mod power;
 mod remote;
 mod topologies;
 mod unit;
+mod vgpu;

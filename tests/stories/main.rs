@@ -62,6 +62,7 @@ mod under_way;
 mod upgrades;
 mod users;
 mod vf_settings;
+mod vgpu;
 mod web_pages;
 mod webhooks;
 mod whoami;
