@@ -41,7 +41,7 @@ check: requirements ## the quick tests: format, lints, licences, docs, tests on 
 	@$(STEP) "licences and bans" cargo deny --log-level error --locked check licenses bans sources
 	@$(STEP) "advisories" tools/advisories
 	@$(STEP) "lints of the Python clients" tools/clients lint
-	@$(STEP) "the sandbox of the service" tools/sandbox
+	@$(STEP) "the sandboxes of the service and its helper" tools/sandbox
 	@$(STEP) "links of the pages" tools/docs
 	@$(STEP) "docs" cargo doc --quiet --locked --workspace --no-deps --document-private-items
 	@$(STEP) "build" $(BUILD_TESTS)
@@ -106,10 +106,12 @@ CONFIGURATION := $(DESTDIR)$(SYSCONFDIR)/hotslot/hotslot.toml
 # zsh looks into the first below /usr, and into the second below /usr/local.
 ZSH := $(SHARE)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
-install: install-docs ## install target/release/hotslot with its unit, manual pages and completions below PREFIX (/usr/local)
+install: install-docs ## install target/release/hotslot with its units, manual pages and completions below PREFIX (/usr/local)
 	@test -x $(BINARY) || { echo "there is no $(BINARY); run make release" >&2; exit 1; }
 	install -Dm755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/hotslot
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/hotslot.service | install -Dm644 /dev/stdin $(DESTDIR)$(UNITDIR)/hotslot.service
+	sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/hotslot-helper.service | install -Dm644 /dev/stdin $(DESTDIR)$(UNITDIR)/hotslot-helper.service
+	install -Dm644 -t $(DESTDIR)$(UNITDIR) packaging/hotslot-helper.socket
 	install -Dm644 packaging/hotslot.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/hotslot.conf
 	install -Dm644 packaging/hotslot.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf
 	install -Dm644 -t $(SHARE)/hotslot packaging/hotslot.dashboard.json packaging/hotslot.rules.yml hotslot.example.toml
@@ -128,6 +130,7 @@ install-docs:
 
 uninstall: ## remove what `make install` installed; the configuration and the records stay
 	rm -rf $(DESTDIR)$(PREFIX)/bin/hotslot $(DESTDIR)$(UNITDIR)/hotslot.service \
+	    $(DESTDIR)$(UNITDIR)/hotslot-helper.service $(DESTDIR)$(UNITDIR)/hotslot-helper.socket \
 	    $(DESTDIR)$(PREFIX)/lib/sysusers.d/hotslot.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf \
 	    $(SHARE)/hotslot $(SHARE)/doc/hotslot $(SHARE)/bash-completion/completions/hotslot \
 	    $(ZSH)/_hotslot $(SHARE)/fish/vendor_completions.d/hotslot.fish \

@@ -60,6 +60,10 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "POLICY",
           value_parser = PossibleValuesParser::new(NumaPolicy::ALL.iter().map(|it| it.as_str())))]
     numa_policy: Option<String>,
+    /// For a VF of which its driver makes a virtual GPU: the type that it is to be of, by its id, its name or the vendor's
+    /// number. `hotslot device show` lists them.
+    #[arg(long, value_name = "TYPE")]
+    vgpu_type: Option<String>,
     /// For a VF of a NIC: its MAC address. By default an address is generated.
     #[arg(long, value_name = "ADDRESS")]
     mac: Option<MacAddress>,
@@ -190,6 +194,7 @@ impl Attach {
             "dry_run": self.dry_run,
             "whole_group": self.whole_group,
             "numa_policy": self.numa_policy,
+            "vgpu_type": self.vgpu_type,
             "mac_address": self.mac.map(|mac| mac.to_string()),
             "vlan": self.vlan.map(VlanTag::get),
             "physical_network": self.physical_network,
@@ -276,7 +281,7 @@ mod tests {
     fn the_body_contains_the_given_options_and_null_for_the_others() {
         let nothing = json!({
             "pci_passthrough:alias": null, "addresses": [], "flavor": null, "persistent": true, "dry_run": false,
-            "whole_group": false, "numa_policy": null, "mac_address": null, "vlan": null,
+            "whole_group": false, "numa_policy": null, "vgpu_type": null, "mac_address": null, "vlan": null,
             "physical_network": null, "trusted": null, "spoof_check": null, "link_state": null, "min_tx_rate": null,
             "max_tx_rate": null,
         });
@@ -298,6 +303,10 @@ mod tests {
                 "vm1 vf --mac 52:54:00:AB:00:01 --vlan 7 --physical-network net1 --trusted",
                 json!({ "pci_passthrough:alias": "vf:1", "mac_address": "52:54:00:ab:00:01", "vlan": 7,
                         "physical_network": "net1", "trusted": true }),
+            ),
+            (
+                "vm1 gpu --vgpu-type nvidia-1155",
+                json!({ "pci_passthrough:alias": "gpu:1", "vgpu_type": "nvidia-1155" }),
             ),
             (
                 "vm1 vf --spoof-check off --link-state enable --min-rate 10 --max-rate 100",

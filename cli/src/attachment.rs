@@ -127,6 +127,9 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
     if !attachment["ended_at"].is_null() {
         lines.push(column("Ended", "/ended_at"));
     }
+    if !attachment["vgpu_type"].is_null() {
+        lines.push(column("vGPU type", "/vgpu_type"));
+    }
     if !attachment["mac_address"].is_null() {
         lines.extend(network());
     }

@@ -28,6 +28,7 @@ mod explain;
 mod flavor;
 mod heap;
 mod host;
+mod host_helper;
 mod log_level;
 mod logging;
 mod login;
@@ -158,6 +159,9 @@ enum Command {
     /// Write the manual pages into a directory.
     #[command(hide = true)]
     ManPages { directory: PathBuf },
+    /// Make the changes of sysfs that the service asks for; systemd runs it as root with the service's socket.
+    #[command(hide = true)]
+    HostHelper(host_helper::HostHelper),
     #[command(flatten)]
     Service(ServiceCommand),
 }
@@ -319,7 +323,8 @@ impl Command {
             | Self::Token(_)
             | Self::Policy(_)
             | Self::Completions { .. }
-            | Self::ManPages { .. } => false,
+            | Self::ManPages { .. }
+            | Self::HostHelper(_) => false,
         }
     }
 }
@@ -369,6 +374,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             clap_mangen::generate_to(Arguments::command(), directory)?;
             Ok(Exit::Done)
         }
+        Command::HostHelper(helper) => helper.run(),
         // These commands need no service, and their file may not even have a valid address of one.
         Command::Service(ServiceCommand::Config(config::ConfigCommand::Local(command))) => {
             command.run(config, arguments.output)

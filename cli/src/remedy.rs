@@ -83,7 +83,7 @@ pub(crate) fn by_commands(message: &str) -> String {
 }
 
 /// What the keys of the request of `hotslot attach` are on the command line.
-const KEYS_OF_ATTACH: [(&str, &str); 10] = [
+const KEYS_OF_ATTACH: [(&str, &str); 11] = [
     ("another numa_policy", "another --numa-policy"),
     ("pci_passthrough:alias: ", ""),
     // Lists of these keys. No entry matches in what another one has written.
@@ -91,6 +91,7 @@ const KEYS_OF_ATTACH: [(&str, &str); 10] = [
     ("vlan, mac_address, ", "--vlan, --mac, "),
     ("trusted, ", "--trusted, "),
     ("mac_address: ", "--mac: "),
+    ("vgpu_type", "--vgpu-type"),
     ("spoof_check", "--spoof-check"),
     ("link_state", "--link-state"),
     ("min_tx_rate", "--min-rate"),

@@ -21,6 +21,7 @@ use crate::ownership::Ownership;
 use crate::pci::PciAddress;
 use crate::text;
 use crate::vf::VfSettings;
+use crate::vgpu::{VgpuChange, VgpuVf};
 
 /// One host's hypervisor.
 #[async_trait]
@@ -57,6 +58,17 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Changes settings of a VF of a NIC; those that are `None` stay as they are.
     async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error>;
+
+    /// Lists the VFs of which their drivers make virtual GPUs, in order of address; empty when the host has none.
+    /// [`ErrorKind::Unsupported`] on another machine.
+    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error>;
+
+    /// Checks that this process can change the types of VFs: [`ErrorKind::Unsupported`] with what to do when it cannot.
+    async fn may_set_vgpu_types(&self) -> Result<(), Error>;
+
+    /// Gives a VF a type or takes its type away, if it has the type that it must have before. [`ErrorKind::Refused`] when
+    /// it has another, and [`ErrorKind::NoDevice`] when the host has no such VF.
+    async fn set_vgpu_type(&self, change: &VgpuChange) -> Result<(), Error>;
 
     /// Lists the mediated device types that a function's host driver provides; the list is empty when it provides none.
     /// [`ErrorKind::NoDevice`] when the host has no function at this address.
@@ -348,7 +360,7 @@ impl Error {
 /// After an error of a kind for which [`leaves_it_open`](Self::leaves_it_open) is true, the outcome is unknown. All
 /// other kinds mean that the hypervisor refused the call. The scripted faults of [`crate::sim`] name the kinds in
 /// kebab-case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// The hypervisor is unreachable, or the connection broke during the call.

@@ -6,6 +6,7 @@
 //! device, domain         a PCI function of a host, and a guest
 //! ownership              the project that owns a guest
 //! mdev                   mediated devices and their types
+//! vf, vgpu               settings of VFs; virtual GPUs that VFs are
 //! vfio                   whether the driver of a function is a VFIO driver
 //! device_type            the use of a function: GPU, FPGA, NIC, …
 //! xml                    reads and writes libvirt's documents, without a connection
@@ -17,6 +18,7 @@
 //! hotplug                plug and unplug: preflight, attach, read back; detach until the device is gone
 //! binding, host_driver   a function for the host's own use: its driver, reset and release
 //! overdue, calls_out     calls that were given up and have not returned
+//! helper                 changes of the host's sysfs by a process that may make them
 //! capture                writes a host's documents into a directory
 //! ```
 
@@ -27,6 +29,7 @@ pub mod device;
 pub mod device_type;
 pub mod domain;
 pub mod guest;
+pub mod helper;
 pub mod host_driver;
 pub mod hotplug;
 pub mod hypervisor;
@@ -43,4 +46,5 @@ pub mod text;
 pub mod topology;
 pub mod vf;
 pub mod vfio;
+pub mod vgpu;
 pub mod xml;

@@ -17,6 +17,7 @@ use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_driver::topology::Route;
 use hotslot_driver::vf::VfSettings;
+use hotslot_driver::vgpu::{VgpuChange, VgpuVf};
 use libfuzzer_sys::fuzz_target;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::broadcast;
@@ -77,6 +78,15 @@ impl Hypervisor for Told {
         unknown()
     }
     async fn set_vf_settings(&self, _: PciAddress, _: &VfSettings) -> Result<(), Error> {
+        unknown()
+    }
+    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
+        unknown()
+    }
+    async fn may_set_vgpu_types(&self) -> Result<(), Error> {
+        unknown()
+    }
+    async fn set_vgpu_type(&self, _: &VgpuChange) -> Result<(), Error> {
         unknown()
     }
     async fn mdev_types(&self, _: PciAddress) -> Result<Vec<MdevType>, Error> {

@@ -14,3 +14,4 @@ mod power;
 mod remote;
 mod topologies;
 mod unit;
+mod vgpu;

@@ -23,6 +23,13 @@ alias = [
 ]
 "#;
 
+/// The `[pci]` configuration for the simulated host `vgpu`: VFs that are virtual GPUs while they have a type.
+pub const VGPU: &str = r#"
+[pci]
+device_spec = ['{"vendor_id": "10de", "product_id": "26b9", "managed": "false"}']
+alias = ['{"name": "vgpu", "vendor_id": "10de", "product_id": "26b9", "device_type": "type-VF"}']
+"#;
+
 /// The initial state of a host.
 pub struct Oracle {
     /// The initial driver of each function.
@@ -97,6 +104,7 @@ impl Oracle {
         compare_documents(&attachments, &guests, &mut found);
         compare_devices(&list(devices, "pci_devices"), &assigned, attachments.is_empty(), &mut found);
         self.compare_drivers(service, &list(functions, "pci_devices"), &assigned, &mut found);
+        compare_vgpu_types(service, &attachments, &mut found);
         found
     }
 
@@ -118,7 +126,9 @@ impl Oracle {
         let vfio = Value::from("vfio-pci");
         for function in functions {
             let address = text(function, "address");
-            let expected = if in_guest(address) { &vfio } else { self.driver(address) };
+            // The driver that makes a virtual GPU of a VF stays bound.
+            let own = self.driver(address);
+            let expected = if in_guest(address) && own != "nvidia" { &vfio } else { own };
             if function["driver"] != *expected && (in_guest(address) || !grouped.contains(address)) {
                 found.push(format!("{address} has the driver {}, not {expected}", function["driver"]));
             }
@@ -135,6 +145,17 @@ impl Oracle {
 
     fn driver(&self, address: &str) -> &Value {
         self.drivers.get(address).unwrap_or(&Value::Null)
+    }
+}
+
+/// Compares the vGPU types of VFs with those that the attachments say.
+fn compare_vgpu_types(service: &Hotslot, attachments: &[&Value], found: &mut Vec<String>) {
+    let of_rows = attachments.iter().filter(|row| row["vgpu_type"].is_string());
+    let expected: BTreeMap<_, _> =
+        of_rows.map(|row| (text(row, "address").to_owned(), text(row, "vgpu_type").to_owned())).collect();
+    let types = service.vgpu_types();
+    if types != expected {
+        found.push(format!("the vGPU types of the VFs are {types:?}, and by the attachments {expected:?}"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! A service in a process of its own, with its database, its log and its simulated host.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -201,6 +202,16 @@ impl Hotslot {
     /// The directory of the simulated host.
     pub fn host_dir(&self) -> PathBuf {
         self.dir.path().join("host")
+    }
+
+    /// Returns the vGPU types of the VFs of the simulated host, by address.
+    pub fn vgpu_types(&self) -> BTreeMap<String, String> {
+        let files = std::fs::read_dir(self.host_dir().join("vgpu")).into_iter().flatten().flatten();
+        let of = |path: PathBuf| {
+            let vf = path.file_name()?.to_str()?.strip_suffix(".type")?.to_owned();
+            Some((vf, std::fs::read_to_string(path).ok()?))
+        };
+        files.filter_map(|file| of(file.path())).collect()
     }
 
     /// Returns the log of the service. Everything that the service logged before it answered is in it.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hotslot_driver::sim::control;
-use hotslot_tests::oracle::{Oracle, PCI};
+use hotslot_tests::oracle::{Oracle, PCI, VGPU};
 use hotslot_tests::{Answer, Hotslot, Q35, SWITCH, attachments, host, path, postgres};
 use reqwest::Method;
 use serde::Deserialize;
@@ -45,9 +45,16 @@ struct Steps {
 #[derive(Deserialize)]
 struct Scenario {
     name: String,
+    /// The simulated host: `small` or `vgpu`.
+    #[serde(default = "small")]
+    host: String,
     server: String,
     devices: usize,
     body: Value,
+}
+
+fn small() -> String {
+    "small".into()
 }
 
 #[derive(Deserialize)]
@@ -164,6 +171,7 @@ fn a_fault_at_any_step_loses_nothing() {
 async fn a_kill_at_any_step_of_a_bind_leaves_all_or_none_bound() {
     let scenario = Scenario {
         name: "bind".into(),
+        host: small(),
         server: "q35".into(),
         devices: 3,
         body: json!({ "driver": "vfio-pci" }),
@@ -226,7 +234,8 @@ impl<'a> Walk<'a> {
         first: usize,
         every: usize,
     ) -> Self {
-        let mut service = Hotslot::bare(&host("small"), &format!("{CONFIG}{PCI}"), |_| ()).await;
+        let pci = if scenario.host == "vgpu" { VGPU } else { PCI };
+        let mut service = Hotslot::bare(&host(&scenario.host), &format!("{CONFIG}{pci}"), |_| ()).await;
         if database == Database::Postgresql {
             service = service.moved_to(&postgres::database().await).await;
         }

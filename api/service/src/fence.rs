@@ -14,6 +14,7 @@ use hotslot_driver::hypervisor::{
 use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vf::VfSettings;
+use hotslot_driver::vgpu::{VgpuChange, VgpuVf};
 use hotslot_model::id::{HypervisorId, ServerId};
 use hotslot_model::overdue::OverdueElsewhere;
 use hotslot_store::{Store, actor};
@@ -164,6 +165,19 @@ impl Hypervisor for Fenced {
     async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error> {
         self.pass("change the settings of a VF").await?;
         self.returned(self.hypervisor.set_vf_settings(vf, wanted).await).await
+    }
+
+    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
+        self.hypervisor.vgpu_vfs().await
+    }
+
+    async fn may_set_vgpu_types(&self) -> Result<(), Error> {
+        self.hypervisor.may_set_vgpu_types().await
+    }
+
+    async fn set_vgpu_type(&self, change: &VgpuChange) -> Result<(), Error> {
+        self.pass("change the vGPU type of a VF").await?;
+        self.returned(self.hypervisor.set_vgpu_type(change).await).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

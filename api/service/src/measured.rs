@@ -13,6 +13,7 @@ use hotslot_driver::hypervisor::{
 use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vf::VfSettings;
+use hotslot_driver::vgpu::{VgpuChange, VgpuVf};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -57,6 +58,18 @@ impl Hypervisor for Measured {
 
     async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error> {
         call("set_vf_settings", self.0.set_vf_settings(vf, wanted)).await
+    }
+
+    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
+        call("vgpu_vfs", self.0.vgpu_vfs()).await
+    }
+
+    async fn may_set_vgpu_types(&self) -> Result<(), Error> {
+        call("may_set_vgpu_types", self.0.may_set_vgpu_types()).await
+    }
+
+    async fn set_vgpu_type(&self, change: &VgpuChange) -> Result<(), Error> {
+        call("set_vgpu_type", self.0.set_vgpu_type(change)).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

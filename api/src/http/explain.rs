@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use hotslot_driver::device::HostDevice;
+use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::local::{self, Bar, BarKind, Guard};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_model::assignment::State as AssignmentState;
@@ -68,6 +69,10 @@ pub(super) struct Explained {
     mdev_types: Vec<ShownMdevType>,
     /// The mediated devices that it has.
     mdevs: Vec<ShownMdev>,
+    /// The id of the vGPU type that it has, for a VF of which its driver makes a virtual GPU; null when it has none.
+    vgpu_type: Option<String>,
+    /// The vGPU types that it can be given now; for a PF, those that its VFs can be given.
+    vgpu_types: Vec<ShownVgpuType>,
     /// The functions of its IOMMU group.
     group_members: Vec<GroupMember>,
     /// The pool to which it belongs; null when no `device_spec` lists it.
@@ -133,6 +138,18 @@ struct ShownMdevType {
     /// The device API, such as `vfio-pci`.
     device_api: String,
     /// How many more devices of the type can be created now.
+    available: u32,
+}
+
+/// A type of the virtual GPUs that VFs are.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VgpuType)]
+struct ShownVgpuType {
+    /// The id: the vendor and the vendor's number.
+    id: String,
+    /// The vendor's name of the type.
+    name: String,
+    /// How many VFs without a type can be given it now. Each VF that gets a type may reduce the numbers of the others.
     available: u32,
 }
 
@@ -279,6 +296,7 @@ pub(super) async fn device(
     let unavailable = row.and_then(|row| availability.why_unavailable(row, &at, None, HostDrivers::Blocks));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
     let sysroot = host.hypervisor.sysroot();
+    let (vgpu_type, vgpu_types) = vgpu_types(host, address).await?;
     let pci_device = Explained {
         function: host_function::describe(
             host,
@@ -294,6 +312,8 @@ pub(super) async fn device(
         whitelist: whitelist(&parts.catalog, &availability.functions, function),
         mdev_types: mdev_types(host, address).await?,
         mdevs: mdevs(&parts.records, host, &availability, address).await?,
+        vgpu_type,
+        vgpu_types,
         group_members: members(&availability, function, &rows),
         pool: row.and_then(|row| pool(row, &rows)).map(shown),
         offered: free && unavailable.is_none(),
@@ -335,6 +355,28 @@ async fn mdev_types(host: &Host, address: PciAddress) -> Result<Vec<ShownMdevTyp
         available: of.available,
     });
     Ok(shown.collect())
+}
+
+/// Returns the type of virtual GPU that a VF has, and those that it, or a VF of a PF, can be given now.
+async fn vgpu_types(host: &Host, address: PciAddress) -> Result<(Option<String>, Vec<ShownVgpuType>), Error> {
+    let vfs = match host.hypervisor.vgpu_vfs().await {
+        // On another machine nothing is known.
+        Err(error) if error.kind == ErrorKind::Unsupported => return Ok((None, Vec::new())),
+        vfs => vfs.map_err(host.error(format!("read the vGPU types of {address}")))?,
+    };
+    let (mut current, mut types) = (None, BTreeMap::<_, ShownVgpuType>::new());
+    for vf in vfs {
+        if vf.address == address {
+            current = vf.current;
+        } else if vf.parent != Some(address) {
+            continue;
+        }
+        for of in vf.creatable {
+            let none = || ShownVgpuType { id: of.id.clone(), name: of.name, available: 0 };
+            types.entry(of.id.clone()).or_insert_with(none).available += 1;
+        }
+    }
+    Ok((current, types.into_values().collect()))
 }
 
 /// Returns the mediated devices of a function. Those that hotslot created have their holder and status; those of others

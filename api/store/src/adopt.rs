@@ -7,7 +7,7 @@
 
 use hotslot_model::assignment::{
     Adopted, Adoption, Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, InnerAddress, Mdev,
-    Network, State,
+    Network, State, Vgpu, VgpuOwner,
 };
 use hotslot_model::device::{Device, Owner};
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId};
@@ -61,6 +61,15 @@ impl Before {
             .await?;
         Ok(Self { request, holder, row })
     }
+}
+
+/// The type of virtual GPU of an attachment that came back. One that hotslot had set is set again, if the VF lost it meanwhile.
+fn vgpu_again(vgpu: Vgpu) -> Vgpu {
+    let owner = match vgpu.owner {
+        VgpuOwner::Others => VgpuOwner::Others,
+        VgpuOwner::Ours | VgpuOwner::Taken => VgpuOwner::Ours,
+    };
+    Vgpu { owner, ..vgpu }
 }
 
 /// Whether the holder of an assignment that has ended may hold `device` for it.
@@ -238,6 +247,7 @@ impl New<'_> {
             persistent: found.persistent,
             managed,
             network,
+            vgpu: before.and_then(|before| before.vgpu.clone()).map(vgpu_again),
             before: before.map(|row| row.before).unwrap_or_default(),
             whole_group: before.is_some_and(|before| before.whole_group),
             forced: false,

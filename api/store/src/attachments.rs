@@ -18,6 +18,7 @@ use crate::idempotency::remember;
 use crate::pool::Store;
 use crate::sql::{Query, Row, query};
 use crate::vf_settings;
+use crate::vgpu;
 use crate::writer::Written;
 
 fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
@@ -58,6 +59,7 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
         persistent: columns.get::<i64>("persistent")? != 0,
         managed: columns.get::<i64>("managed")? != 0,
         network: network(&columns)?,
+        vgpu: vgpu::read(&columns)?,
         before: before(&columns)?,
         whole_group: columns.get::<i64>("whole_group")? != 0,
         forced: columns.get::<i64>("forced")? != 0,
@@ -83,9 +85,9 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
         "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
              managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
              physical_network, trusted, whole_group, taken, worker, holder, asked, project_id, vf_settings, link_width,
-             link_speed, fatal_errors)
+             link_speed, fatal_errors, vgpu_type, vgpu_owner)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-             $23, $24, $25, $26, $27, $28)",
+             $23, $24, $25, $26, $27, $28, $29, $30)",
     )
     .bind(row.id.to_string())
     .bind(row.request.to_string())
@@ -115,6 +117,8 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     .bind(row.before.link.map(|link| i64::from(link.width)))
     .bind(row.before.link.map(|link| i64::from(link.speed)))
     .bind(row.before.fatal_errors.map(i64::from))
+    .bind(row.vgpu.as_ref().map(|vgpu| vgpu.id.clone()))
+    .bind(row.vgpu.as_ref().map(|vgpu| vgpu.owner.as_str()))
 }
 
 fn mac_address_is_taken(error: sqlx::Error) -> Error {

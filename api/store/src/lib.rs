@@ -45,6 +45,7 @@ mod sql;
 mod tests;
 mod url;
 mod vf_settings;
+mod vgpu;
 mod webhooks;
 mod writer;
 

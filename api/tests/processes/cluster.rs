@@ -191,6 +191,7 @@ pub(crate) fn request(server: ServerId, alias: &str, count: usize) -> AttachRequ
         whole_group: false,
         numa_policy: None,
         network: None,
+        vgpu_type: None,
         key: None,
         owner: None,
         holder: None,

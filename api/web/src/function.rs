@@ -213,7 +213,19 @@ fn mediated(guests: &Guests<'_>, function: &Value) -> Markup {
             html! { @if let Some(status) = one["status"].as_str() { (attachment_badge(status)) } },
         ]
     };
+    let vgpu_types = items(&function["vgpu_types"]);
+    let vgpu_type = |one: &Value| {
+        [html! { code { (text(&one["id"])) } }, html! { (text(&one["name"])) }, html! { (one["available"]) }]
+    };
     html! {
+        @if let Some(current) = function["vgpu_type"].as_str() {
+            h2 { "Virtual GPU" }
+            p { "The VF is a virtual GPU of the type " code { (current) } "." }
+        }
+        @if !vgpu_types.is_empty() {
+            h2 { "Types of virtual GPUs on VFs" }
+            (table(&["Type", "Name", "VFs that can be given it"], vgpu_types.iter().map(vgpu_type)))
+        }
         @if !types.is_empty() {
             h2 { "Types of mediated devices" }
             (table(&["Type", "Name", "API", "Can still be made"], types.iter().map(kind)))

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{debug, debug_span, warn};
 use virt::connect::Connect;
@@ -91,7 +92,7 @@ impl Calls {
         };
 
         let span = debug_span!("libvirt", operation);
-        let mut call = tokio::task::spawn_blocking(move || {
+        let call = tokio::task::spawn_blocking(move || {
             let _slot = slot;
             let _span = span.enter();
             let answer = work(link.connect());
@@ -99,6 +100,19 @@ impl Calls {
             debug!(elapsed = ?begun.elapsed(), failed = answer.is_err(), "called");
             answer
         });
+        self.answer(call, limit, begun, operation, subject).await
+    }
+
+    /// Waits for a call that began at `begun` at most until its `limit`. A call that has not returned then is listed as
+    /// overdue until it does.
+    pub(super) async fn answer<T: Send + 'static>(
+        &self,
+        mut call: JoinHandle<Result<T, Fault>>,
+        limit: Duration,
+        begun: Instant,
+        operation: String,
+        subject: Subject,
+    ) -> Result<T, Error> {
         match timeout(limit.saturating_sub(begun.elapsed()), &mut call).await {
             Ok(Ok(answer)) => answer.map_err(|fault| Error::new(fault.kind, operation, fault.message)),
             Ok(Err(panic)) => Err(Error::new(ErrorKind::Refused, operation, panic)),

@@ -6,6 +6,7 @@
 //! calls        runs all blocking calls: threads, limits, spans
 //! error        libvirt's error → ErrorKind
 //! event_loop   libvirt's event loop, one thread per process
+//! vgpu         the types of virtual GPUs of VFs, which libvirt does not know
 //! ffi          libvirt's callbacks → events; the only unsafe code
 //! ```
 //!
@@ -18,6 +19,7 @@ mod event_loop;
 mod ffi;
 mod link;
 mod options;
+mod vgpu;
 
 pub use options::Options;
 use std::collections::BTreeMap;
@@ -41,6 +43,7 @@ use self::link::State;
 use crate::calls_out::Subject;
 use crate::capture::Documents;
 use crate::device::HostDevice;
+use crate::helper;
 use crate::hypervisor::{
     DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor,
     OverdueCall, Scope,
@@ -51,6 +54,7 @@ use crate::netlink;
 use crate::ownership;
 use crate::pci::PciAddress;
 use crate::vf::VfSettings;
+use crate::vgpu::{VgpuChange, VgpuVf};
 use crate::xml::{self, nodedev};
 
 /// A host that is reached through libvirt.
@@ -240,6 +244,18 @@ impl Hypervisor for Libvirt {
     async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error> {
         let now = self.vf_settings(vf).await?;
         netlink::set(vf, *wanted, now).await
+    }
+
+    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
+        self.list_vgpu_vfs().await
+    }
+
+    async fn may_set_vgpu_types(&self) -> Result<(), Error> {
+        helper::available()
+    }
+
+    async fn set_vgpu_type(&self, change: &VgpuChange) -> Result<(), Error> {
+        self.change_vgpu_type(change).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

@@ -10,8 +10,10 @@
 //! reset, bar   the reset methods and the memory of a function
 //! health       whether a function works as before
 //! open_nodes   the device nodes of functions, and who has one open
+//! vf_count     the number of VFs of a PF, which it also changes
 //! vf_port      where the settings of a VF are
 //! vfio         whether a function is bound to a VFIO driver
+//! vgpu         the types of virtual GPUs of VFs, which it also changes
 //! root         reads files below the host's root directory
 //! ```
 //!
@@ -28,8 +30,10 @@ mod net;
 mod open_nodes;
 mod reset;
 mod root;
+mod vf_count;
 mod vf_port;
 mod vfio;
+mod vgpu;
 
 pub use self::bar::{Bar, BarKind, bars};
 pub use self::finding::{Guard, GuardKind};
@@ -37,5 +41,8 @@ pub use self::guard::{guards, guards_of_remote};
 pub use self::health::{Condition, PortLink, condition, why_unhealthy};
 pub use self::open_nodes::{InUse, NodeProcess, OpenNodes, open_nodes};
 pub use self::reset::reset_methods;
+pub use self::vf_count::set_vf_count;
 pub use self::vf_port::{VfPort, vf_port};
 pub use self::vfio::vfio_dev;
+pub(crate) use self::vgpu::vgpus_on_another_machine;
+pub use self::vgpu::{set_vgpu_type, vgpu_vfs};

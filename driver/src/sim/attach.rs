@@ -174,6 +174,12 @@ impl Host {
         if !managed && !device.is_on_vfio_when_free() {
             return Err(refusal::unmanaged(address));
         }
+        if self.is_vgpu_without_type(address) {
+            return Err(refusal::no_vgpu_type(
+                address,
+                device.info.iommu_group.as_ref().map_or(0, |of| of.number),
+            ));
+        }
         // libvirt's behaviour for a PF whose VFs are in guests was not measured. The simulation reports the VF as in
         // use.
         let mut siblings = self.devices.siblings(&device.info);

@@ -31,6 +31,28 @@ pub(super) struct HostConfig {
     /// The behaviour of guests, by the domain's name.
     pub(super) guest: BTreeMap<String, Guest>,
     pub(super) fault: Vec<Fault>,
+    /// What the PFs have for the virtual GPUs on their VFs.
+    pub(super) vgpu: BTreeMap<PciAddress, VgpuCard>,
+}
+
+/// What a PF has for the virtual GPUs on its VFs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VgpuCard {
+    /// The memory that all of them share.
+    pub(super) memory: u64,
+    /// The types, by their numbers.
+    pub(super) types: BTreeMap<u32, VgpuKind>,
+}
+
+/// A type of virtual GPUs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VgpuKind {
+    /// The vendor's name.
+    pub(super) name: String,
+    /// The memory of one.
+    pub(super) memory: u64,
 }
 
 /// The calls of the `Hypervisor` trait.
@@ -45,6 +67,9 @@ pub(super) enum Operation {
     NodeReset,
     VfSettings,
     SetVfSettings,
+    VgpuVfs,
+    MaySetVgpuTypes,
+    SetVgpuType,
     MdevTypes,
     Mdevs,
     CreateMdev,
@@ -69,6 +94,7 @@ impl Operation {
             | Self::NodeReattach
             | Self::NodeReset
             | Self::SetVfSettings
+            | Self::SetVgpuType
             | Self::CreateMdev
             | Self::DestroyMdev
             | Self::Agent
@@ -77,6 +103,8 @@ impl Operation {
             | Self::Devices
             | Self::Device
             | Self::VfSettings
+            | Self::VgpuVfs
+            | Self::MaySetVgpuTypes
             | Self::MdevTypes
             | Self::Mdevs
             | Self::Domains
@@ -96,6 +124,9 @@ impl Operation {
             | Self::NodeReset
             | Self::VfSettings
             | Self::SetVfSettings
+            | Self::VgpuVfs
+            | Self::MaySetVgpuTypes
+            | Self::SetVgpuType
             | Self::MdevTypes
             | Self::Mdevs
             | Self::CreateMdev

@@ -46,6 +46,7 @@ mod power;
 mod refusal;
 mod store;
 mod vf_settings;
+mod vgpu;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,11 +72,13 @@ use crate::device::HostDevice;
 use crate::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Lifecycle, Scope,
 };
+use crate::local;
 use crate::mdev::{Mdev, MdevType};
 use crate::netlink;
 use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
 use crate::vf::VfSettings;
+use crate::vgpu::{VgpuChange, VgpuVf};
 
 /// The interval of the checks whether another process has changed something.
 const OTHERS: Duration = Duration::from_millis(50);
@@ -283,6 +286,25 @@ impl Hypervisor for Sim {
             host.set_vf_settings(vf, &wanted)
         })
         .await
+    }
+
+    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
+        if self.remote {
+            return Err(local::vgpus_on_another_machine());
+        }
+        let what = "read the vGPU types of VFs";
+        self.call(Operation::VgpuVfs, Subject::Nothing, what, |host, _, _| Ok(host.vgpu_vfs())).await
+    }
+
+    async fn may_set_vgpu_types(&self) -> Result<(), Error> {
+        let what = "see whether vGPU types can be set";
+        self.call(Operation::MaySetVgpuTypes, Subject::Nothing, what, |_, _, _| Ok(())).await
+    }
+
+    async fn set_vgpu_type(&self, change: &VgpuChange) -> Result<(), Error> {
+        let (subject, change) = (Subject::Function(change.address), change.clone());
+        let what = change.operation();
+        self.call(Operation::SetVgpuType, subject, &what, move |host, _, _| host.set_vgpu_type(&change)).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

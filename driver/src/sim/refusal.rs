@@ -85,6 +85,15 @@ pub(super) fn no_such_function(address: PciAddress) -> Refusal {
     Refusal::new(ErrorKind::NoDevice, text)
 }
 
+/// What QEMU says of a VF that its VFIO driver does not open, because it has no type of virtual GPU.
+pub(super) fn no_vgpu_type(address: PciAddress, group: u32) -> Refusal {
+    let text = format_args!(
+        "unable to execute QEMU command 'device_add': vfio {address}: error getting device from group {group}: No such \
+         device"
+    );
+    internal(ErrorKind::Refused, text)
+}
+
 pub(super) fn not_running() -> Refusal {
     invalid(ErrorKind::NotRunning, "domain is not running")
 }

@@ -11,6 +11,6 @@ pub use drift::{Action, Finding, Kind, Source, Trigger};
 pub use holder::Holder;
 pub use rows::{
     Adopted, Adoption, Attachment, Binding, Mdev, MdevReservation, Network, NewAttachment, NewBinding,
-    Reservation,
+    Reservation, Vgpu, VgpuOwner,
 };
 pub use state::{InnerAddress, InnerSource, NOT_IN_SERVER, Observation, Record, Settled, State};

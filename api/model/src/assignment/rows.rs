@@ -13,6 +13,7 @@ use super::state::{InnerAddress, State};
 use crate::device::Device;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::IdempotencyKey;
+use crate::string_enum;
 use crate::time::Millis;
 
 /// The network settings of a VF that its guest gets as `<interface type='hostdev'>`.
@@ -37,6 +38,34 @@ impl Network {
     }
 }
 
+string_enum! {
+    /// Whose the type of a VF is that is a virtual GPU.
+    VgpuOwner {
+        /// The VF had it before the attachment.
+        Others = "others",
+        /// hotslot sets it, or has set it.
+        Ours = "ours",
+        /// hotslot had set it, and the VF does not have it any more since the attachment has ended.
+        Taken = "taken",
+    }
+}
+
+/// The type of virtual GPU that the VF of an attachment has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vgpu {
+    /// The id of the type.
+    pub id: String,
+    /// Whose it is.
+    pub owner: VgpuOwner,
+}
+
+impl Vgpu {
+    /// Whether hotslot has set it, or is about to.
+    pub fn is_ours(&self) -> bool {
+        self.owner == VgpuOwner::Ours
+    }
+}
+
 /// A row of `attachments`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
@@ -58,6 +87,8 @@ pub struct Attachment {
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` for a plain PCI function.
     pub network: Option<Network>,
+    /// The type of a VF that is a virtual GPU; `None` when none was requested.
+    pub vgpu: Option<Vgpu>,
     /// The link and the counted errors of the function, as they were before the attachment.
     pub before: Condition,
     /// Whether it was taken from its host driver together with other members of its IOMMU group.
@@ -101,6 +132,8 @@ pub struct NewAttachment {
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` attaches it as a plain PCI function.
     pub network: Option<Network>,
+    /// The type of a VF that is a virtual GPU; `None` when none was requested.
+    pub vgpu: Option<Vgpu>,
     /// The link and the counted errors of the function now.
     pub before: Condition,
     /// Whether it is taken from its host driver together with other members of its IOMMU group.
@@ -125,6 +158,7 @@ impl NewAttachment {
             persistent: by.persistent,
             managed: self.managed,
             network: self.network.clone(),
+            vgpu: self.vgpu.clone(),
             before: self.before,
             whole_group: self.whole_group,
             forced: false,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::accelerator::{MAX_NUM, Status, Target, View, is_accelerator};
 use hotslot_model::assignment::{Assignment, Holder};
@@ -73,6 +74,10 @@ impl Accelerators {
         expect_available(&view)?;
         match (target, view.spec().mdev_type) {
             (Target::Server(server), None) => self.into_server(&view, server, any_device).await?,
+            // A VF that is a virtual GPU is a whole function for libvirt.
+            (Target::Server(server), Some(_)) if self.is_of_vgpus(&view, server).await? => {
+                self.into_server(&view, server, any_device).await?;
+            }
             (Target::Server(server), Some(mdev_type)) => {
                 self.parts_into_server(&view, &mdev_type, server).await?
             }
@@ -120,13 +125,31 @@ impl Accelerators {
         let view = self.accelerator(id).await?;
         expect_generation(&view, generations)?;
         expect_available(&view)?;
-        if let Some(mdev_type) = view.spec().mdev_type {
+        if let Some(mdev_type) = view.spec().mdev_type
+            && !self.is_of_vgpus(&view, server).await?
+        {
             return Err(Error::Invalid(format!(
                 "dry_run: what an attach of mediated devices (mdev_type {mdev_type}) would do is not known before; attach \
                  the accelerator without dry_run, which takes all its devices or none"
             )));
         }
         self.assignments.dry_run(&self.request(&view, server, any_device).await?).await
+    }
+
+    /// Whether the devices of an accelerator on the host of a server are VFs of which their driver makes virtual GPUs,
+    /// rather than parents of mediated devices.
+    async fn is_of_vgpus(&self, view: &View, server: ServerId) -> Result<bool, Error> {
+        let (host, _) = self.hosts.find(server).await?;
+        self.on_that_host(view, &host, false)?;
+        host.ready().await?;
+        let candidates = self.candidates(view, &host, false).map_err(Error::Conflict)?;
+        match host.hypervisor.vgpu_vfs().await {
+            Err(error) if error.kind == ErrorKind::Unsupported => Ok(false),
+            vfs => {
+                let vfs = vfs.map_err(host.error("read the vGPU types of VFs"))?;
+                Ok(vfs.iter().any(|vf| candidates.contains(&vf.address)))
+            }
+        }
     }
 
     async fn into_server(
@@ -161,6 +184,7 @@ impl Accelerators {
             whole_group: false,
             numa_policy: None,
             network: None,
+            vgpu_type: spec.mdev_type,
             key: None,
             owner: None,
             holder: Some(Holder::Accelerator(view.row.id)),

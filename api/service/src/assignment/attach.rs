@@ -187,8 +187,7 @@ impl Assignments {
             };
             let reserving = self.store.reserve(reservation, &wanted);
             if let Some(rows) = metrics::step(KIND, "reserve", reserving).await? {
-                let step =
-                    |(attachment, Chosen { alias: _, device, found })| Step { attachment, device, found };
+                let step = |(attachment, Chosen { device, found, .. })| Step { attachment, device, found };
                 return Ok((rows.into_iter().zip(chosen).map(step).collect(), in_flight));
             }
         }
@@ -255,6 +254,10 @@ impl Assignments {
             }
             let address = step.device.facts.address;
             if let Err(refusal) = self.set_vf_settings(host, &step.attachment, address).await {
+                let failed = Failed::at(present.len(), Leftover::Nothing, refusal);
+                return Err(self.undo(host, &steps, failed, None).await);
+            }
+            if let Err(refusal) = self.set_vgpu_type(host, &step.attachment, address).await {
                 let failed = Failed::at(present.len(), Leftover::Nothing, refusal);
                 return Err(self.undo(host, &steps, failed, None).await);
             }
@@ -389,7 +392,7 @@ fn new_attachment(
     chosen: &Chosen,
     goes_with_others: bool,
 ) -> NewAttachment {
-    let Chosen { alias, device, found } = chosen;
+    let Chosen { alias, device, found, vgpu } = chosen;
     let managed = device::is_managed(&device.facts);
     let mut siblings = found.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
     siblings.retain(|member| *member != found.address);
@@ -399,6 +402,7 @@ fn new_attachment(
         alias: alias.clone(),
         managed,
         network: request.network.as_ref().map(NetworkRequest::settled),
+        vgpu: vgpu.clone(),
         before: local::condition(
             host.hypervisor.sysroot(),
             found.address,

@@ -211,6 +211,7 @@ impl Assignments {
             .retain(|device| self.store.device(device.id).is_some_and(|now| now.request == device.request));
         findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
         findings.extend(self.pending_rebind(host).await?.findings);
+        findings.extend(self.of_vgpu_types(host).await?);
         findings.extend(self.of_accelerators(host).await?);
         findings.extend(self.under_calls(host).await?);
         Ok(findings)

@@ -64,6 +64,9 @@ impl Assignments {
         }
         checks.push(match &evaluation.refused {
             Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
+            Some(Refused::Together(error)) if evaluation.chosen.is_empty() => {
+                check("choice", CheckResult::Fail, error.to_string())
+            }
             Some(Refused::One(..) | Refused::Together(_)) | None => {
                 let names: Vec<_> =
                     evaluation.chosen.iter().map(|chosen| chosen.device.facts.address.to_string()).collect();

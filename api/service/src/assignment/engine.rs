@@ -340,6 +340,14 @@ impl Assignments {
         match self.settle(key, seen).await? {
             Some(now) if now.state().is_final() => {
                 if let Assignment::Attachment(row) = row
+                    && row.vgpu.is_some()
+                    && let Err(error) = self.clear_vgpu_type_of(host, address).await
+                {
+                    // As the settings below.
+                    host.queue_rebind();
+                    tracing::warn!(pci.address = %address, %error, "VF {address} keeps its vGPU type");
+                }
+                if let Assignment::Attachment(row) = row
                     && row.network.is_some()
                     && let Err(error) = self.put_back_vf_settings(host, Some(address)).await
                 {

@@ -94,7 +94,7 @@ impl Assignments {
     }
 
     /// Rebinds functions to their host drivers, if no server has a function of their IOMMU group, and puts back the
-    /// settings of VFs.
+    /// settings and the vGPU types of VFs.
     ///
     /// # Errors
     /// Errors of the database; the hypervisor's error for a function that cannot be rebound, after the others were
@@ -103,6 +103,7 @@ impl Assignments {
         let _groups = self.lock_groups(host).await?;
         self.store.refresh().await?;
         let put_back = self.put_back_vf_settings(host, None).await;
+        let put_back = put_back.and(self.settle_vgpu_types(host).await);
         let (mut pending_rebind, mut outcome) = (self.pending_rebind(host).await?, Ok(()));
         for finding in pending_rebind.findings {
             let (Action::Rebind(id), Some(address)) = (finding.action, finding.address) else { continue };

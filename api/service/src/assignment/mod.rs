@@ -23,6 +23,7 @@
 //! policy      which devices a running guest may be requested to release
 //! quiesce     prepares a running guest for the removal of a device
 //! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
+//! vgpu        the types of VFs that are virtual GPUs; vgpu_choice: which of them can be of a type
 //! overdue     the assignments that calls which have not returned may still change
 //! ```
 
@@ -54,6 +55,8 @@ mod select_host;
 mod select_mdev;
 mod verify;
 mod vf_settings;
+mod vgpu;
+mod vgpu_choice;
 
 pub use assignments::Assignments;
 pub use candidates::{Candidates, CandidatesRequest};

@@ -73,7 +73,7 @@ impl Assignments {
                         );
                     }
                 }
-                (Action::Rebind(_), _) => pending_rebind = true,
+                (Action::Rebind(_) | Action::SetVgpuType(_), _) => pending_rebind = true,
                 (Action::Free(device), _) => self.store.forget(*device).await?,
                 (action, Some(id)) => {
                     let action = action.clone();
@@ -117,7 +117,11 @@ impl Assignments {
             Action::Plug(row) | Action::Define(row) | Action::Undefine(row) => (row, State::Attached),
             // The records of the last two have ended.
             Action::Settle(row, _) | Action::TakeOut { row, .. } | Action::Destroy(row) => (row, row.state()),
-            Action::Adopt(_) | Action::Rebind(_) | Action::Free(_) | Action::Manual(_) => return Ok(()),
+            Action::Adopt(_)
+            | Action::Rebind(_)
+            | Action::SetVgpuType(_)
+            | Action::Free(_)
+            | Action::Manual(_) => return Ok(()),
         };
         let (key, Some(server)) = (row.key(), row.server()) else { return Ok(()) };
         // From here on no other task changes the row.
@@ -137,7 +141,11 @@ impl Assignments {
             Action::Plug(row) => self.plug_again(host, row).await.map(|()| Release::Ended),
             Action::Define(row) => self.write_definition(host, row, true).await.map(|()| Release::Ended),
             Action::Undefine(row) => self.write_definition(host, row, false).await.map(|()| Release::Ended),
-            Action::Adopt(_) | Action::Rebind(_) | Action::Free(_) | Action::Manual(_) => Ok(Release::Ended),
+            Action::Adopt(_)
+            | Action::Rebind(_)
+            | Action::SetVgpuType(_)
+            | Action::Free(_)
+            | Action::Manual(_) => Ok(Release::Ended),
         };
         // A device that stays was refused by the guest, or waits for an overdue call whose return is an event. Repeat
         // the work after an error.

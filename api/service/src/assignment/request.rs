@@ -46,6 +46,9 @@ pub struct AttachRequest {
     pub numa_policy: Option<NumaPolicy>,
     /// The network settings of VFs of NICs; `None` attaches plain PCI functions.
     pub network: Option<NetworkRequest>,
+    /// The type of virtual GPU that the VFs are to be of: its id, its name or the vendor's number; `None` takes devices as
+    /// they are.
+    pub vgpu_type: Option<String>,
     /// The idempotency key, by which a repetition of the request is recognized.
     pub key: Option<IdempotencyKey>,
     /// The accelerator or accelerator request that the devices are for; `None` for a plain attachment.

@@ -9,7 +9,7 @@ use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
 use hotslot_driver::hypervisor::{DomainView, ErrorKind};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vf::KEYS;
-use hotslot_model::assignment::AssignmentKind;
+use hotslot_model::assignment::{AssignmentKind, Vgpu};
 use hotslot_model::device::{DevType, Device};
 use hotslot_model::id::DeviceId;
 use hotslot_model::rules;
@@ -19,6 +19,7 @@ use super::assignments::Assignments;
 use super::choosing::Choice;
 use super::ports;
 use super::request::{AttachRequest, NetworkRequest};
+use super::vgpu_choice::VgpuChoice;
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
@@ -36,6 +37,8 @@ pub(super) struct Chosen {
     pub(super) device: Arc<Device>,
     /// The function as it was just read from the host.
     pub(super) found: HostDevice,
+    /// The type of virtual GPU that it is to be of.
+    pub(super) vgpu: Option<Vgpu>,
 }
 
 /// The outcome of choosing devices and checking them.
@@ -83,6 +86,15 @@ pub(super) struct Snapshot {
     pub(super) availability: Availability,
     guest_nodes: BTreeSet<u32>,
     sockets: Option<BTreeMap<u32, u32>>,
+    /// Which VFs can be of the requested type of virtual GPU; `None` when none is requested.
+    vgpu: Option<VgpuChoice>,
+}
+
+impl Snapshot {
+    /// Returns why a device cannot be of the requested type of virtual GPU.
+    fn why_not_of_type(&self, device: &Device) -> Option<String> {
+        self.vgpu.as_ref()?.why_not(device.facts.address)
+    }
 }
 
 impl Assignments {
@@ -109,7 +121,9 @@ impl Assignments {
         };
         let document = view.live.as_ref().or(view.persistent.as_ref());
         let guest_nodes = document.map(|document| document.numa_nodes.clone()).unwrap_or_default();
-        Ok(Snapshot { inventory, availability: self.catalog.availability(host).await?, guest_nodes, sockets })
+        let vgpu = self.vgpu_choice(host, request).await?;
+        let availability = self.catalog.availability(host).await?;
+        Ok(Snapshot { inventory, availability, guest_nodes, sockets, vgpu })
     }
 
     /// Chooses free devices that pass every check. Devices that fail a check are added to `choice` and not chosen
@@ -182,6 +196,9 @@ impl Assignments {
         choice: &mut Exclusions,
     ) -> Result<Evaluation, Error> {
         let mut evaluation = Evaluation::default();
+        if let Some(refused) = self.vgpu_refusal(request, snapshot.vgpu.as_ref()) {
+            return Ok(refused);
+        }
         loop {
             // The devices of the last round may be chosen again.
             evaluation.choice = None;
@@ -236,6 +253,7 @@ impl Assignments {
                     if choice.excluded.contains_key(&device.id)
                         || chosen.contains(&device.id)
                         || no_port(device).is_some()
+                        || snapshot.why_not_of_type(device).is_some()
                         || availability.has_relative_in_use(device, &at)
                         || availability.why_unavailable(device, &at, server, drivers).is_some()
                     {
@@ -269,6 +287,11 @@ impl Assignments {
         let drivers = HostDrivers::DoNotBlock;
         let mut unavailable = snapshot.availability.unavailable(&devices, Some(request.server), drivers);
         unavailable.extend(choice.excluded.clone());
+        for device in &devices {
+            if let Some(reason) = snapshot.why_not_of_type(device) {
+                unavailable.entry(device.id).or_insert(reason);
+            }
+        }
         // Choose a device for which the guest has no free port only when there is no other; the preflight then reports
         // the missing port.
         let mut fitting = unavailable.clone();
@@ -346,16 +369,19 @@ impl Assignments {
                 .push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
             let state = format!("it is {}", device.status);
             evaluation.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
+            let vgpu = snapshot.vgpu.as_ref();
+            evaluation.checks.extend(vgpu.map(|vgpu| vgpu.check(device.facts.address)));
+            let vgpu = vgpu.and_then(|vgpu| vgpu.of(device.facts.address));
             match read(host, request, &device).await? {
                 Ok(found) => {
-                    if let Some(refused) =
-                        self.preflight_vf(host, request, &device, &mut evaluation.checks).await?
+                    let checks = &mut evaluation.checks;
+                    if let Some(refused) = self.preflight_vf(host, request, (&device, &found), checks).await?
                     {
                         evaluation.refused = Some(refused);
                         return Ok(evaluation);
                     }
                     facts.push(snapshot.availability.facts(found.clone(), &device));
-                    evaluation.chosen.push(Chosen { alias, device, found });
+                    evaluation.chosen.push(Chosen { alias, device, found, vgpu });
                 }
                 Err(error) => {
                     let gone = check("present", CheckResult::Fail, error.to_string());
@@ -387,12 +413,13 @@ impl Assignments {
     }
 
     /// Checks whether the requested settings of a VF can be changed, and puts back those that it has from an attachment
-    /// that has ended. Adds the check, and returns why the VF cannot be attached.
+    /// that has ended; checks that a VF that is a virtual GPU has a type or gets one. Adds the check, and returns why the VF
+    /// cannot be attached.
     async fn preflight_vf(
         &self,
         host: &Host,
         request: &AttachRequest,
-        device: &Device,
+        (device, found): (&Device, &HostDevice),
         checks: &mut Vec<Check>,
     ) -> Result<Option<Refused>, Error> {
         if device.facts.dev_type != DevType::Vf {
@@ -402,6 +429,9 @@ impl Assignments {
         match self.put_back_vf_settings(host, Some(address)).await {
             Err(error @ Error::Hypervisor { .. }) => return Ok(Some(Refused::One(device.id, error))),
             put_back => put_back?,
+        }
+        if let Some(refused) = self.vgpu_as_it_is(host, request, (device, found), checks).await? {
+            return Ok(Some(refused));
         }
         let wanted = request.network.as_ref().map(NetworkRequest::vf_settings).unwrap_or_default();
         if wanted.is_empty() {

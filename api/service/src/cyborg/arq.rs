@@ -9,9 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hotslot_driver::hypervisor::ErrorKind;
+use hotslot_driver::mdev::{MdevType, VFIO_PCI};
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Assignment, Holder, State};
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget, ArqView, Group, MAX_UNITS};
+use hotslot_model::device::Device;
 use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_model::identity::Caller;
@@ -36,8 +38,8 @@ const KEPT: &str = "the request was to be deleted, but its guest still has the d
 
 /// The candidates for binding a request.
 enum Handles {
-    /// One of these functions.
-    Whole(BTreeSet<PciAddress>),
+    /// One of these functions, which are VFs and get this vGPU type if there is one.
+    Whole(BTreeSet<PciAddress>, Option<String>),
     /// A mediated device of one of these parents, each with the possible types.
     Part(BTreeMap<PciAddress, BTreeSet<String>>),
 }
@@ -315,9 +317,12 @@ impl Cyborg {
             )));
         }
         let handles = if card.is_for_parts(&row.class) {
-            parts(card, group).await?.map(Handles::Part)
+            match vgpus(card, group).await? {
+                Some(handles) => handles,
+                None => parts(card, group).await?.map(Handles::Part),
+            }
         } else {
-            card.matching(group, &row.class).map(Handles::Whole)
+            card.matching(group, &row.class).map(|candidates| Handles::Whole(candidates, None))
         };
         handles.map_err(|reason| {
             Error::Invalid(format!(
@@ -338,7 +343,7 @@ impl Cyborg {
                     .attach_parts(server, MdevRequest { holder, name, parents, num: 1, numa_policy })
                     .await
             }
-            Handles::Whole(candidates) => {
+            Handles::Whole(candidates, vgpu_type) => {
                 let request = AttachRequest {
                     server,
                     own: vec![Alias::among(name.clone(), &candidates, numa_policy)],
@@ -347,6 +352,7 @@ impl Cyborg {
                     whole_group: false,
                     numa_policy: None,
                     network: None,
+                    vgpu_type,
                     key: None,
                     owner: None,
                     holder: Some(holder),
@@ -498,6 +504,34 @@ fn settled(mut view: ArqView) -> Option<ArqView> {
     };
     (view.row.state, view.row.reason) = (state, reason.map(str::to_owned));
     Some(view)
+}
+
+/// Returns the VFs of a card that can be given a vGPU type that matches a group, with the type; the inner error is why there
+/// is none. `None` when the VFs of the card are no virtual GPUs, so that mediated devices are to be looked for.
+async fn vgpus(card: &Card, group: &Group) -> Result<Option<Result<Handles, String>>, Error> {
+    let vfs = match card.host.hypervisor.vgpu_vfs().await {
+        Err(error) if error.kind == ErrorKind::Unsupported => return Ok(None),
+        vfs => vfs.map_err(card.host.error("read the vGPU types of VFs"))?,
+    };
+    let vf_of = |handle: &Arc<Device>| vfs.iter().find(|vf| vf.address == handle.facts.address);
+    if card.handles.iter().all(|handle| vf_of(handle).is_none()) {
+        return Ok(None);
+    }
+    let (mut found, mut refusal) = (BTreeMap::<_, BTreeSet<_>>::new(), None);
+    for (handle, vf) in card.handles.iter().filter_map(|handle| Some((handle, vf_of(handle)?))) {
+        for of in vf.creatable.iter().filter(|_| vf.current.is_none()) {
+            // Its traits are those of a mediated device of that type.
+            let (id, name) = (of.id.clone(), Some(of.name.clone()));
+            let like = MdevType { id, name, device_api: VFIO_PCI.to_owned(), available: 1 };
+            match card.mdev_mismatch(handle, &like, group) {
+                None => drop(found.entry(of.id.clone()).or_default().insert(vf.address)),
+                Some(reason) => drop(refusal.get_or_insert(format!("{of} of {}: {reason}", vf.address))),
+            }
+        }
+    }
+    let none = || "nothing is left of the card for another vGPU".to_owned();
+    let first = found.into_iter().next().map(|(id, vfs)| Handles::Whole(vfs, Some(id)));
+    Ok(Some(first.ok_or_else(|| refusal.unwrap_or_else(none))))
 }
 
 /// Returns the parents on a card whose mediated devices match a group, each with the ids of the matching types. The

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vf::{MAX_TX_RATE, VfSettings};
+use hotslot_driver::vgpu::MAX_TYPE;
 use hotslot_model::id::ServerId;
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
@@ -64,6 +65,13 @@ pub(in crate::http) struct CreateAttachment {
     /// Overrides the NUMA policies of the aliases.
     #[schema(value_type = Option<schema::NumaPolicyName>)]
     numa_policy: Option<String>,
+    /// The type of virtual GPU that the VFs are to be of, for VFs whose driver makes virtual GPUs of them: its id
+    /// (`nvidia-1155`), its name or the vendor's number, at most 128 characters. `GET
+    /// os-hypervisors/{id}/pci_devices/{address}` lists them. It is set before the VF is plugged and taken away after it was
+    /// detached. `mdev_type` is the same key.
+    #[serde(alias = "mdev_type")]
+    #[schema(min_length = 1, max_length = 128)]
+    vgpu_type: Option<String>,
     /// The MAC address of a VF of a NIC. This key and the following ones apply to such a VF, which is then attached as
     /// `<interface type='hostdev'>`. Only administrators and services may give it.
     #[schema(value_type = Option<schema::MacAddress>)]
@@ -181,6 +189,12 @@ impl CreateAttachment {
                 ),
             ));
         }
+        if let Some(of) = &self.vgpu_type
+            && (of.is_empty() || of.len() > MAX_TYPE || of.contains(char::is_control))
+        {
+            let reason = format!("write the id or the name of a type, with at most {MAX_TYPE} bytes");
+            return Err(bad("vgpu_type", &reason));
+        }
         let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
         Ok(AttachRequest {
             server,
@@ -190,6 +204,7 @@ impl CreateAttachment {
             whole_group: self.whole_group,
             numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
             network: (network != NetworkRequest::default()).then_some(network),
+            vgpu_type: self.vgpu_type,
             key,
             holder: None,
             owner: None,

@@ -84,6 +84,8 @@ pub(in crate::http) struct Wire {
     min_tx_rate: Option<u32>,
     /// The bandwidth that such a VF cannot exceed, in Mbit/s; null when it was not requested.
     max_tx_rate: Option<u32>,
+    /// The id of the type of virtual GPU that was requested for the VF; null when none was.
+    vgpu_type: Option<String>,
     /// The name of the host; null for callers who may not see hosts.
     host: Option<String>,
     /// When the device was reserved.
@@ -154,6 +156,7 @@ fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
         min_tx_rate: network.as_ref().and_then(|network| network.vf.min_tx_rate),
         max_tx_rate: network.as_ref().and_then(|network| network.vf.max_tx_rate),
         physical_network: network.and_then(|network| network.physical_network),
+        vgpu_type: attachment.vgpu.map(|vgpu| vgpu.id),
         attachment_id: attachment.id,
         server_id: attachment.server,
         dev_id: Some(device.facts.dev_id()),

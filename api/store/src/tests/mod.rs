@@ -72,6 +72,7 @@ fn new_attachment(device: Arc<Device>) -> NewAttachment {
         device,
         alias: "a".into(),
         managed: true,
+        vgpu: None,
         before: Default::default(),
         network: None,
         whole_group: false,

@@ -20,7 +20,7 @@ _LONG = {**_SHORT, "inner_address_source": "Inner Address Source", "host": "Host
          "holder": "Holder", "created_at": "Created At", "ended_at": "Ended At", "status_reason": "Status Reason"}
 _FIELDS = ("id", "server_id", "alias", "vendor_id", "product_id", "host", "address", "inner_address",
            "inner_address_source", "status", "status_reason", "is_persistent", "is_forced", "whole_group", "holder",
-           "mac_address", "vlan", "physical_network", "is_trusted", "is_spoof_checked", "link_state", "min_tx_rate",
+           "vgpu_type", "mac_address", "vlan", "physical_network", "is_trusted", "is_spoof_checked", "link_state", "min_tx_rate",
            "max_tx_rate", "request_id", "created_at", "attached_at", "updated_at", "ended_at")
 
 _ADDRESS = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
@@ -61,6 +61,11 @@ class AttachDevice(command.Lister):
         parser.add_argument(
             "--numa-policy", metavar="<policy>", choices=("required", "preferred", "legacy", "socket"),
             help="NUMA policy, instead of those of the aliases: required, preferred, legacy, socket",
+        )
+        parser.add_argument(
+            "--vgpu-type", metavar="<type>",
+            help="Type of virtual GPU that the VFs are to be of, for VFs whose driver makes virtual GPUs of them: its id, "
+                 "its name or the number of the vendor",
         )
         parser.add_argument("--mac-address", metavar="<address>", help="MAC address of the VF of a NIC")
         parser.add_argument("--vlan", metavar="<tag>", type=int, help="VLAN tag of the VF of a NIC, 1 to 4094")
@@ -103,7 +108,7 @@ class AttachDevice(command.Lister):
         addresses = [name.lower() for name in parsed_args.device if _ADDRESS.fullmatch(name)]
         options = command.given(
             flavor=parsed_args.flavor, whole_group=parsed_args.whole_group, numa_policy=parsed_args.numa_policy,
-            mac_address=parsed_args.mac_address, vlan=parsed_args.vlan,
+            vgpu_type=parsed_args.vgpu_type, mac_address=parsed_args.mac_address, vlan=parsed_args.vlan,
             physical_network=parsed_args.physical_network, trusted=parsed_args.trusted,
             link_state=parsed_args.link_state, min_tx_rate=parsed_args.min_rate, max_tx_rate=parsed_args.max_rate,
         )

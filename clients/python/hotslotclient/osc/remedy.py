@@ -17,6 +17,7 @@ _COMMANDS = {
     "vlan, mac_address,": "--vlan, --mac-address,",
     "mac_address, vlan, physical_network,": "--mac-address, --vlan, --physical-network,",
     "trusted,": "--trusted,",
+    "vgpu_type": "--vgpu-type",
     "spoof_check": "--spoof-check",
     "link_state": "--link-state",
     "min_tx_rate": "--min-rate",

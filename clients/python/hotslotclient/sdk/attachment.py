@@ -46,6 +46,8 @@ class Attachment(Listed):
     server_id = resource.Body("serverId")
     #: Whether the VF of a NIC drops frames with another source address than its own. None when it was not requested.
     is_spoof_checked = resource.Body("spoof_check", type=bool)
+    #: The type of virtual GPU that was requested for the VF. None when none was.
+    vgpu_type = resource.Body("vgpu_type")
     #: ``attaching``, ``attached``, ``detaching``, ``detached`` or ``failed``.
     status = resource.Body("status")
     status_reason = resource.Body("status_reason")

@@ -134,9 +134,10 @@ class Proxy(proxy.Proxy):
 
         :param alias: The aliases, each with the number of devices if it is not 1, as ``"vf:2,gpu"``.
         :param options: ``flavor`` in place of the alias; ``addresses``, a list of devices in the host of the server;
-            ``persistent`` (true), ``whole_group``, ``numa_policy``; for VFs of NICs ``mac_address``, ``vlan``,
-            ``physical_network``, ``trusted``, ``spoof_check``, ``link_state`` (``auto``, ``enable`` or ``disable``),
-            ``min_tx_rate`` and ``max_tx_rate``, in Mbit/s.
+            ``persistent`` (true), ``whole_group``, ``numa_policy``; for VFs that are virtual GPUs
+            ``vgpu_type``; for VFs of NICs ``mac_address``, ``vlan``, ``physical_network``, ``trusted``,
+            ``spoof_check``, ``link_state`` (``auto``, ``enable`` or ``disable``), ``min_tx_rate`` and ``max_tx_rate``,
+            in Mbit/s.
         """
         return [self._attachment(row) for row in self._attach(server, alias, options)["pci_devices"]]
 

@@ -39,6 +39,8 @@ string_enum! {
         NoHostDriver = "no-host-driver",
         /// A device for the host's own use is not bound to the driver that was requested.
         OtherDriver = "other-driver",
+        /// A VF has the vGPU type of an attachment that has ended, or lacks the type of its attachment.
+        VgpuType = "vgpu-type",
         /// A domain cannot be read.
         Unread = "unread",
     }
@@ -97,6 +99,8 @@ pub enum Action {
     Undefine(Box<Assignment>),
     /// The device is bound to its host driver again.
     Rebind(AttachmentId),
+    /// The VF gets its vGPU type again, or loses it because the attachment has ended.
+    SetVgpuType(AttachmentId),
     /// The device becomes available.
     Free(DeviceId),
     /// hotslot does nothing, because it cannot know what is right. The text says what a person can do.
@@ -107,7 +111,9 @@ impl Action {
     /// Returns the occasion on which the action is carried out; `None` for an action of a person.
     pub fn trigger(&self) -> Option<Trigger> {
         match self {
-            Self::Settle(..) | Self::Destroy(_) | Self::Adopt(_) | Self::Rebind(_) => Some(Trigger::Event),
+            Self::Settle(..) | Self::Destroy(_) | Self::Adopt(_) | Self::Rebind(_) | Self::SetVgpuType(_) => {
+                Some(Trigger::Event)
+            }
             // Not at every event: the refusal of a guest is an event as well.
             Self::TakeOut { requested: true, .. } => Some(Trigger::Arrival),
             Self::RetryUnplug(_) => Some(Trigger::Round),
@@ -141,6 +147,7 @@ impl std::fmt::Display for Action {
             Self::Define(_) => "it is put into the definition",
             Self::Undefine(_) => "it is taken out of the definition",
             Self::Rebind(_) => "it is given back to its host driver",
+            Self::SetVgpuType(_) => "its vGPU type is set as the records say",
             Self::Free(_) => "the device is recorded as free",
             Self::Manual(what) => what,
         })

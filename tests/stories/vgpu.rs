@@ -1,0 +1,320 @@
+//! Virtual GPUs on VFs: a type is set before the plug and taken away after the detach, and only by whom set it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use hotslot_tests::oracle::VGPU;
+use hotslot_tests::{Answer, Hotslot, Q35, SWITCH, attachments, binary, host, path};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+const VF: &str = "0000:41:00.4";
+const OTHER: &str = "0000:41:00.5";
+const TYPE: &str = "nvidia-1155";
+
+async fn vgpus() -> Hotslot {
+    Hotslot::bare(&host("vgpu"), VGPU, |_| ()).await
+}
+
+async fn attach_to(service: &Hotslot, server: &str, keys: Value) -> Answer {
+    let mut body = json!({ "pci_passthrough:alias": "vgpu:1" });
+    body.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    service.post(&attachments(server), json!({ "pciAttachment": body })).await
+}
+
+async fn attach(service: &Hotslot, of: &str) -> Answer {
+    attach_to(service, Q35, json!({ "vgpu_type": of })).await
+}
+
+fn device(answer: Answer) -> Value {
+    answer.expect(200).body["pci_devices"][0].clone()
+}
+
+/// Gives a VF a type, as another program does.
+fn set_by_hand(host: &Path, vf: &str, of: &str) {
+    fs::create_dir_all(host.join("vgpu")).unwrap();
+    fs::write(host.join(format!("vgpu/{vf}.type")), of).unwrap();
+}
+
+fn clear_by_hand(host: &Path, vf: &str) {
+    fs::remove_file(host.join(format!("vgpu/{vf}.type"))).unwrap();
+}
+
+fn types(service: &Hotslot) -> Value {
+    json!(service.vgpu_types())
+}
+
+async fn function(service: &Hotslot, address: &str) -> Value {
+    service.get(&format!("/v2/t/os-hypervisors/1/pci_devices/{address}")).await.expect(200).body["pci_device"]
+        .clone()
+}
+
+async fn drift(service: &Hotslot) -> Vec<Value> {
+    service.get("/v2.1/drift").await.expect(200).body["drift"].as_array().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_type_is_set_before_the_plug_and_taken_away_after_the_detach() {
+    let service = vgpus().await;
+    for name in [TYPE, "1155", "NVIDIA L40S-24Q"] {
+        let vf = device(attach(&service, name).await);
+        assert_eq!((&vf["address"], &vf["vgpu_type"]), (&json!(VF), &json!(TYPE)), "{name}");
+        assert_eq!(types(&service), json!({ VF: TYPE }));
+        assert_eq!(function(&service, VF).await["driver"], "nvidia", "its driver stays");
+        service.delete(&path(&vf)).await.expect(200);
+        assert_eq!(types(&service), json!({}), "{name}");
+    }
+    // The same word as for mediated devices.
+    let vf = device(attach_to(&service, Q35, json!({ "mdev_type": TYPE })).await);
+    service.delete(&path(&vf)).await.expect(200);
+    // A shut-off server has the type for its next start, and afterwards.
+    let vf = device(attach_to(&service, SWITCH, json!({ "vgpu_type": TYPE })).await);
+    assert_eq!(types(&service), json!({ VF: TYPE }));
+    service.sim("start switch");
+    service.sim("destroy switch");
+    assert_eq!(types(&service), json!({ VF: TYPE }));
+    service.delete(&path(&vf)).await.expect(200);
+    assert_eq!(types(&service), json!({}));
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn types_are_shown_with_what_is_left() {
+    let service = vgpus().await;
+    let left = async |address: &str| {
+        let types = function(&service, address).await["vgpu_types"].clone();
+        let shown = |of: &Value| (of["id"].as_str().unwrap().to_owned(), of["available"].as_u64().unwrap());
+        types.as_array().unwrap().iter().map(shown).collect::<Vec<_>>()
+    };
+    let of = |all: &[(&str, u64)]| {
+        all.iter().map(|(id, left)| (format!("nvidia-{id}"), *left)).collect::<Vec<_>>()
+    };
+    assert_eq!(left("0000:41:00.0").await, of(&[("1153", 4), ("1155", 4), ("1157", 4)]));
+    let first = device(attach(&service, TYPE).await);
+    assert_eq!(function(&service, VF).await["vgpu_type"], TYPE);
+    assert_eq!(left("0000:41:00.0").await, of(&[("1153", 3), ("1155", 3)]));
+    assert_eq!(left(VF).await, of(&[]));
+    let second = device(attach(&service, TYPE).await);
+    assert_eq!(second["address"], OTHER);
+    assert_eq!(left("0000:41:00.0").await, of(&[]));
+    // Nothing is left of the card.
+    for keys in [json!({ "vgpu_type": TYPE }), json!({ "vgpu_type": "nvidia-7" })] {
+        let refused = attach_to(&service, Q35, keys).await.expect(409);
+        assert!(refused.message().contains("cannot be of the vGPU type"), "{}", refused.message());
+        assert!(refused.message().contains("it can be: none"), "{}", refused.message());
+    }
+    for vf in [first, second] {
+        service.delete(&path(&vf)).await.expect(200);
+    }
+    // All devices of a request, or none.
+    let body = json!({ "pci_passthrough:alias": "vgpu:3", "vgpu_type": TYPE });
+    let refused = service.post(&attachments(Q35), json!({ "pciAttachment": body })).await;
+    assert!(matches!(refused.status, 400 | 409), "{}", refused.message());
+    service.until("nothing is left of it", async || types(&service) == json!({})).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_vf_without_a_type_is_refused_with_what_to_do() {
+    let service = vgpus().await;
+    let refused = attach_to(&service, Q35, json!({})).await.expect(409);
+    for says in ["has no vGPU type", "request one with vgpu_type", "nvidia-1155"] {
+        assert!(refused.message().contains(says), "{says}: {}", refused.message());
+    }
+    let run = attach_to(&service, Q35, json!({ "dry_run": true })).await.expect(200).body["dry_run"].clone();
+    assert_eq!(run["would_attach"], false);
+    let run = attach_to(&service, Q35, json!({ "dry_run": true, "vgpu_type": TYPE })).await.expect(200).body;
+    let checks = run["dry_run"]["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["check"] == "vgpu-type").unwrap();
+    assert_eq!(
+        (&check["result"], &run["dry_run"]["would_attach"]),
+        (&json!("pass"), &json!(true)),
+        "{run:#}"
+    );
+    assert_eq!(types(&service), json!({}), "a dry run sets nothing");
+    for (of, says) in [("", "write the id"), ("a\u{7}b", "write the id")] {
+        let refused = attach(&service, of).await.expect(400);
+        assert!(refused.message().contains(says), "{}", refused.message());
+    }
+}
+
+#[tokio::test]
+async fn a_type_that_somebody_else_has_set_is_left_alone() {
+    let service = Hotslot::bare(&host("vgpu"), VGPU, |host| set_by_hand(host, VF, "nvidia-1153")).await;
+    // It is not offered for another type.
+    let other = device(attach(&service, TYPE).await);
+    assert_eq!(other["address"], OTHER);
+    // It is taken as it is, with or without the name of its type, and keeps it.
+    for keys in [json!({}), json!({ "vgpu_type": "nvidia-1153" })] {
+        let own = device(attach_to(&service, Q35, keys).await);
+        assert_eq!(own["address"], VF);
+        service.delete(&path(&own)).await.expect(200);
+        assert_eq!(types(&service), json!({ VF: "nvidia-1153", OTHER: TYPE }));
+    }
+    // One that was changed by somebody else after the detach of the guest is not taken away.
+    service.sim("fault set-vgpu-type fail times=99 text=the driver is busy");
+    service.delete(&path(&other)).await.expect(200);
+    assert_eq!(types(&service)[OTHER], TYPE);
+    set_by_hand(&service.host_dir(), OTHER, "nvidia-1153");
+    service.sim("fault clear");
+    let log = async || {
+        service.log().contains("is left with the vGPU type nvidia-1153, which somebody else has set")
+    };
+    let own = device(attach(&service, "nvidia-1153").await);
+    service.delete(&path(&own)).await.expect(200);
+    service.until("it is left alone", log).await;
+    assert_eq!(types(&service), json!({ VF: "nvidia-1153", OTHER: "nvidia-1153" }));
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn types_of_an_attach_that_fails_are_taken_away() {
+    for fault in
+        ["attach fail", "set-vgpu-type fail", "set-vgpu-type away at=after ms=300", "attach hang ms=800"]
+    {
+        let config = format!("[libvirt]\nattach_timeout = 0.5\n{VGPU}");
+        let service = Hotslot::bare(&host("vgpu"), &config, |_| ()).await;
+        service.sim(&format!("fault {fault}"));
+        let failed = attach(&service, TYPE).await;
+        assert!(failed.status == 502 || failed.status == 503, "{fault}: {}", failed.message());
+        service.until("the type is taken away", async || types(&service) == json!({})).await;
+        service.until("the VF is free", async || service.device(VF).await["status"] == "available").await;
+        assert!(service.attachments(Q35).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn types_are_settled_after_a_kill() {
+    for kill in [
+        "set-vgpu-type kill at=before",
+        "set-vgpu-type kill at=after",
+        "attach kill at=before",
+        "attach kill at=after",
+    ] {
+        let mut service = vgpus().await;
+        service.sim(&format!("fault {kill}"));
+        let body =
+            json!({ "pciAttachment": { "pci_passthrough:alias": "vgpu:1", "vgpu_type": TYPE } }).to_string();
+        service.try_send(Method::POST, &attachments(Q35), Some(("application/json", body))).await;
+        assert!(service.ended(Duration::from_secs(30)).await, "{kill}");
+        service.start_again().await;
+        // The attachment is completed when its guest has the device, and undone otherwise.
+        let settled = async || service.attachments(Q35).await.iter().all(|row| row["status"] == "attached");
+        service.until("it is settled", settled).await;
+        for row in service.attachments(Q35).await {
+            assert_eq!(types(&service), json!({ VF: TYPE }), "{kill}");
+            service.sim("fault set-vgpu-type kill at=before");
+            service.try_send(Method::DELETE, &path(&row), None).await;
+            assert!(service.ended(Duration::from_secs(30)).await, "{kill}");
+            service.start_again().await;
+        }
+        service.until("the type is taken away", async || types(&service) == json!({})).await;
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_vf_that_keeps_the_type_of_an_ended_attachment_goes_to_nobody() {
+    let service = vgpus().await;
+    let vf = device(attach(&service, TYPE).await);
+    service.sim("fault set-vgpu-type fail times=99 text=the driver is busy");
+    service.delete(&path(&vf)).await.expect(200);
+    assert_eq!(types(&service), json!({ VF: TYPE }));
+    let refused = attach_to(&service, Q35, json!({})).await.expect(409);
+    let found = drift(&service).await;
+    let found = found.iter().find(|finding| finding["kind"] == "vgpu-type").expect("a finding");
+    assert_eq!(found["address"], VF, "{found}");
+    assert!(
+        refused.message().contains("no vGPU type") || refused.message().contains("still has"),
+        "{}",
+        refused.message()
+    );
+    let refused = attach_to(
+        &service,
+        Q35,
+        json!({ "addresses": [VF], "vgpu_type": TYPE, "pci_passthrough:alias": null }),
+    );
+    let refused = refused.await;
+    for says in ["still has the vGPU type nvidia-1155 of attachment", "the driver is busy"] {
+        assert!(refused.message().contains(says), "{says}: {}", refused.message());
+    }
+    service.sim("fault clear");
+    let again = device(attach(&service, TYPE).await);
+    assert_eq!((&again["address"], types(&service)), (&json!(VF), json!({ VF: TYPE })));
+    service.delete(&path(&again)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_type_that_is_lost_is_set_again() {
+    let mut service = vgpus().await;
+    let vf = device(attach_to(&service, SWITCH, json!({ "vgpu_type": TYPE })).await);
+    // The host restarts: the VFs are made anew.
+    service.kill();
+    clear_by_hand(&service.host_dir(), VF);
+    service.start_again().await;
+    service.until("it has its type again", async || types(&service) == json!({ VF: TYPE })).await;
+    service.sim("start switch");
+    service.sim("destroy switch");
+    service.delete(&path(&vf)).await.expect(200);
+    assert_eq!(types(&service), json!({}));
+    service.expect_clean().await;
+}
+
+/// Marks the host as a remote machine.
+fn far_away(host: &Path) {
+    let file = host.join("host.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(file, format!("remote = true\n{text}")).unwrap();
+}
+
+#[tokio::test]
+async fn a_type_that_cannot_be_set_is_refused_and_not_ignored() {
+    let far = Hotslot::bare(&host("vgpu"), VGPU, far_away).await;
+    let own = vgpus().await;
+    own.sim("fault may-set-vgpu-types fail kind=unsupported times=99 text=systemctl enable --now hotslot-helper.socket");
+    let none = Hotslot::bare(&host("vgpu"), VGPU, |host| {
+        let file = host.join("host.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(file, text.split("[vgpu").next().unwrap()).unwrap();
+    })
+    .await;
+    let says = ["the host is another machine", "hotslot-helper.socket", "has no VFs with vGPU types"];
+    for (service, says) in [&far, &own, &none].into_iter().zip(says) {
+        let refused = attach(service, TYPE).await.expect(409);
+        assert!(refused.message().contains(says), "{}", refused.message());
+        let run =
+            attach_to(service, Q35, json!({ "vgpu_type": TYPE, "dry_run": true })).await.expect(200).body;
+        let checks = run["dry_run"]["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["check"] == "vgpu-type").unwrap();
+        assert_eq!(
+            (&check["result"], &run["dry_run"]["would_attach"]),
+            (&json!("fail"), &json!(false)),
+            "{run:#}"
+        );
+        assert!(service.attachments(Q35).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_command_line_attaches_by_type() {
+    let service = vgpus().await;
+    let hotslot = |arguments: &str| {
+        let mut command = Command::new(binary());
+        let output = command.args(arguments.split(' ')).env("HOTSLOT_URL", service.url()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    };
+    let (_, _, refused) = hotslot("attach q35 vgpu");
+    assert!(refused.contains("--vgpu-type"), "{refused}");
+    let (attached, _, why) = hotslot("attach q35 vgpu --vgpu-type 1155");
+    assert!(attached, "{why}");
+    let (_, shown, _) = hotslot("-o json device show 0000:41:00.0");
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["vgpu_types"][1]["available"], 3, "{shown:#}");
+    let (detached, _, why) = hotslot("detach q35 vgpu");
+    assert!(detached, "{why}");
+    assert_eq!(types(&service), json!({}));
+}
