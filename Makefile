@@ -11,7 +11,7 @@ BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 
 CONTRACT := env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories contract::
 
-.PHONY: help try page-test screenshots demo demo-stop test check long-tests contract fuzz lab-test long-lab-test bench requirements lab-requirements build \
+.PHONY: help try page-test screenshots demo demo-stop test check long-tests contract fuzz lab-test lab-test-next long-lab-test bench requirements lab-requirements build \
     release install install-docs uninstall deb dist package-test lab lab-down
 
 help: ## list the targets
@@ -76,6 +76,14 @@ fuzz: requirements ## build the fuzz targets, and run each for some seconds
 
 lab-test: ## the tests in the lab, which must be up (make lab)
 	@$(STEP) "lab tests" tools/lab-test
+
+# Two labs at a time are slow.
+lab-test-next: export HOTSLOT_LAB_FLAVOUR = next
+lab-test-next: requirements lab-requirements release ## the core of the lab's tests with the newest kernel, libvirt and QEMU, in a lab of its own
+	@HOTSLOT_LAB_FLAVOUR=stable vagrant/halt
+	@$(STEP) "lab up (next)" vagrant/up
+	@$(STEP) "lab tests (next)" tools/lab-test --core
+	@vagrant/halt
 
 long-lab-test: requirements lab-requirements release lab ## the tests in the lab that take minutes each
 	@$(STEP) "long lab tests" tools/lab-test --long

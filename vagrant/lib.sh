@@ -1,10 +1,21 @@
 # Shared by the scripts in vagrant/: paths, messages and functions for the VM.
 #
-# A machine has one lab, whatever the number of clones. Its state is in $lab, so
-# that another clone finds it, uses it or removes it. Another HOTSLOT_LAB is
-# another lab; the last part of the path is the name of the VM.
+# A machine has one lab of each flavour, whatever the number of clones. Its state
+# is in $lab, so that another clone finds it, uses it or removes it. Another
+# HOTSLOT_LAB is another lab; the last part of the path is the name of the VM.
+#
+# HOTSLOT_LAB_FLAVOUR is `stable` (Debian 13) or `next` (with the newest kernel,
+# libvirt and QEMU, from its backports).
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-lab=${HOTSLOT_LAB:-/var/lib/hotslot-lab}
+flavour=${HOTSLOT_LAB_FLAVOUR:-stable}
+case $flavour in
+    stable) lab=${HOTSLOT_LAB:-/var/lib/hotslot-lab} first_port=22922 ;;
+    next) lab=${HOTSLOT_LAB:-/var/lib/hotslot-lab-next} first_port=22942 ;;
+    *)
+        printf 'HOTSLOT_LAB_FLAVOUR is %s; it must be stable or next\n' "$flavour" >&2
+        exit 2
+        ;;
+esac
 name=${lab##*/}
 pool=$lab/pool
 box=$lab/box
@@ -91,11 +102,19 @@ restore_vm() {
     for attempt in 1 2 3; do
         # The VM's clock still has the time at which the snapshot was taken.
         if resume_vm && plug_nvmes && in_vm "date --set=@$EPOCHREALTIME >/dev/null && lab-awake"; then
+            environment
             return
         fi
         say "attempt $attempt to restore the VM failed"
     done
     return 1
+}
+
+# Writes how to reach this lab, for the tests. They use the lab that was started or restored last.
+environment() {
+    mkdir -p "$here/.lab"
+    printf '%s\n' "HOTSLOT_LAB=$lab" "HOTSLOT_LAB_SSH_PORT=$(port)" "HOTSLOT_LAB_SSH_KEY=$key" \
+        "HOTSLOT_LAB_SSH_CONTROL=$control" >"$here/.lab/env"
 }
 
 # Plugs the NVMe devices into the VM, on the ports that the Vagrantfile has for
