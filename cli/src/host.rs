@@ -1,4 +1,4 @@
-//! `hotslot host`: lists the configured hosts, and says what may be changed on them.
+//! `hotslot host`: lists the configured hosts and their profiles, and says what may be changed on them.
 
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::exit::Exit;
 use crate::output;
+use crate::remedy::by_commands;
 use crate::table::{Column, column, message};
 use crate::value::at;
 use crate::{Cli, columns, complete, lookup};
@@ -19,6 +20,14 @@ pub(crate) enum HostCommand {
         /// The name or id of the host, or an unambiguous beginning of the id.
         #[arg(add = ArgValueCompleter::new(complete::hosts))]
         host: String,
+    },
+    /// Show what the configuration says of the VFs and drivers of a host, and what the host has.
+    ///
+    /// `hotslot drift --repair` changes what differs.
+    Profile {
+        /// The name or id of the host, or an unambiguous beginning of the id. Without it, all hosts.
+        #[arg(add = ArgValueCompleter::new(complete::hosts))]
+        host: Option<String>,
     },
     /// Refuse every change on a host until it is thawed. What has begun is completed.
     ///
@@ -57,6 +66,81 @@ async fn set_mode(cli: &Cli, host: &str, mode: &str, reason: Option<String>) -> 
         &[column("Name", "/hypervisor_hostname").name(), Column::new("Mode", mode_of)],
     )?;
     Ok(Exit::Done)
+}
+
+/// Shows the functions that the profile of a host, or of each host, is about.
+async fn show_profile(cli: &Cli, host: Option<&str>) -> anyhow::Result<()> {
+    let hosts = match host {
+        Some(host) => vec![lookup::host_name(cli, host).await?],
+        None => {
+            let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
+            hosts.iter().map(|host| at(host, "/hypervisor_hostname")).collect()
+        }
+    };
+    let mut functions = Vec::new();
+    for host in hosts {
+        let entries = cli.client.items(&["os-hypervisors", &host, "profile"], "profile").await?;
+        functions.extend(entries.iter().flat_map(|entry| profiled(&host, entry)));
+    }
+    let columns = [
+        column("HOST", "/hypervisor_hostname"),
+        column("ADDRESS", "/address").name(),
+        column("ENTRY", "/place"),
+        Column::new("PROFILE", wanted),
+        Column::new("HOST HAS", has),
+        Column::new("DIFFERS", differs).wrapped(),
+    ];
+    output::list(cli.output, "functions in the profile", &functions, &columns)
+}
+
+/// Returns the functions of an entry of a profile, each with what the entry says; one without an address when the host has
+/// no such function.
+fn profiled(host: &str, entry: &Value) -> Vec<Value> {
+    let of_entry = |function: &Value| {
+        let mut function = function.clone();
+        function["hypervisor_hostname"] = host.into();
+        function["place"] = entry["place"].clone();
+        function["profile"] = json!({
+            "vfs": entry["vfs"], "vgpu_type": entry["vgpu_type"], "driver": entry["driver"],
+        });
+        function
+    };
+    match entry["functions"].as_array().map(Vec::as_slice) {
+        None | Some([]) => vec![of_entry(&json!({ "address": null, "vfs": [], "differences": [] }))],
+        Some(functions) => functions.iter().map(of_entry).collect(),
+    }
+}
+
+/// What an entry of a profile says of a function.
+fn wanted(function: &Value) -> String {
+    let profile = &function["profile"];
+    let said = [
+        profile["vfs"].as_u64().map(|number| format!("{number} VFs")),
+        profile["vgpu_type"].as_str().map(str::to_owned),
+        profile["driver"].as_str().map(str::to_owned),
+    ];
+    said.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// What the host has.
+fn has(function: &Value) -> String {
+    match (function["address"].as_str(), function["max_vfs"].as_u64()) {
+        (None, _) => "no such function".into(),
+        (Some(_), None) => at(function, "/driver"),
+        (Some(_), Some(most)) => {
+            format!("{} of {most} VFs", function["vfs"].as_array().map_or(0, Vec::len))
+        }
+    }
+}
+
+fn differs(function: &Value) -> String {
+    let differences = function["differences"].as_array().into_iter().flatten();
+    let said = |one: &Value| {
+        let of = if one["address"] == function["address"] { String::new() } else { at(one, "/address") + ": " };
+        format!("{of}{}: {}", at(one, "/host"), by_commands(&at(one, "/action")))
+    };
+    let all: Vec<_> = differences.map(said).collect();
+    if all.is_empty() { "-".into() } else { all.join("; ") }
 }
 
 /// What may be changed on a host, and who decided that.
@@ -103,6 +187,7 @@ impl HostCommand {
                 ];
                 output::show(cli.output, &host, &lines)?;
             }
+            Self::Profile { host } => show_profile(cli, host.as_deref()).await?,
             Self::Freeze(Freeze { host, reason }) => return set_mode(cli, &host, "frozen", reason).await,
             Self::Drain(Freeze { host, reason }) => return set_mode(cli, &host, "draining", reason).await,
             Self::Thaw { host } => return set_mode(cli, &host, "open", None).await,

@@ -23,6 +23,9 @@ use crate::{heap, logging, notify};
 /// record, and the next start continues them.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long the service manager may wait for the VFs of the profile.
+const PROFILE: Duration = Duration::from_secs(30);
+
 /// The number of file descriptors that are reserved for the database, hypervisors and webhooks.
 const OWN_DESCRIPTORS: u64 = 256;
 
@@ -87,7 +90,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let url = bound.url();
-    notify::ready(&service, &url);
+    tokio::spawn(tell_ready(Arc::clone(&service), url.clone()));
     tokio::spawn(heap::give_back());
     tokio::select! {
         ended = &mut server => ended?,
@@ -118,6 +121,15 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
         exporter.stop().await;
     }
     Ok(())
+}
+
+/// Tells the service manager that the service is ready: requests are answered, and the VFs of the profile were made or
+/// failed, so that what starts guests may follow. A host that is away delays it for a limited time.
+async fn tell_ready(service: Arc<Service>, address: String) {
+    if tokio::time::timeout(PROFILE, service.profiled()).await.is_err() {
+        tracing::warn!("not all that [[profile]] says was made yet; guests that need its VFs may fail to start");
+    }
+    notify::ready(&service, &address);
 }
 
 /// Reads the configuration again on each signal. It does not end.

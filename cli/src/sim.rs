@@ -28,6 +28,8 @@ Commands:
   agent GUEST connected|gone
   device add|remove NAME                         the host gets or loses a device
   device driver NAME [DRIVER]                    binds another driver, or none
+  vfs PF NUMBER                                  sets the number of VFs of a PF
+  restart                                        the host: its guests stop, its VFs are gone
   disconnect|reconnect                           the connection to libvirtd
 
 Examples:

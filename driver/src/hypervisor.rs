@@ -70,6 +70,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// it has another, and [`ErrorKind::NoDevice`] when the host has no such VF.
     async fn set_vgpu_type(&self, change: &VgpuChange) -> Result<(), Error>;
 
+    /// Changes the number of VFs of a PF from one that it must have before: to 0, so that all of them vanish, or from 0.
+    /// [`ErrorKind::Refused`] when it has another number or does not support so many, [`ErrorKind::NoDevice`] when it is
+    /// no PF, and [`ErrorKind::Unsupported`] on another machine or when the service has not the right to.
+    async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error>;
+
     /// Lists the mediated device types that a function's host driver provides; the list is empty when it provides none.
     /// [`ErrorKind::NoDevice`] when the host has no function at this address.
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error>;

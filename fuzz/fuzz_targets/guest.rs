@@ -89,6 +89,9 @@ impl Hypervisor for Told {
     async fn set_vgpu_type(&self, _: &VgpuChange) -> Result<(), Error> {
         unknown()
     }
+    async fn set_vf_count(&self, _: PciAddress, _: u32, _: u32) -> Result<(), Error> {
+        unknown()
+    }
     async fn mdev_types(&self, _: PciAddress) -> Result<Vec<MdevType>, Error> {
         unknown()
     }

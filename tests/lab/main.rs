@@ -11,6 +11,7 @@ mod mdev;
 mod outages;
 mod page;
 mod power;
+mod profile;
 mod remote;
 mod topologies;
 mod unit;

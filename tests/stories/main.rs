@@ -43,6 +43,7 @@ mod policy;
 mod power;
 mod prepare;
 mod processes;
+mod profile;
 mod quota;
 mod rate;
 mod reference;

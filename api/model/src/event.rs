@@ -93,6 +93,12 @@ string_enum! {
         /// An administrator changed what may be changed on a host. `from` and `to` have the mode (open, draining or
         /// frozen) and the reason.
         HostMode = "host.mode",
+        /// The number of VFs of a PF was changed to what the profile of its host says. `from` and `to` are the numbers.
+        HostVfs = "host.vfs",
+        /// The vGPU type of a VF was changed to what the profile of its host says. `from` and `to` are the types.
+        HostVgpuType = "host.vgpu_type",
+        /// What the profile of a host says could not be made when the host was followed anew. `to` is what was to be made.
+        HostProfileFailed = "host.profile_failed",
         /// Requests of one caller were refused. `to` has the last request and how many there were.
         RequestRefused = "request.refused",
     }

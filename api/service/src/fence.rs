@@ -180,6 +180,11 @@ impl Hypervisor for Fenced {
         self.returned(self.hypervisor.set_vgpu_type(change).await).await
     }
 
+    async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error> {
+        self.pass("change the number of VFs of a PF").await?;
+        self.returned(self.hypervisor.set_vf_count(pf, from, to).await).await
+    }
+
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {
         self.hypervisor.mdev_types(parent).await
     }

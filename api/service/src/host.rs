@@ -63,6 +63,10 @@ pub struct Host {
     pub(crate) recorded_by: Mutex<Option<(Arc<Inventory>, Conflicts)>>,
     /// Requests to compare something with its records again.
     again: mpsc::UnboundedSender<Recheck>,
+    /// The PFs whose number of VFs is being changed.
+    changing: RwLock<BTreeSet<PciAddress>>,
+    /// Whether what the profile says was made, or failed, since the service started.
+    profiled: watch::Sender<bool>,
     /// The receiver of `again`, until the task that follows the host takes it.
     pub(crate) rechecks: Mutex<Option<mpsc::UnboundedReceiver<Recheck>>>,
 }
@@ -133,6 +137,8 @@ impl Host {
             unresolved: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
+            changing: RwLock::default(),
+            profiled: watch::Sender::new(false),
             rechecks: Mutex::new(Some(rechecks)),
         }
     }
@@ -297,6 +303,28 @@ impl Host {
         all.values().flatten().copied().collect()
     }
 
+    /// Returns the PFs whose number of VFs is being changed.
+    pub(crate) fn changing_vfs(&self) -> BTreeSet<PciAddress> {
+        self.changing.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Offers no VF of a PF to anybody until the result is dropped, because they are about to vanish.
+    pub(crate) fn change_vfs(&self, pf: PciAddress) -> ChangingVfs<'_> {
+        self.changing.write().unwrap_or_else(PoisonError::into_inner).insert(pf);
+        ChangingVfs { host: self, pf }
+    }
+
+    /// Notes that what the profile says was made, or failed.
+    pub(crate) fn set_profiled(&self) {
+        self.profiled.send_replace(true);
+    }
+
+    /// Waits until what the profile says was made, or failed.
+    pub(crate) async fn profiled(&self) {
+        // The sender is part of this host, so that it cannot be gone.
+        let _ = self.profiled.subscribe().wait_for(|profiled| *profiled).await;
+    }
+
     /// Returns how many attaches and detaches run or wait, and the largest number.
     pub(crate) fn queued(&self) -> (u32, u32) {
         let (room, limit) = &self.queue;
@@ -386,6 +414,18 @@ impl Host {
                 Error::Hypervisor { context, error }
             }
         }
+    }
+}
+
+/// The VFs of a PF, while their number is changed.
+pub(crate) struct ChangingVfs<'h> {
+    host: &'h Host,
+    pf: PciAddress,
+}
+
+impl Drop for ChangingVfs<'_> {
+    fn drop(&mut self) {
+        self.host.changing.write().unwrap_or_else(PoisonError::into_inner).remove(&self.pf);
     }
 }
 

@@ -72,6 +72,10 @@ impl Hypervisor for Measured {
         call("set_vgpu_type", self.0.set_vgpu_type(change)).await
     }
 
+    async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error> {
+        call("set_vf_count", self.0.set_vf_count(pf, from, to)).await
+    }
+
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {
         call("mdev_types", self.0.mdev_types(parent)).await
     }

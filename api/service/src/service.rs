@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use hotslot_model::identity::Policy;
+use hotslot_model::rules::Profiles;
 use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
@@ -71,6 +72,16 @@ pub struct Service {
 }
 
 impl Service {
+    /// Waits until what the profiles say was made or failed, at the hosts that are this machine and have a profile.
+    pub async fn profiled(&self) {
+        let config = self.config.get();
+        for host in self.hosts.iter().filter(|host| !host.hypervisor.is_remote()) {
+            if !Profiles::of_host(&config.profile, &host.name).is_empty() {
+                host.profiled().await;
+            }
+        }
+    }
+
     /// Records the refusals that are not recorded yet, and closes the database.
     pub async fn close(&self) {
         self.audit.record_all().await;

@@ -40,7 +40,7 @@ pub(super) struct Shown {
     /// The address of the device on the host.
     #[schema(value_type = Option<schema::PciAddress>)]
     address: Option<PciAddress>,
-    /// What each of `record`, `live` (the running guest), `definition` and `host` says.
+    /// What each of `record`, `live` (the running guest), `definition`, `host` and `profile` says.
     said: BTreeMap<&'static str, String>,
     /// What resolves the disagreement.
     action: String,

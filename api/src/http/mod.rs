@@ -38,6 +38,7 @@ mod pci_owner;
 mod pci_ports;
 mod permit;
 mod policy;
+mod profile;
 mod query;
 mod quotas;
 mod requests;
@@ -182,6 +183,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(hypervisors::search))
         .routes(routes!(hypervisors::uptime))
         .routes(routes!(host_mode::set))
+        .routes(routes!(profile::show))
         .routes(routes!(host_function::list))
         .routes(routes!(explain::device))
         .routes(routes!(explain::candidates))

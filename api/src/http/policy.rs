@@ -79,6 +79,7 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /os-hypervisors/{hypervisor_id}/search", Rule("os_compute_api:os-hypervisors:search")),
     ("GET /os-hypervisors/{hypervisor_id}/uptime", Rule("os_compute_api:os-hypervisors:uptime")),
     ("PUT /os-hypervisors/{hypervisor_id}/mode", Rule("hotslot:host:set_mode")),
+    ("GET /os-hypervisors/{hypervisor_id}/profile", Rule("hotslot:host:profile")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_devices", Rule("hotslot:host:devices")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_devices/{address}", Rule("hotslot:host:devices")),
     ("GET /os-hypervisors/{hypervisor_id}/pci_candidates", Rule("hotslot:host:candidates")),

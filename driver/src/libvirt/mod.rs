@@ -6,7 +6,8 @@
 //! calls        runs all blocking calls: threads, limits, spans
 //! error        libvirt's error → ErrorKind
 //! event_loop   libvirt's event loop, one thread per process
-//! vgpu         the types of virtual GPUs of VFs, which libvirt does not know
+//! vgpu         the types of virtual GPUs of VFs, which libvirt does not know; vf_count: the number of VFs of a PF
+//! mdev         the mediated devices of a host
 //! ffi          libvirt's callbacks → events; the only unsafe code
 //! ```
 //!
@@ -18,7 +19,9 @@ mod error;
 mod event_loop;
 mod ffi;
 mod link;
+mod mdev;
 mod options;
+mod vf_count;
 mod vgpu;
 
 pub use options::Options;
@@ -40,6 +43,7 @@ use virt::sys;
 use self::calls::{Calls, Verb};
 use self::error::Fault;
 use self::link::State;
+use self::mdev::{as_read, mdevs};
 use crate::calls_out::Subject;
 use crate::capture::Documents;
 use crate::device::HostDevice;
@@ -256,6 +260,10 @@ impl Hypervisor for Libvirt {
 
     async fn set_vgpu_type(&self, change: &VgpuChange) -> Result<(), Error> {
         self.change_vgpu_type(change).await
+    }
+
+    async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error> {
+        self.change_vf_count(pf, from, to).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {
@@ -485,39 +493,6 @@ fn node_documents(connect: &Connect) -> Result<Vec<(String, String)>, Fault> {
     Ok(documents)
 }
 
-/// Reads every mediated device. A device that vanished before it was read is left out.
-fn mdevs(connect: &Connect) -> Result<Vec<Mdev>, Fault> {
-    let mut mdevs = Vec::new();
-    for node in connect.list_all_node_devices(sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV)? {
-        let document = match node.xml_desc(0).map_err(Fault::from) {
-            Err(fault) if fault.kind == ErrorKind::NoDevice => continue,
-            document => document?,
-        };
-        // A document that cannot be read describes a device of another architecture.
-        match nodedev::parse(&document) {
-            Ok(nodedev::NodeDevice::Mdev(mdev)) => mdevs.push(mdev),
-            other => debug!("left out a mediated device: {other:?}"),
-        }
-    }
-    Ok(mdevs)
-}
-
-/// Returns a mediated device that was created, as it was read back. When it could not be read, the result is `made`:
-/// the device was created all the same.
-fn as_read(made: Mdev, read: Result<nodedev::NodeDevice, Fault>) -> Result<Mdev, Fault> {
-    match read {
-        Ok(nodedev::NodeDevice::Mdev(mdev)) if mdev.uuid == made.uuid => Ok(mdev),
-        Ok(other) => {
-            let message = format!("libvirt created a different device: {other:?}");
-            Err(Fault { kind: ErrorKind::Refused, message })
-        }
-        Err(fault) => {
-            debug!("created mediated device {}, and could not read it back: {}", made.uuid, fault.message);
-            Ok(made)
-        }
-    }
-}
-
 fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {
     let state = match domain.info()?.state.to_raw() {
         sys::VIR_DOMAIN_RUNNING => DomainState::Running,
@@ -550,23 +525,6 @@ fn unless_gone<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_created_mediated_device_that_cannot_be_read_back_is_reported_as_created() {
-        let mdev = |uuid: u128, iommu_group| Mdev {
-            uuid: Uuid::from_u128(uuid),
-            name: format!("mdev_{uuid}"),
-            mdev_type: "nvidia-232".to_owned(),
-            parent: PciAddress::new(0, 0x41, 0, 0).ok(),
-            iommu_group,
-        };
-        let read = |read| as_read(mdev(1, None), read).map_err(|fault| fault.kind);
-        assert_eq!(read(Ok(nodedev::NodeDevice::Mdev(mdev(1, Some(60))))), Ok(mdev(1, Some(60))));
-        for kind in [ErrorKind::Away, ErrorKind::NoDevice, ErrorKind::Document] {
-            assert_eq!(read(Err(Fault { kind, message: String::new() })), Ok(mdev(1, None)));
-        }
-        assert_eq!(read(Ok(nodedev::NodeDevice::Mdev(mdev(2, None)))), Err(ErrorKind::Refused));
-    }
 
     #[test]
     fn only_a_uri_that_certainly_names_this_machine_is_local() {

@@ -41,7 +41,7 @@ pub use self::guard::{guards, guards_of_remote};
 pub use self::health::{Condition, PortLink, condition, why_unhealthy};
 pub use self::open_nodes::{InUse, NodeProcess, OpenNodes, open_nodes};
 pub use self::reset::reset_methods;
-pub use self::vf_count::set_vf_count;
+pub use self::vf_count::{OF_ANOTHER_MACHINE, set_vf_count};
 pub use self::vf_port::{VfPort, vf_port};
 pub use self::vfio::vfio_dev;
 pub(crate) use self::vgpu::vgpus_on_another_machine;

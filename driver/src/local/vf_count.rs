@@ -8,6 +8,10 @@ use super::root::Root;
 use crate::hypervisor::{Error, ErrorKind};
 use crate::pci::PciAddress;
 
+/// Why the number of VFs of a host that is or may be another machine cannot be changed.
+pub const OF_ANOTHER_MACHINE: &str = "the host is another machine, and its files can be changed only there; run a service \
+                                      of hotslot on it, or write the number into sriov_numvfs there as root";
+
 /// Changes the number of VFs of a PF (Linux, Documentation/ABI/testing/sysfs-bus-pci, `sriov_numvfs`) from one that it must
 /// have before, and reads it back. The kernel changes a number that is not 0 only to 0.
 ///

@@ -70,6 +70,7 @@ pub(super) enum Operation {
     VgpuVfs,
     MaySetVgpuTypes,
     SetVgpuType,
+    SetVfCount,
     MdevTypes,
     Mdevs,
     CreateMdev,
@@ -95,6 +96,7 @@ impl Operation {
             | Self::NodeReset
             | Self::SetVfSettings
             | Self::SetVgpuType
+            | Self::SetVfCount
             | Self::CreateMdev
             | Self::DestroyMdev
             | Self::Agent
@@ -127,6 +129,7 @@ impl Operation {
             | Self::VgpuVfs
             | Self::MaySetVgpuTypes
             | Self::SetVgpuType
+            | Self::SetVfCount
             | Self::MdevTypes
             | Self::Mdevs
             | Self::CreateMdev

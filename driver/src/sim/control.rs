@@ -14,6 +14,8 @@
 //! device add NAME|FILE         adds a device that was removed, or one from a file
 //! device remove NAME           first asks a guest that has the device to release it
 //! device driver NAME [DRIVER]  binds another driver, or none, to a device that no guest has
+//! vfs PF NUMBER               sets the number of VFs of a PF; at most as many as there are documents of its VFs
+//! restart                      restarts the host: its guests stop, and its VFs and mediated devices are gone
 //! disconnect | reconnect       breaks and restores the connection to libvirtd
 //! fault OPERATION ACTION [KEY=VALUE…] [text=…]    as [[fault]] in host.toml; `fault clear` ends hangs
 //! fault any kill nth=7 at=after                   kills this process when its seventh call has been done
@@ -160,6 +162,11 @@ impl Host {
             ["device", "remove", name] => self.remove_device(address(name)?, now),
             ["device", "driver", name] => self.bind(address(name)?, None),
             ["device", "driver", name, driver] => self.bind(address(name)?, Some(driver.to_owned())),
+            ["vfs", name, number] => {
+                let number = number.parse().map_err(|_| format!("invalid number of VFs `{number}`"))?;
+                self.echo_vf_count(address(name)?, number)
+            }
+            ["restart"] => self.restart(now),
             ["disconnect"] => {
                 self.disconnect("a command on the control socket broke the connection", None);
                 return Ok(());

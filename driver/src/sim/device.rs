@@ -251,6 +251,12 @@ impl Devices {
         }
     }
 
+    /// Returns the VFs of a PF, also those that have vanished, in order of address.
+    pub(super) fn all_vfs(&self, pf: PciAddress) -> Vec<PciAddress> {
+        let is_of = |device: &&Device| device.info.role == Role::Virtual { parent: pf };
+        self.0.values().filter(is_of).map(|device| device.info.address).collect()
+    }
+
     /// Updates the lists of the device's PF and IOMMU group after the device appeared or vanished.
     pub(super) fn update_relatives(&mut self, address: PciAddress) {
         let Some(device) = self.0.get(&address) else { return };

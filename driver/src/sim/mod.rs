@@ -45,6 +45,7 @@ mod plug;
 mod power;
 mod refusal;
 mod store;
+mod vf_count;
 mod vf_settings;
 mod vgpu;
 
@@ -305,6 +306,17 @@ impl Hypervisor for Sim {
         let (subject, change) = (Subject::Function(change.address), change.clone());
         let what = change.operation();
         self.call(Operation::SetVgpuType, subject, &what, move |host, _, _| host.set_vgpu_type(&change)).await
+    }
+
+    async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error> {
+        let what = format!("set the number of VFs of {pf} to {to}");
+        if self.remote {
+            return Err(Error::new(ErrorKind::Unsupported, what, local::OF_ANOTHER_MACHINE));
+        }
+        self.call(Operation::SetVfCount, Subject::Function(pf), &what, move |host, _, _| {
+            host.set_vf_count(pf, from, to)
+        })
+        .await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

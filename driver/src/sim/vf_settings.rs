@@ -20,7 +20,7 @@ const NEW: VfSettings = VfSettings {
 };
 
 impl Host {
-    fn vf_file(&self, vf: PciAddress) -> PathBuf {
+    pub(super) fn vf_file(&self, vf: PciAddress) -> PathBuf {
         self.dir.join("vf").join(format!("{vf}.json"))
     }
 

@@ -14,7 +14,7 @@ use crate::pci::PciAddress;
 use crate::vgpu::{VgpuChange, VgpuType, VgpuVf};
 
 impl Host {
-    fn vgpu_file(&self, vf: PciAddress) -> PathBuf {
+    pub(super) fn vgpu_file(&self, vf: PciAddress) -> PathBuf {
         self.dir.join("vgpu").join(format!("{vf}.type"))
     }
 

@@ -4,6 +4,7 @@
 //! ```text
 //! comparison   one server: its records against the domain's documents
 //! devices      the host's devices: the records against what the host has
+//! profile      the host's profile: what the configuration says against what the host has
 //! finding      one disagreement: what each source says of it, and the action
 //! ```
 //! Reconciliation and `GET /drift` use the same findings. An event leads to the actions that are safe at any time, the
@@ -13,7 +14,9 @@
 mod comparison;
 mod devices;
 mod finding;
+mod profile;
 
 pub use comparison::{Comparison, aliases};
 pub use devices::{of_binding, of_devices, of_mdev, of_stray_mdev, of_unfinished_binding};
 pub use finding::{Action, Finding, Kind, Source, Trigger, is_gone};
+pub use profile::ProfileComparison;

@@ -125,6 +125,7 @@ pub const RULES: &[Rule] = &[
     change("hotslot:device:clean", "mark a device as cleaned"),
     read("hotslot:host:devices", "list the functions of a host, and explain why one is assignable"),
     change("hotslot:host:set_mode", "freeze, drain or thaw a host"),
+    read("hotslot:host:profile", "list what the profile of a host says, and what the host has"),
     read("hotslot:host:candidates", "explain which devices a request would get"),
     read("hotslot:rule:list", "list the rules of [pci]"),
     read("hotslot:rule:show", "show a rule of [pci]"),

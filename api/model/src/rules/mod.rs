@@ -18,6 +18,7 @@ mod numa;
 mod parse;
 mod placement;
 mod pool;
+mod profile;
 mod request;
 #[allow(clippy::module_inception, reason = "the rules are the noun of this folder")]
 mod rules;
@@ -39,6 +40,7 @@ pub use numa::NumaPolicy;
 pub use parse::{NULL, SpecError};
 pub use placement::{class_of, custom, declared_traits};
 pub use pool::{Pool, Stat, pools, stats};
+pub use profile::{MAX_VFS, Profile, ProfileChange, ProfileEntry, Profiles, number_of_vfs};
 pub use request::{AliasRequest, AliasRequests, MAX_DEVICES, RequestError};
 pub use rules::{Problem, Rule, RuleKind, Rules, Source};
 pub use spec::DeviceSpec;

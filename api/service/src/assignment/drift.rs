@@ -155,6 +155,7 @@ impl Assignments {
         };
         let mut kinds = host.unresolved();
         kinds.extend(unresolved(&found));
+        kinds.extend(unresolved(&self.seen_off_profile(host)));
         kinds
     }
 
@@ -214,6 +215,7 @@ impl Assignments {
         findings.extend(self.of_vgpu_types(host).await?);
         findings.extend(self.of_accelerators(host).await?);
         findings.extend(self.under_calls(host).await?);
+        findings.extend(self.off_profile(host).await?);
         Ok(findings)
     }
 

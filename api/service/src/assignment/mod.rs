@@ -10,6 +10,7 @@
 //! drift       compares the host and its servers with the records, and finds the disagreements
 //! repair      acts on the disagreements
 //! mdev_repair removes stray mediated devices from the host, and creates missing ones again
+//! profile     makes what the profile of a host says, and compares the host with it
 //! verify      reads the address from the guest's own view → settle
 //! request     the requests for attach and detach
 //! retry       an attach that is sent again with its Idempotency-Key
@@ -44,6 +45,7 @@ mod owner;
 mod policy;
 mod ports;
 mod prepare;
+mod profile;
 mod quiesce;
 pub mod reconcile;
 mod release;
@@ -64,5 +66,6 @@ pub use dry_run::DryRun;
 pub(crate) use host_use::HostUseRequest;
 pub(crate) use mdev::MdevRequest;
 pub use prepare::Prepared;
+pub use profile::Profiled;
 pub(crate) use release::Work;
 pub use request::{AttachRequest, DetachRequest, NetworkRequest};

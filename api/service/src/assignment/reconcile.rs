@@ -3,8 +3,8 @@
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and at the configured
 //! interval.
 //!
-//! Each host has two tasks. `follow` only reads the host and writes records. It never waits for a call that changes
-//! the host, nor for a lock that is held during such a call, so that it sees events at once. `rebind_in_background` rebinds
+//! Each host has two tasks. `follow` only reads the host and writes records. Except for what the profile says, which is
+//! made before the first comparison and for a limited time, it never waits for a call that changes the host, nor for a lock that is held during such a call, so that it sees events at once. `rebind_in_background` rebinds
 //! functions to their host drivers; it may wait for both.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,9 @@ const AT_ONCE: usize = 4;
 
 /// How long the comparison of one server may delay further events. After that it continues in the background.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the first comparison waits until what the profile says was made.
+const PROFILE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a full comparison waits for each server: longer than the time limit of any call.
 const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -97,6 +100,8 @@ struct Pending {
     agents: BTreeSet<ServerId>,
     /// Whether events may have been missed, including reboots of guests.
     missed: bool,
+    /// Whether the host is followed anew, after a start of the service or of the host.
+    anew: bool,
 }
 
 impl Pending {
@@ -149,9 +154,8 @@ impl Pending {
 
     fn note(&mut self, host: &Host, event: Result<Event, RecvError>) {
         match event {
-            Ok(Event::Connected) | Err(RecvError::Lagged(_)) => {
-                (self.everything, self.missed) = (true, true);
-            }
+            Ok(Event::Connected) => (self.everything, self.missed, self.anew) = (true, true, true),
+            Err(RecvError::Lagged(_)) => (self.everything, self.missed) = (true, true),
             Err(RecvError::Closed) => {}
             Ok(Event::Disconnected { reason }) => {
                 host.set_synced(false);
@@ -195,7 +199,7 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
     let Some(mut rechecks) = host.rechecks.lock().await.take() else { return };
     let interval = || service.config.get().reconcile.interval.0;
-    let mut todo = Pending { everything: true, missed: true, ..Pending::default() };
+    let mut todo = Pending { everything: true, missed: true, anew: true, ..Pending::default() };
     let mut later = Later::default();
     let mut retry = RETRY.0;
     let mut next_round = Instant::now() + interval();
@@ -208,6 +212,9 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
         todo = if unreachable {
             Pending { restarted: todo.restarted, ..Pending::default() }
         } else {
+            if std::mem::take(&mut todo.anew) {
+                make_profile(&service, &host).await;
+            }
             let work = service.run(&host, std::mem::take(&mut todo));
             actor::as_process(service.store.new_worker(), work).await
         };
@@ -240,6 +247,20 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
         }
         later.add_to(&mut todo);
         todo.everything |= Instant::now() >= next_round;
+    }
+}
+
+/// Makes what the profile of a host says and the host lacks, before the records are compared with the host. If it takes
+/// long, it goes on in the background.
+async fn make_profile(service: &Arc<Assignments>, host: &Arc<Host>) {
+    let (own, of) = (Arc::clone(service), Arc::clone(host));
+    let work = async {
+        let making = actor::spawn_as_current(async move { own.make_profile(&of).await });
+        timeout(PROFILE_PATIENCE, making).await.is_ok()
+    };
+    let work = actor::scope(system::PROFILE, work);
+    if !actor::as_process(service.store.new_worker(), work).await {
+        tracing::warn!(host = %host.name, "making what [[profile]] says takes long, and goes on in the background");
     }
 }
 

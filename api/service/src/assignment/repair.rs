@@ -75,6 +75,11 @@ impl Assignments {
                 }
                 (Action::Rebind(_) | Action::SetVgpuType(_), _) => pending_rebind = true,
                 (Action::Free(device), _) => self.store.forget(*device).await?,
+                (Action::Profile(change), _) => {
+                    let (service, host, change) = (Arc::clone(self), Arc::clone(host), change.clone());
+                    let task = async move { service.change_to_profile(&host, &change).await };
+                    tasks.push((finding, actor::spawn_as_current(task)));
+                }
                 (action, Some(id)) => {
                     let action = action.clone();
                     tasks.extend(self.apply_action(host, id, action).await?.map(|task| (finding, task)));
@@ -121,6 +126,7 @@ impl Assignments {
             | Action::Rebind(_)
             | Action::SetVgpuType(_)
             | Action::Free(_)
+            | Action::Profile(_)
             | Action::Manual(_) => return Ok(()),
         };
         let (key, Some(server)) = (row.key(), row.server()) else { return Ok(()) };
@@ -145,6 +151,7 @@ impl Assignments {
             | Action::Rebind(_)
             | Action::SetVgpuType(_)
             | Action::Free(_)
+            | Action::Profile(_)
             | Action::Manual(_) => Ok(Release::Ended),
         };
         // A device that stays was refused by the guest, or waits for an overdue call whose return is an event. Repeat

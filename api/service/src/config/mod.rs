@@ -31,7 +31,7 @@ pub use api::{
     SocketMode, Tls, unix_path,
 };
 use hotslot_model::hot_unplug::HotUnplug;
-use hotslot_model::rules::Pci;
+use hotslot_model::rules::{Pci, Profile};
 pub use identity::{Account, Identity, Local, known_role};
 pub use keystone::{Credential, Keystone, expect_private, is_of_this_machine, keystone_url};
 pub use log::{Levels, Log, LogFormat};
@@ -80,6 +80,8 @@ pub struct Config {
     pub quota: Quota,
     /// Named sets of devices.
     pub flavor: Vec<Flavor>,
+    /// How many VFs the PFs of the hosts have, and of which vGPU types and on which drivers.
+    pub profile: Vec<Profile>,
     /// The hosts. An empty list means the local `qemu:///system`.
     pub hypervisor: Vec<Hypervisor>,
     /// How the log is written.

@@ -173,6 +173,16 @@ impl Config {
                 problems.add(&format!("[pci] unguarded[{index}]"), reason);
             }
         }
+        for (index, entry) in self.profile.iter().enumerate() {
+            let host = entry.host.as_ref().filter(|host| !hosts.contains(host));
+            let host = host.map(|host| {
+                let host = text::escape(host);
+                ("host".to_owned(), format!("no host is called `{host}`; write one of {}", hosts.join(", ")))
+            });
+            for (key, reason) in host.into_iter().chain(entry.problems()) {
+                problems.add(&format!("[[profile]][{index}] {key}"), reason);
+            }
+        }
         problems.0
     }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use hotslot_model::rules::MAX_VFS;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
@@ -72,6 +73,7 @@ fn limits() -> Vec<(&'static str, &'static str, Value)> {
         ("Hypervisor", "name", json!({ "pattern": "[^ ]" })),
         ("Hypervisor", "uri", json!({ "pattern": "://" })),
         ("Database", "url", json!({ "pattern": "^(sqlite|postgres|postgresql):" })),
+        ("Profile", "vfs", json!({ "maximum": MAX_VFS })),
         ("Flavor", "name", json!({ "minLength": 1, "maxLength": 255 })),
     ]
 }

@@ -62,7 +62,8 @@ pub struct Reloaded {
 }
 
 /// The sections that a running service follows as a whole.
-const FOLLOWED: [&str; 7] = ["accelerators", "attach", "detach", "events", "flavor", "reconcile", "records"];
+const FOLLOWED: [&str; 8] =
+    ["accelerators", "attach", "detach", "events", "flavor", "profile", "reconcile", "records"];
 
 /// Whether a running service follows a key of a section.
 fn is_followed(section: &str, key: Option<&str>) -> bool {
@@ -145,6 +146,7 @@ impl Config {
             records: new.records,
             accelerators: new.accelerators,
             flavor: new.flavor,
+            profile: new.profile,
             source: new.source,
             outdated: found.needs_restart.clone(),
             ..self.clone()

@@ -37,6 +37,8 @@ pub struct Availability {
     pub mdevs: Arc<Vec<Mdev>>,
     /// The disabled cards, by the addresses of their PFs or only functions.
     disabled: BTreeSet<PciAddress>,
+    /// The PFs whose number of VFs is being changed.
+    changing: BTreeSet<PciAddress>,
     /// The functions that an overdue call may still change.
     overdue: BTreeMap<PciAddress, OverdueCall>,
 }
@@ -91,16 +93,33 @@ impl Catalog {
         };
         let unguarded = guards.keys().copied().filter(|at| config.pci.is_unguarded(&host.name, *at));
         let (foreign, mdevs) = (host.foreign(), host.mdevs());
+        let changing = host.changing_vfs();
         let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
         let overdue = host.hypervisor.overdue().into_iter().rev();
         let overdue = overdue.filter_map(|call| Some((call.address?, call))).collect();
-        Ok(Availability { functions, unguarded, guards, sysroot, foreign, mdevs, disabled, overdue })
+        Ok(Availability {
+            functions,
+            guards,
+            unguarded,
+            sysroot,
+            foreign,
+            mdevs,
+            disabled,
+            changing,
+            overdue,
+        })
     }
 }
 
 impl Availability {
-    /// Returns why the host needs a function; `None` when it has no guard, or the configuration overrides its guards.
+    /// Returns why the host needs a function; `None` when it has no guard, or the configuration overrides its guards. A VF
+    /// that is about to vanish counts as needed.
     pub fn guard(&self, address: PciAddress) -> Option<String> {
+        if let Some(Role::Virtual { parent }) = self.functions.get(&address).map(|function| &function.role)
+            && self.changing.contains(parent)
+        {
+            return Some(format!("the number of VFs of {parent} is being changed"));
+        }
         if self.unguarded.contains(&address) {
             return None;
         }

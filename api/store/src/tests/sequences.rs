@@ -204,6 +204,9 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::ServerPorts
             | EventKind::QuotaChanged
             | EventKind::HostMode
+            | EventKind::HostVfs
+            | EventKind::HostVgpuType
+            | EventKind::HostProfileFailed
             | EventKind::RequestRefused => panic!("{} happens in no step", what.kind),
         }
     }

@@ -4,6 +4,7 @@ use hotslot_driver::pci::PciAddress;
 
 use crate::assignment::{Adoption, Assignment, AssignmentKind, Observation};
 use crate::id::{AttachmentId, DeviceId, ServerId};
+use crate::rules::ProfileChange;
 use crate::string_enum;
 
 string_enum! {
@@ -43,6 +44,12 @@ string_enum! {
         VgpuType = "vgpu-type",
         /// A domain cannot be read.
         Unread = "unread",
+        /// A PF has another number of VFs than the profile of its host says.
+        ProfileVfs = "profile-vfs",
+        /// A VF has another vGPU type than the profile of its host says.
+        ProfileVgpuType = "profile-vgpu-type",
+        /// A function is bound to another driver than the profile of its host says.
+        ProfileDriver = "profile-driver",
     }
 }
 
@@ -57,6 +64,8 @@ string_enum! {
         Definition = "definition",
         /// The host.
         Host = "host",
+        /// The profile of the host in the configuration.
+        Profile = "profile",
     }
 }
 
@@ -103,6 +112,8 @@ pub enum Action {
     SetVgpuType(AttachmentId),
     /// The device becomes available.
     Free(DeviceId),
+    /// The host is changed to what its profile says.
+    Profile(ProfileChange),
     /// hotslot does nothing, because it cannot know what is right. The text says what a person can do.
     Manual(String),
 }
@@ -121,6 +132,7 @@ impl Action {
             | Self::Define(_)
             | Self::Undefine(_)
             | Self::Free(_)
+            | Self::Profile(_)
             | Self::TakeOut { requested: false, .. } => Some(Trigger::Repair),
             Self::Manual(_) => None,
         }
@@ -149,6 +161,7 @@ impl std::fmt::Display for Action {
             Self::Rebind(_) => "it is given back to its host driver",
             Self::SetVgpuType(_) => "its vGPU type is set as the records say",
             Self::Free(_) => "the device is recorded as free",
+            Self::Profile(change) => return change.fmt(f),
             Self::Manual(what) => what,
         })
     }
