@@ -136,7 +136,8 @@ fn has(function: &Value) -> String {
 fn differs(function: &Value) -> String {
     let differences = function["differences"].as_array().into_iter().flatten();
     let said = |one: &Value| {
-        let of = if one["address"] == function["address"] { String::new() } else { at(one, "/address") + ": " };
+        let of =
+            if one["address"] == function["address"] { String::new() } else { at(one, "/address") + ": " };
         format!("{of}{}: {}", at(one, "/host"), by_commands(&at(one, "/action")))
     };
     let all: Vec<_> = differences.map(said).collect();

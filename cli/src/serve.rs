@@ -127,7 +127,9 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
 /// failed, so that what starts guests may follow. A host that is away delays it for a limited time.
 async fn tell_ready(service: Arc<Service>, address: String) {
     if tokio::time::timeout(PROFILE, service.profiled()).await.is_err() {
-        tracing::warn!("not all that [[profile]] says was made yet; guests that need its VFs may fail to start");
+        tracing::warn!(
+            "not all that [[profile]] says was made yet; guests that need its VFs may fail to start"
+        );
     }
     notify::ready(&service, &address);
 }

@@ -38,7 +38,8 @@ async fn vfs_are_made_by_the_helper_at_the_start_and_a_repair_changes_their_numb
     let pid = lab.sh("systemctl show hotslot -p MainPID --value");
     assert_eq!(lab.sh(&format!("ps -o user= -p {pid}")), "hotslot");
     assert_eq!(events(&lab).await, [json!([0, 2])]);
-    let helper = lab.sh("journalctl -u hotslot-helper --no-pager -o cat | grep -c 'set the number of VFs of' || true");
+    let helper =
+        lab.sh("journalctl -u hotslot-helper --no-pager -o cat | grep -c 'set the number of VFs of' || true");
     assert_eq!(helper, "1", "the helper has made them");
     lab.until("nothing disagrees", async || drift(&lab).await == json!([])).await;
 

@@ -26,9 +26,6 @@ const PORT: u16 = 19774;
 /// The time limit for effects in the lab: the guests are VMs in a VM, emulated on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The time limit for a restart of the VM.
-const RESTART: Duration = Duration::from_secs(600);
-
 /// The configuration of the service in the lab.
 pub const CONFIG: &str = r#"
 [pci]

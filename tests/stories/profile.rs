@@ -158,7 +158,10 @@ async fn vfs_that_somebody_has_do_not_vanish() {
         let one = left.iter().find(|one| one["kind"] == "profile-vfs").unwrap();
         assert_eq!(one["repaired"], false, "{one:#}");
         let why = one["left"].as_str().unwrap();
-        assert!(why.contains("the number of VFs of 0000:04:00.0 stays as it is") && why.contains(says), "{why}");
+        assert!(
+            why.contains("the number of VFs of 0000:04:00.0 stays as it is") && why.contains(says),
+            "{why}"
+        );
         assert_eq!(vfs(&service).await, 2);
     };
     refused(&format!("server q35 has {address} (running)")).await;
@@ -197,9 +200,8 @@ async fn without_the_helper_the_service_starts_and_says_what_to_do() {
     let service = Hotslot::bare(&host("small"), &format!("{TWO}{PCI}"), |dir| {
         append(dir, fault);
         on_host(dir, NONE);
-    });
-    // The one call on the host by hand counts too.
-    let service = service.await;
+    })
+    .await;
     assert_eq!(vfs(&service).await, 0);
     assert_eq!(events(&service, "host.profile_failed").await, [json!([null, "2 VFs are made", PF])]);
     let all = service.get("/events?kind=host.profile_failed").await.expect(200).body;
@@ -215,13 +217,13 @@ async fn without_the_helper_the_service_starts_and_says_what_to_do() {
 
 #[tokio::test]
 async fn a_person_is_told_what_the_service_cannot_do() {
-    let service = Hotslot::bare(&host("small"), &format!("{TWO}{PCI}"), |dir| {
+    let remote = Hotslot::bare(&host("small"), &format!("{TWO}{PCI}"), |dir| {
         on_host(dir, NONE);
         let file = dir.join("host.toml");
         let text = std::fs::read_to_string(&file).unwrap().replace("# remote = true", "remote = true");
         std::fs::write(file, text).unwrap();
-    });
-    let remote = service.await;
+    })
+    .await;
     let found = drift(&remote).await;
     let action = found[0]["action"].as_str().unwrap();
     assert!(

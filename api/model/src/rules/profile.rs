@@ -82,13 +82,19 @@ impl Profile {
         }
         if let Some(of) = &self.vgpu_type {
             if self.vfs == Some(0) {
-                bad("vgpu_type", "without VFs there is nothing of this type; remove vgpu_type, or vfs = 0".into());
+                bad(
+                    "vgpu_type",
+                    "without VFs there is nothing of this type; remove vgpu_type, or vfs = 0".into(),
+                );
             }
             let is_id = of.split_once('-').is_some_and(|(vendor, number)| {
                 !vendor.is_empty() && !number.is_empty() && of.bytes().all(|byte| byte.is_ascii_graphic())
             });
             if !is_id || of.len() > MAX_TYPE {
-                bad("vgpu_type", format!("`{}` is not the id of a type; write nvidia-1155", text::escape(of)));
+                bad(
+                    "vgpu_type",
+                    format!("`{}` is not the id of a type; write nvidia-1155", text::escape(of)),
+                );
             }
         }
         if let Some(driver) = &self.driver {
@@ -172,7 +178,8 @@ impl Profiles {
         &self,
         functions: &'f Functions,
     ) -> impl Iterator<Item = (&ProfileEntry, &'f HostDevice)> {
-        let named = |function: &'f HostDevice| Some((self.0.iter().find(|entry| entry.names(function))?, function));
+        let named =
+            |function: &'f HostDevice| Some((self.0.iter().find(|entry| entry.names(function))?, function));
         functions.values().filter_map(named)
     }
 }
@@ -214,7 +221,8 @@ impl ProfileChange {
 /// Describes what the change does.
 impl fmt::Display for ProfileChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let are = |number: u32| format!("{} {}", number_of_vfs(number), if number == 1 { "is" } else { "are" });
+        let are =
+            |number: u32| format!("{} {}", number_of_vfs(number), if number == 1 { "is" } else { "are" });
         match self {
             Self::Vfs { from: 0, to, .. } => write!(f, "{} made", are(*to)),
             Self::Vfs { from, to: 0, .. } => write!(f, "{} removed, unless one is in use", are(*from)),

@@ -59,7 +59,7 @@ impl Seen {
     }
 
     fn findings(&self) -> Vec<Finding> {
-        self.compare(ProfileComparison::findings)
+        self.compare(|comparison| comparison.findings())
     }
 }
 
@@ -69,7 +69,7 @@ impl Assignments {
     }
 
     /// Returns the functions that a server or the host itself has, also those that hotslot did not give to them.
-    fn in_use(&self, host: &Host) -> BTreeSet<PciAddress> {
+    fn functions_in_use(&self, host: &Host) -> BTreeSet<PciAddress> {
         let devices = self.store.devices_of(host.row.id);
         let owned = devices.iter().filter(|device| device.owner.is_some());
         let mut used: BTreeSet<_> = owned.map(|device| device.facts.address).collect();
@@ -95,7 +95,7 @@ impl Assignments {
         } else {
             None
         };
-        let (used, is_remote) = (self.in_use(host), host.hypervisor.is_remote());
+        let (used, is_remote) = (self.functions_in_use(host), host.hypervisor.is_remote());
         Ok(Some(Seen { profiles, functions, vgpus, used, is_remote }))
     }
 
@@ -114,7 +114,7 @@ impl Assignments {
         if profiles.is_empty() || !host.is_synced() {
             return Vec::new();
         }
-        let (functions, used) = (host.functions(), self.in_use(host));
+        let (functions, used) = (host.functions(), self.functions_in_use(host));
         let comparison = ProfileComparison {
             profiles: &profiles,
             functions: &functions,
@@ -180,15 +180,10 @@ impl Assignments {
                     .is_some_and(|vf| vf.role == Role::Virtual { parent: pf }),
                 (Some(_), ProfileChange::Vfs { .. }) => false,
             };
-            let absent = seen.findings().into_iter().find_map(|finding| match finding.action {
-                Action::Profile(change)
-                    if change.makes_what_is_absent()
-                        && of_pf(&change)
-                        && !tried.contains(&(change.address(), change.to_string())) =>
-                {
-                    Some(change)
-                }
-                _ => None,
+            let absent = seen.findings().into_iter().find_map(|finding| {
+                let Action::Profile(change) = finding.action else { return None };
+                let is_new = !tried.contains(&(change.address(), change.to_string()));
+                (change.makes_what_is_absent() && of_pf(&change) && is_new).then_some(change)
             });
             let Some(change) = absent else { break };
             tried.insert((change.address(), change.to_string()));
@@ -235,7 +230,8 @@ impl Assignments {
         match change {
             ProfileChange::Vfs { pf, from, to } => self.change_vf_count(host, *pf, *from, *to).await?,
             ProfileChange::VgpuType(change) => {
-                self.expect_unused(host, &[change.address], &format!("the type of {}", change.address)).await?;
+                self.expect_unused(host, &[change.address], &format!("the type of {}", change.address))
+                    .await?;
                 if change.from.is_some() {
                     // A driver gives a new type only to a VF that has none.
                     self.write_vgpu_type(host, &VgpuChange { to: None, ..change.clone() }).await?;
@@ -262,7 +258,9 @@ impl Assignments {
             return Ok(());
         }
         if now != from {
-            return Err(Error::Conflict(format!("{pf} has {now} VFs now, and {from} were found; repair once more")));
+            return Err(Error::Conflict(format!(
+                "{pf} has {now} VFs now, and {from} were found; repair once more"
+            )));
         }
         if from > 0 {
             // An attach that chose one before this is on record by now, and one that chooses later is refused.

@@ -142,7 +142,7 @@ impl Action {
 /// Describes the action for people.
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+        let text = match self {
             Self::Settle(row, seen) if is_gone(seen) && row.kind() == AssignmentKind::Mdev => {
                 "the mediated device is taken away from the host, and recorded as ended"
             }
@@ -163,7 +163,8 @@ impl std::fmt::Display for Action {
             Self::Free(_) => "the device is recorded as free",
             Self::Profile(change) => return change.fmt(f),
             Self::Manual(what) => what,
-        })
+        };
+        f.write_str(text)
     }
 }
 

@@ -55,7 +55,8 @@ impl ProfileComparison<'_> {
     fn vf_count(&self, entry: &ProfileEntry, pf: &HostDevice) -> Option<Finding> {
         let (wanted, address) = (entry.profile.vfs?, pf.address);
         let Role::Physical { max_vfs, vfs } = &pf.role else {
-            let advice = "nothing: enable SR-IOV in the firmware of the machine and of the card, or correct the entry";
+            let advice =
+                "nothing: enable SR-IOV in the firmware of the machine and of the card, or correct the entry";
             let action = Action::Manual(advice.to_owned());
             let says = [number_of_vfs(wanted), "it is no PF".to_owned()];
             return Some(finding(Kind::ProfileVfs, entry, address, says, action));
@@ -136,7 +137,6 @@ fn finding(
     [wanted, is]: [String; 2],
     action: Action,
 ) -> Finding {
-    let observations =
-        vec![(Source::Profile, format!("{wanted} ({})", entry.place())), (Source::Host, is)];
+    let observations = vec![(Source::Profile, format!("{wanted} ({})", entry.place())), (Source::Host, is)];
     Finding { kind, server: None, attachment: None, address: Some(address), observations, action }
 }
