@@ -94,7 +94,7 @@ pub(crate) enum AcceleratorCommand {
         accelerator: String,
         /// The time limit for unplug requests and waiting: 30s, 500ms, 2m. By default `[detach]` of the configuration
         /// applies.
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = argument::time_limit)]
         timeout: Option<String>,
         /// Ignore a policy against the detach, like `hotslot detach --force`.
         #[arg(long)]
@@ -273,9 +273,9 @@ fn columns(names: &HashMap<String, String>) -> Vec<Column<'_>> {
         column("TYPE", "/device_type"),
         column("STATUS", "/status"),
         column("HOST", "/host"),
-        Column::new("ADDRESS", |item| each(item, "/address")),
+        Column::new("ADDRESS", |item| each(item, "/address")).wrapped(),
         Column::new("SERVER", |item| columns::called(names, &at(item, "/instance_uuid"))),
-        Column::new("INNER ADDRESS", |item| each(item, "/inner_address")),
+        Column::new("INNER ADDRESS", |item| each(item, "/inner_address")).wrapped(),
         id("UUID", "/uuid"),
         Column::new("DRIVER", |item| each(item, "/driver")).wide(),
         column("NUM", "/acc_specs/num").wide(),

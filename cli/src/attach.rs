@@ -12,7 +12,7 @@ use hotslot_driver::vf::MAX_TX_RATE;
 use hotslot_model::rules::NumaPolicy;
 use serde_json::{Value, json};
 
-use crate::argument::number;
+use crate::argument::{self, number};
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
@@ -68,7 +68,7 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "ADDRESS")]
     mac: Option<MacAddress>,
     /// For a VF of a NIC: the VLAN tag of its frames, 1 to 4094.
-    #[arg(long, value_name = "TAG", value_parser = vlan)]
+    #[arg(long, value_name = "TAG", allow_negative_numbers = true, value_parser = vlan)]
     vlan: Option<VlanTag>,
     /// For a VF of a NIC: require this physical_network in its device_spec.
     #[arg(long, value_name = "NETWORK")]
@@ -83,10 +83,10 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(["auto", "enable", "disable"]))]
     link_state: Option<String>,
     /// For a VF of a NIC: the bandwidth that is guaranteed to it, in Mbit/s; 0 is none.
-    #[arg(long, value_name = "MBIT", value_parser = number::<u32>(0..=MAX_TX_RATE.into()))]
+    #[arg(long, value_name = "MBIT", allow_negative_numbers = true, value_parser = number::<u32>(0..=MAX_TX_RATE.into()))]
     min_rate: Option<u32>,
     /// For a VF of a NIC: the bandwidth that it cannot exceed, in Mbit/s; 0 is no limit.
-    #[arg(long, value_name = "MBIT", value_parser = number::<u32>(0..=MAX_TX_RATE.into()))]
+    #[arg(long, value_name = "MBIT", allow_negative_numbers = true, value_parser = number::<u32>(0..=MAX_TX_RATE.into()))]
     max_rate: Option<u32>,
 }
 
@@ -116,18 +116,15 @@ enum Wanted {
 impl FromStr for Wanted {
     type Err = String;
 
-    /// Parses `a1` (one device), `a1:2`, or an address. The service checks the name and the upper limit of the number.
+    /// Parses `a1` (one device), `a1:2`, or an address. The service checks the name.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Ok(DeviceName::Address(address)) = text.parse() {
             return Ok(Self::Device(address));
         }
-        let (name, count) = text.split_once(':').unwrap_or((text, "1"));
-        let counts = count.parse::<u16>().is_ok_and(|count| count > 0);
-        if name.is_empty() || name.contains(',') || !counts {
-            return Err("expected an alias, an alias and a number of devices, or an address: a1, a1:2 or \
-                        0000:3b:00.1"
-                .into());
-        }
+        let (name, count) = argument::alias(text).unwrap_or_else(|| {
+            Err("expected an alias, an alias and a number of devices, or an address: a1, a1:2 or 0000:3b:00.1"
+                .into())
+        })?;
         Ok(Self::Alias(format!("{name}:{count}")))
     }
 }
@@ -145,8 +142,10 @@ impl Attach {
         let work = cli.client.post_with(&path, query, &body);
         let watched = Watched { client: cli.client.clone(), server: id.clone(), operation: "attach" };
         let answer = watching(cli.output, &what, Some(watched), work).await?;
-        let answer = answer
-            .map_err(|failure| Failure::new(failure.exit(), by_options_of_attach(&failure.to_string())))?;
+        let answer = answer.map_err(|failure| {
+            let message = by_options_of_attach(&failure.to_string());
+            Failure::new(failure.exit(), self.with_typed_server(&message, &id))
+        })?;
         if self.trace && cli.output.is_data() {
             output::data(cli.output, &answer)?;
             return Ok(if answer["dry_run"]["would_attach"] == false { Exit::Refused } else { Exit::Done });
@@ -159,6 +158,18 @@ impl Attach {
         output::list(cli.output, "devices were attached", attached, &columns::attachments())?;
         trace::print_if(cli.output, &answer["trace"])?;
         Ok(Exit::Done)
+    }
+
+    /// Puts the name of the server that was typed into the commands of a message, instead of its id.
+    fn with_typed_server(&self, message: &str, id: &str) -> String {
+        let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+        if !self.server.chars().all(plain) {
+            return message.to_owned();
+        }
+        message.replace(
+            &format!("`hotslot server prepare {id} "),
+            &format!("`hotslot server prepare {} ", self.server),
+        )
     }
 
     /// The devices as people name them: `a1:1,0000:3b:00.1`.
@@ -389,7 +400,7 @@ free-port   -              unknown   it is off
         for (text, alias) in [("a1", "a1:1"), ("a1:2", "a1:2"), ("12", "12:1")] {
             assert_eq!(read(text).unwrap(), Wanted::Alias(alias.into()));
         }
-        for bad in ["", ":1", "a1:", "a1:0", "a1:x", "a1:-1", "a1,b1", "a1:1,b1:1"] {
+        for bad in ["", ":1", "a1:", "a1:0", "a1:x", "a1:-1", "a1,b1", "a1:1,b1:1", "a1:257"] {
             assert!(read(bad).is_err(), "{bad}");
         }
     }

@@ -255,7 +255,16 @@ impl Client {
     }
 
     fn refused(&self, status: StatusCode, answer: &[u8]) -> Failure {
-        let message = fault(answer).map(|message| by_commands(&message));
+        let message = fault(answer).map(|message| match message.strip_prefix("no such path: ") {
+            Some(path) => {
+                let path = path.split(';').next().unwrap_or_default();
+                format!(
+                    "the service at {} has no path {path}; correct the address (--url, HOTSLOT_URL or the context)",
+                    self.address
+                )
+            }
+            None => by_commands(&message),
+        });
         let message = message
             .unwrap_or_else(|| format!("the service at {} responded with status {status}", self.address));
         Failure::new(Exit::of_status(status.as_u16()), message)

@@ -32,7 +32,7 @@ pub(crate) fn attachments() -> Vec<Column<'static>> {
         column("ALIAS", "/alias"),
         Column::new("VENDOR:PRODUCT", ids).wide(),
         column("ADDRESS", "/address"),
-        Column::new("INNER ADDRESS", inner_address),
+        Column::new("INNER ADDRESS", inner_address).wrapped(),
         column("STATUS", "/status"),
         message("REASON", "/status_reason"),
     ]

@@ -16,7 +16,7 @@ use hotslot_model::event::EventKind;
 use serde_json::Value;
 
 use crate::address::Address;
-use crate::client::Client;
+use crate::client::{Client, permitted};
 use crate::context::Contexts;
 use crate::exit::Failure;
 use crate::tls::Tls;
@@ -29,6 +29,38 @@ pub(crate) const VARIABLE: &str = "COMPLETE";
 /// How long a completion may wait for the service.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// What the script of bash has besides that of clap. Bash takes `0000:17` and `gpu:2` for several words where
+/// `COMP_WORDBREAKS` has a colon, and inserts a completion after the last colon of the word.
+const BASH: &str = r#"
+_hotslot() {
+    local rest=$COMP_LINE current=${COMP_LINE:0:COMP_POINT} joined=() index=0 before word
+    current=${current##*[[:space:]]}
+    for ((word = 0; word < ${#COMP_WORDS[@]}; word++)); do
+        # Words without a space between them are one word.
+        before=${rest%%[![:space:]]*}
+        rest=${rest#"$before"}
+        rest=${rest#"${COMP_WORDS[word]}"}
+        if [[ -z $before ]] && ((word > 0)); then
+            joined[${#joined[@]}-1]+=${COMP_WORDS[word]}
+        else
+            joined+=("${COMP_WORDS[word]}")
+        fi
+        if ((word == COMP_CWORD)); then
+            index=$((${#joined[@]} - 1))
+        fi
+    done
+    local COMP_WORDS=("${joined[@]}") COMP_CWORD=$index
+    _clap_complete_hotslot "$1" "$current" "$3"
+    # What is before the last word break stays as it is.
+    local breaks=${COMP_WORDBREAKS//[^:=]/}
+    if [[ -n $breaks && $current == *["$breaks"]* ]]; then
+        local kept=${current%"${current##*["$breaks"]}"}
+        COMPREPLY=("${COMPREPLY[@]#"$kept"}")
+    fi
+}
+complete -o nospace -o bashdefault -o nosort -F _hotslot hotslot
+"#;
+
 /// Returns the script that has a shell ask hotslot for completions.
 pub(crate) fn script(shell: Shell) -> anyhow::Result<String> {
     let mut script = Vec::new();
@@ -36,7 +68,8 @@ pub(crate) fn script(shell: Shell) -> anyhow::Result<String> {
     let completer = shells.completer(&shell.to_string());
     let completer = completer.ok_or_else(|| anyhow::anyhow!("{shell} is not supported"))?;
     completer.write_registration(VARIABLE, "hotslot", "hotslot", "hotslot", &mut script)?;
-    Ok(String::from_utf8(script)?)
+    let more = if shell == Shell::Bash { BASH } else { "" };
+    Ok(String::from_utf8(script)? + more)
 }
 
 pub(crate) fn hosts(current: &OsStr) -> Vec<CompletionCandidate> {
@@ -47,7 +80,9 @@ pub(crate) fn hosts(current: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 pub(crate) fn servers(current: &OsStr) -> Vec<CompletionCandidate> {
-    complete(current, all_servers)
+    complete(current, async |client| {
+        Ok(named(&client.items(&["servers", "detail"], "servers").await?, "/name", "/status"))
+    })
 }
 
 /// Hosts and guests.
@@ -67,22 +102,41 @@ pub(crate) fn flavors(current: &OsStr) -> Vec<CompletionCandidate> {
 /// What may be attached: aliases, and the addresses of free devices.
 pub(crate) fn attachable(current: &OsStr) -> Vec<CompletionCandidate> {
     complete(current, async |client| {
-        let aliases = client.items(&["os-pci-config", "alias"], "alias").await?;
-        let mut found = named(&aliases, "/entry/name", "/source");
-        let free = client.query(&["os-pci", "detail"], "status=available", "pci_devices").await?;
-        found.extend(named(&free, "/address", "/host"));
+        // Who may not list the one may still be allowed to list the other.
+        let aliases = permitted(client.items(&["os-pci-config", "alias"], "alias").await)?;
+        let mut found = named(&aliases.unwrap_or_default(), "/entry/name", "/source");
+        let free = client.query(&["os-pci", "detail"], "status=available", "pci_devices").await;
+        found.extend(named(&permitted(free)?.unwrap_or_default(), "/address", "/host"));
         Ok(found)
     })
 }
 
-/// Attachments, by their ids, aliases and addresses; and guests.
-pub(crate) fn attachments(current: &OsStr) -> Vec<CompletionCandidate> {
+/// Servers with attachments, and the ids of attachments.
+pub(crate) fn detachable(current: &OsStr) -> Vec<CompletionCandidate> {
     complete(current, async |client| {
         let attachments = client.items(&["os-pci_attachments"], "pciAttachment").await?;
-        let mut found = named(&attachments, "/attachment_id", "/address");
-        found.extend(named(&attachments, "/alias", "/status"));
+        let mut servers = client.items(&["servers", "detail"], "servers").await?;
+        servers.retain(|server| attachments.iter().any(|one| one["serverId"] == server["id"]));
+        let mut found = named(&servers, "/name", "/status");
+        found.extend(named(&attachments, "/attachment_id", "/address"));
+        Ok(found)
+    })
+}
+
+/// What may follow one of [`detachable`]: the aliases and addresses of the attachments of a server that is on the command
+/// line, or else the ids of attachments.
+pub(crate) fn detachable_too(current: &OsStr) -> Vec<CompletionCandidate> {
+    let words: Vec<_> = std::env::args().collect();
+    complete(current, async |client| {
+        let mut attachments = client.items(&["os-pci_attachments"], "pciAttachment").await?;
+        let mut servers = client.items(&["servers", "detail"], "servers").await?;
+        servers.retain(|server| words.iter().any(|word| server["name"] == **word || server["id"] == **word));
+        if servers.is_empty() {
+            return Ok(named(&attachments, "/attachment_id", "/address"));
+        }
+        attachments.retain(|one| servers.iter().any(|server| one["serverId"] == server["id"]));
+        let mut found = named(&attachments, "/alias", "/status");
         found.extend(named(&attachments, "/address", "/alias"));
-        found.extend(all_servers(client).await?);
         Ok(found)
     })
 }
@@ -111,10 +165,6 @@ pub(crate) fn accelerators(current: &OsStr) -> Vec<CompletionCandidate> {
 /// The kinds of events.
 pub(crate) fn event_kinds(current: &OsStr) -> Vec<CompletionCandidate> {
     beginning(EventKind::ALL.iter().map(|kind| CompletionCandidate::new(kind.as_str())), current)
-}
-
-async fn all_servers(client: Client) -> Result<Vec<CompletionCandidate>, Failure> {
-    Ok(named(&client.items(&["servers", "detail"], "servers").await?, "/name", "/status"))
 }
 
 /// Makes a candidate of each item, with a help text. A name that is unsafe on a terminal is left out.
@@ -156,8 +206,9 @@ fn beginning(
 
 /// Returns a client by the variables of the environment.
 fn client() -> Option<Client> {
-    let config = std::env::var_os("HOTSLOT_CONFIG").map(PathBuf::from);
-    let (url, named) = (std::env::var("HOTSLOT_URL").ok(), std::env::var("HOTSLOT_CONTEXT").ok());
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let config = variable("HOTSLOT_CONFIG").map(PathBuf::from);
+    let (url, named) = (variable("HOTSLOT_URL"), variable("HOTSLOT_CONTEXT"));
     let contexts = Contexts::read().ok()?;
     if (named.is_some() || url.is_none() && config.is_none())
         && let Some((name, context)) = contexts.pick(named.as_deref()).ok()?

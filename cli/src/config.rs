@@ -16,7 +16,7 @@ use crate::exit::{Exit, Failure};
 use crate::lookup::Noun;
 use crate::output::{self, Output};
 use crate::table::{Column, column, id, message};
-use crate::value::at;
+use crate::value::{at, json_line};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
@@ -194,6 +194,8 @@ fn show(file: &Path, output: Output) -> anyhow::Result<Exit> {
     let text = config.source.map(|source| source.without_secrets()).unwrap_or_default();
     if output.is_data() {
         output::data(output, &toml::from_str(&text)?)?;
+    } else if output.is_names() {
+        output::names([file.display().to_string()])?;
     } else {
         output::print(&text)?;
     }
@@ -228,7 +230,7 @@ async fn reload(cli: &Cli) -> anyhow::Result<Exit> {
 
 /// The JSON text of an entry.
 fn entry(item: &Value) -> String {
-    item["entry"].to_string()
+    json_line(&item["entry"])
 }
 
 #[cfg(test)]

@@ -32,7 +32,8 @@ What a command uses, the first that there is:
 With a context, --token-file, --ca-file and --os-cloud replace what it has. $HOTSLOT_TOKEN and the OS_* variables count only \
 where it names neither a token file nor a cloud.
 Examples:
-  hotslot context add lab --url https://lab.example.org:9774 --ca-file lab-ca.pem --token-file ~/.config/hotslot/lab
+  hotslot context add lab --url https://lab.example.org:9774 --ca-file lab-ca.pem \\
+    --token-file ~/.config/hotslot/lab
   hotslot context use lab
   hotslot --context lab server list";
 
@@ -145,7 +146,7 @@ fn file() -> Option<PathBuf> {
 }
 
 fn unknown(name: &str) -> anyhow::Error {
-    let message = format!("there is no context `{name}`; `hotslot context list` lists them");
+    let message = format!("context {name} not found; `hotslot context list` lists them");
     Failure::new(Exit::NotFound, message).into()
 }
 
@@ -233,9 +234,9 @@ fn columns() -> Vec<Column<'static>> {
     vec![
         Column::new("USED", |context| if context["current"] == true { "*" } else { "" }.to_owned()),
         column("NAME", "/name").name(),
-        column("URL", "/url"),
+        column("URL", "/url").wrapped(),
         column("CLOUD", "/cloud"),
-        column("TOKEN FILE", "/token_file"),
+        column("TOKEN FILE", "/token_file").wrapped(),
         column("CA FILE", "/ca_file").wide(),
     ]
 }

@@ -55,6 +55,10 @@ impl DbCommand {
                 ))?;
             }
             Self::Restore(files) => {
+                if !files.file.exists() {
+                    let message = format!("the backup {} is not there", files.file.display());
+                    return Err(Failure::new(Exit::NotFound, message).into());
+                }
                 let kept = restore(&url, &files.file).await.map_err(failure)?;
                 let kept = kept.map(|kept| format!("; the replaced database is kept as {}", kept.display()));
                 output::print(&format!(

@@ -4,6 +4,7 @@ use clap::Args;
 use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
 
+use crate::argument::time_limit;
 use crate::client::query_string;
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
@@ -23,10 +24,13 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Detach {
-    /// The ids of attachments, or unambiguous beginnings of them. Or a server, and its attachments by their aliases, their
-    /// addresses on the host or in the guest, or their ids.
-    #[arg(required = true, value_name = "ATTACHMENT|SERVER ALIAS|ADDRESS", add = ArgValueCompleter::new(complete::attachments))]
-    names: Vec<String>,
+    /// The id of an attachment, or an unambiguous beginning of it. Or a server, followed by its attachments: their aliases,
+    /// their addresses on the host or in the guest, or their ids.
+    #[arg(value_name = "ATTACHMENT|SERVER", add = ArgValueCompleter::new(complete::detachable))]
+    first: String,
+    /// The attachments of that server, or more attachments.
+    #[arg(value_name = "ALIAS|ADDRESS|ATTACHMENT", add = ArgValueCompleter::new(complete::detachable_too))]
+    more: Vec<String>,
     /// Detach all devices of the server.
     #[arg(long)]
     all: bool,
@@ -35,9 +39,9 @@ pub(crate) struct Detach {
     no_wait: bool,
     /// The time limit for unplug requests and waiting: 30s, 500ms, 2m. By default [detach] of the configuration
     /// applies.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
     timeout: Option<String>,
-    /// Send the unplug request even if a policy forbids it, and keep the device out of the domain's definition even if
+    /// Send the unplug request even if a policy forbids it, and keep the device out of the server's definition even if
     /// the guest refuses. A running guest still keeps the device until it releases it.
     #[arg(long)]
     force: bool,
@@ -68,7 +72,7 @@ impl Detach {
             output::data(cli.output, &outcomes.iter().map(|outcome| outcome.json(done)).collect())?;
         }
         if outcomes.is_empty() && !cli.output.is_data() {
-            output::note(cli.output, &format!("{} has no PCI attachments", self.names.join(" ")));
+            output::note(cli.output, &format!("{} has no PCI attachments", self.first));
         }
         for Outcome { id, result } in &outcomes {
             match result {
@@ -99,8 +103,8 @@ impl Detach {
                 wanted.push((id, found));
             }
         };
-        match &self.names[..] {
-            [server] if self.all => {
+        match (&self.first, &self.more[..]) {
+            (server, []) if self.all => {
                 for attachment in of_server(cli, &all, server).await? {
                     add("", Ok(attachment));
                 }
@@ -111,7 +115,7 @@ impl Detach {
                     "--all is for one server: `hotslot detach SERVER --all`",
                 ));
             }
-            [server, devices @ ..] if !devices.is_empty() && !is_id(server) => {
+            (server, devices) if !devices.is_empty() && !is_id(server) => {
                 // An attachment that has ended is no longer among those of the server, but its detach succeeds.
                 let ended = attachment::one(cli, &all, server).await;
                 if let Ok(ended) = ended {
@@ -126,8 +130,8 @@ impl Detach {
                     }
                 }
             }
-            names => {
-                for name in names {
+            (first, more) => {
+                for name in std::iter::once(first).chain(more) {
                     // A detach of an attachment that has ended succeeds, so that a client which missed the response can
                     // repeat it.
                     let found = attachment::one(cli, &all, name).await;
@@ -191,13 +195,22 @@ fn named(own: &[Value], server: &str, name: &str) -> Result<Value, Failure> {
         _ => {
             let lines: String = found
                 .iter()
-                .map(|it| format!("\n  {}  {}", at(it, "/address"), at(it, "/attachment_id")))
+                .map(|it| format!("\n  {}  {}", address_of(it), at(it, "/attachment_id")))
                 .collect();
             let message = format!(
                 "{server} has several devices of alias {name}; name one by its address or id:{lines}"
             );
             Err(Failure::new(Exit::Usage, message))
         }
+    }
+}
+
+/// The address by which the caller can name an attachment: that on the host or, where the caller may not see it, that in the
+/// guest.
+fn address_of(attachment: &Value) -> String {
+    match at(attachment, "/address") {
+        hidden if hidden == "-" => at(attachment, "/inner_address"),
+        address => address,
     }
 }
 
@@ -252,7 +265,7 @@ async fn detach(
                         let gone = client.delete(&path, &query, wait).await;
                         let trace =
                             |mut body: Value| body.get_mut("trace").map(Value::take).unwrap_or_default();
-                        gone.map(|body| (at(&attachment, "/address"), trace(body))).map_err(with_id)
+                        gone.map(|body| (address_of(&attachment), trace(body))).map_err(with_id)
                     }
                     Err(failure) => Err(failure),
                 };
@@ -276,17 +289,17 @@ mod tests {
     #[test]
     fn a_device_of_a_server_is_named_by_its_alias_an_address_or_its_id() {
         let own = [
-            json!({ "attachment_id": "a1b2", "alias": "vf", "address": "0000:3b:10.0", "inner_address": "0000:05:00.0" }),
+            json!({ "attachment_id": "a1b2c3", "alias": "vf", "address": "0000:3b:10.0", "inner_address": "0000:05:00.0" }),
             json!({ "attachment_id": "c3d4", "alias": "gpu", "address": "0000:05:00.0", "inner_address": null }),
             json!({ "attachment_id": "e5f6", "alias": "gpu", "address": "0000:06:00.0", "inner_address": null }),
         ];
         let found = |name: &str| named(&own, "web1", name).map(|it| at(&it, "/attachment_id"));
         for (name, id) in [
-            ("vf", "a1b2"),
-            ("3b:10.0", "a1b2"),
+            ("vf", "a1b2c3"),
+            ("3b:10.0", "a1b2c3"),
             ("0000:05:00.0", "c3d4"),
             ("06:00.0", "e5f6"),
-            ("a1", "a1b2"),
+            ("a1b2", "a1b2c3"),
         ] {
             assert_eq!(found(name).unwrap(), id, "{name}");
         }
@@ -294,6 +307,12 @@ mod tests {
         assert_eq!(several.exit(), Exit::Usage);
         assert!(several.to_string().contains("0000:06:00.0  e5f6"), "{several}");
         assert_eq!(found("nope").unwrap_err().exit(), Exit::NotFound);
+        // A member does not see the addresses of the host.
+        let own = ["0000:05:00.0", "0000:06:00.0"].map(
+            |inner| json!({ "attachment_id": "a1b2", "alias": "vf", "address": null, "inner_address": inner }),
+        );
+        let several = named(&own, "web1", "vf").unwrap_err();
+        assert!(several.to_string().ends_with(":\n  0000:05:00.0  a1b2\n  0000:06:00.0  a1b2"), "{several}");
     }
 
     #[derive(Debug, Parser)]

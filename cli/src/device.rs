@@ -200,10 +200,12 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
         0 => {
             let unreachable = lookup::unreachable_hosts(&hosts).join(", ");
             Err(if unreachable.is_empty() {
-                let message = format!("no device {name}; `hotslot device list --all` lists the devices");
+                let message =
+                    format!("device {name} not found; `hotslot device list --all` lists the devices");
                 Failure::new(Exit::NotFound, message)
             } else {
-                let message = format!("no device {name} on the reachable hosts; unreachable: {unreachable}");
+                let message =
+                    format!("device {name} not found on the reachable hosts; unreachable: {unreachable}");
                 Failure::new(Exit::Unreachable, message)
             }
             .into())
@@ -238,7 +240,7 @@ fn lines() -> Vec<Column<'static>> {
         column("Serial", "/serial"),
         Column::new("Reset", reset),
         Column::new("Guard", guard),
-        Column::new("Offered", offered),
+        Column::new("Assignable", assignable),
         column("os-pci id", "/id"),
         column("Status", "/status"),
         Column::new("Server", |device| columns::holder(&HashMap::new(), device)),
@@ -252,14 +254,17 @@ pub(crate) fn name(device: &Value) -> String {
     if known.is_empty() { "-".into() } else { known.join(" ") }
 }
 
-/// Whether the device is offered to guests now, with the reason if it is not. Like the functions below, it returns `-`
+/// Whether the device can be assigned to a guest now, with the reason if it cannot. Like the functions below, it returns `-`
 /// when only the record is known.
-pub(crate) fn offered(device: &Value) -> String {
+pub(crate) fn assignable(device: &Value) -> String {
     let counts = device["whitelist"].as_array().is_some_and(|all| all.iter().any(|it| it["counts"] == true));
     match (device["offered"].as_bool(), device["withheld"].as_str()) {
         (None, _) => "-".into(),
         (Some(true), _) => "yes".into(),
         (Some(false), Some(why)) => format!("no: {}", by_commands(why)),
+        (Some(false), None) if !counts && at(device, "/class_name").contains("bridge") => {
+            "no: it is a PCI bridge or port; only endpoints can be assigned".into()
+        }
         (Some(false), None) if !counts => "no: no device_spec lists it".into(),
         (Some(false), None) if device["status"].is_null() => "no: it has no record".into(),
         (Some(false), None) => format!("no: it is {}", at(device, "/status")),
@@ -380,7 +385,8 @@ mod tests {
         let none = found("down", "3b:00.2", None).await.unwrap_err();
         assert_eq!(Exit::of(&none), Exit::Unreachable);
         assert!(
-            none.to_string().starts_with("no device 0000:3b:00.2 on the reachable hosts; unreachable: node2"),
+            none.to_string()
+                .starts_with("device 0000:3b:00.2 not found on the reachable hosts; unreachable: node2"),
             "{none}"
         );
     }

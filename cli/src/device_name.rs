@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::complete;
 use crate::exit::{Exit, Failure};
+use crate::lookup::BEGINNING;
 use crate::value::at;
 
 /// The name of a device: its PCI address, or the id or UUID of its record.
@@ -34,7 +35,7 @@ impl DeviceName {
     /// What a name of a device looks like.
     pub(crate) fn or_beginning(text: &str) -> Result<Self, String> {
         let is_digit = |letter: char| letter.is_ascii_hexdigit() || letter == '-';
-        let is_beginning = !text.is_empty() && text.chars().all(is_digit);
+        let is_beginning = text.len() >= BEGINNING && text.chars().all(is_digit);
         match text.parse() {
             Ok(Self::Id(_)) if text.len() >= SHORT => Ok(Self::Beginning(text.to_owned())),
             Err(_) if is_beginning => Ok(Self::Beginning(text.to_ascii_lowercase())),

@@ -46,10 +46,10 @@ pub(crate) struct Events {
     #[arg(short, long)]
     follow: bool,
     /// Begin after the event with this id. 0 begins with the oldest kept event, which is the default without -f.
-    #[arg(long, value_name = "ID", conflicts_with = "last", value_parser = number::<u64>(0..=MAX_ID))]
+    #[arg(long, value_name = "ID", conflicts_with = "last", allow_negative_numbers = true, value_parser = number::<u64>(0..=MAX_ID))]
     since: Option<u64>,
     /// Begin with the newest COUNT events.
-    #[arg(long, value_name = "COUNT", value_parser = number::<u16>(0..=u16::MAX.into()))]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true, value_parser = number::<u16>(0..=u16::MAX.into()))]
     last: Option<u16>,
     /// Only events of this kind, such as attachment.state, or of all kinds of a noun, such as device.
     #[arg(long, value_parser = |text: &str| EventKind::known(text).map(str::to_owned),

@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use clap::Args;
 use clap_complete::ArgValueCompleter;
-use hotslot_model::rules::MAX_DEVICES;
 use serde_json::Value;
 
 use crate::client::query_string;
@@ -15,8 +14,8 @@ use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::table::{Column, aligned, column, message};
-use crate::value::at;
-use crate::{Cli, columns, complete, lookup, pci};
+use crate::value::{at, json_line};
+use crate::{Cli, argument, columns, complete, lookup, pci};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = "\
@@ -56,18 +55,10 @@ impl FromStr for Subject {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.parse() {
             Ok(device) => Ok(Self::Device(device)),
+            // An address has more colons than an alias with a number.
             Err(error) => {
-                let (name, count) = text.split_once(':').unwrap_or((text, "1"));
-                match count.parse() {
-                    Ok(count) if !name.is_empty() && usize::from(NonZeroU16::get(count)) <= MAX_DEVICES => {
-                        Ok(Self::Alias(name.to_owned(), count))
-                    }
-                    // An address has more colons than an alias with a number.
-                    _ if !name.is_empty() && !count.contains(':') => Err(format!(
-                        "expected a number of devices from 1 to {MAX_DEVICES} after the alias: {name} or {name}:2"
-                    )),
-                    _ => Err(error),
-                }
+                let (name, count) = argument::alias(text).unwrap_or(Err(error))?;
+                Ok(Self::Alias(name.to_owned(), count))
             }
         }
     }
@@ -141,7 +132,7 @@ fn explanation(device: &Value, unreachable: bool, names: &HashMap<String, String
     let sections = if device["whitelist"].is_array() {
         vec![
             ("Device", vec![title]),
-            ("Offered", vec![device::offered(device)]),
+            ("Assignable", vec![device::assignable(device)]),
             ("device_spec", whitelist(device)),
             ("State", state(device, names)),
             ("Guard", vec![device::guard(device)]),
@@ -189,7 +180,7 @@ fn verdict(entry: &Value) -> String {
     };
     let why = entry["why"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
     let (position, place) = (at(entry, "/position"), at(entry, "/place"));
-    format!("entry {position} {finding}{why} ({place}: {})", entry["entry"])
+    format!("entry {position} {finding}{why} ({place}: {})", json_line(&entry["entry"]))
 }
 
 fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
@@ -312,9 +303,9 @@ mod tests {
         assert_eq!(
             explanation(&device, false, &names),
             r#"Device:        0000:06:00.0 on node1, 8086:10d3 Intel 82574L
-Offered:       no: it is allocated
-device_spec:   entry 2 decides: it is the first that matches ([pci] device_spec[1]: {"vendor_id":"8086"})
-               entry 1 does not match: its vendor_id is 8086, not 10de ([pci] device_spec[0]: {"vendor_id":"10de"})
+Assignable:    no: it is allocated
+device_spec:   entry 2 decides: it is the first that matches ([pci] device_spec[1]: {"vendor_id": "8086"})
+               entry 1 does not match: its vendor_id is 8086, not 10de ([pci] device_spec[0]: {"vendor_id": "10de"})
                entry 3 also matches, but is after the one that decides (entry x of whitelist: {})
 State:         allocated to vm1
                one_time_use: it was used until 2026-01-02T03:04:05Z; clean it, then run `hotslot pci cleaned 7`
@@ -336,7 +327,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
         let text = explanation(&plain, false, &HashMap::new());
         for line in [
             "Device:        0000:00:1f.0 on node1, 8086:2918\n",
-            "Offered:       no: no device_spec lists it\n",
+            "Assignable:    no: no device_spec lists it\n",
             "device_spec:   there is no entry, so no device is assignable\n",
             "State:         no record\n",
             "IOMMU group:   none\n",
@@ -362,7 +353,8 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             "{text}"
         );
         assert!(
-            text.contains("it is gone from its host; only its record is shown") && !text.contains("Offered"),
+            text.contains("it is gone from its host; only its record is shown")
+                && !text.contains("Assignable"),
             "{text}"
         );
         assert!(

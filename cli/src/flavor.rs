@@ -34,12 +34,13 @@ impl FlavorCommand {
                     column("ALIASES", "/extra_specs/pci_passthrough:alias"),
                     Column::new("EXTRA SPECS", extra_specs).wide().wrapped(),
                 ];
-                output::list(cli.output, "flavors", &flavors, &columns)?;
+                let noun = "flavors; a table `[[flavor]]` of the configuration of the service defines one";
+                output::list(cli.output, noun, &flavors, &columns)?;
             }
             Self::Show { flavor } => {
                 let found = flavors.iter().find(|one| one["name"] == flavor || one["id"] == flavor);
                 let found = found.ok_or_else(|| {
-                    let message = format!("no flavor is called `{flavor}`; `hotslot flavor list` lists them");
+                    let message = format!("flavor {flavor} not found; `hotslot flavor list` lists them");
                     Failure::new(Exit::NotFound, message)
                 })?;
                 let lines = [

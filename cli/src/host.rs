@@ -162,11 +162,11 @@ impl HostCommand {
                 let hosts = cli.client.items(&["os-hypervisors", "detail"], "hypervisors").await?;
                 let columns = [
                     column("NAME", "/hypervisor_hostname").name(),
-                    column("STATE", "/state"),
+                    Column::new("STATE", state),
                     column("MODE", "/mode"),
                     Column::new("HYPERVISOR", hypervisor),
                     Column::new("LIBVIRT", libvirt),
-                    column("URI", "/uri"),
+                    column("URI", "/uri").wrapped(),
                     column("ID", "/id").wide(),
                     message("REASON", "/state_reason"),
                 ];
@@ -177,7 +177,7 @@ impl HostCommand {
                 let lines = [
                     column("Name", "/hypervisor_hostname").name(),
                     column("ID", "/id"),
-                    column("State", "/state"),
+                    Column::new("State", state),
                     message("Reason", "/state_reason"),
                     Column::new("Mode", mode_of),
                     Column::new("Hypervisor", hypervisor),
@@ -194,6 +194,14 @@ impl HostCommand {
             Self::Thaw { host } => return set_mode(cli, &host, "open", None).await,
         }
         Ok(Exit::Done)
+    }
+}
+
+/// Whether the hypervisor of a host is reachable.
+pub(crate) fn state(host: &Value) -> String {
+    match at(host, "/state") {
+        down if down == "down" => "unreachable".into(),
+        state => state,
     }
 }
 

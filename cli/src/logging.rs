@@ -15,6 +15,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::table::is_coloured;
+
 /// The variable whose levels replace those of the configuration at the start.
 const LEVELS: &str = "HOTSLOT_LOG";
 
@@ -49,7 +51,7 @@ pub(crate) fn start(configured: &Log) {
 /// Returns the output of a format, and why it is another one than was requested.
 fn output(format: LogFormat) -> (Output, Option<String>) {
     let text = || {
-        let ansi = io::stderr().is_terminal();
+        let ansi = io::stderr().is_terminal() && is_coloured();
         fmt::layer().with_ansi(ansi).fmt_fields(fields()).with_writer(io::stderr).boxed()
     };
     match format {

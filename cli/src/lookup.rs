@@ -11,6 +11,14 @@ use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::value::at;
 
+/// The minimum length of the beginning of an id that is taken for the id, as in git.
+pub(crate) const BEGINNING: usize = 4;
+
+/// A name as messages show it: an empty one in quotes.
+fn shown(name: &str) -> &str {
+    if name.is_empty() { "''" } else { name }
+}
+
 /// What a list of items has, by which people name them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Noun {
@@ -43,25 +51,31 @@ impl Noun {
             None => Vec::new(),
         };
         let named = !found.is_empty();
-        if !named && !uuid.is_empty() {
-            found = items.iter().filter(|item| at(item, id).starts_with(&uuid)).collect();
+        let begins = |item: &&Value| at(item, id).starts_with(&uuid);
+        let short = uuid.len() < BEGINNING;
+        if !named && !short {
+            found = items.iter().filter(begins).collect();
         }
         match found[..] {
             [one] => Ok(one),
             [] => {
-                let message = match name {
-                    Some(_) => {
-                        format!("no {noun} is called `{text}`, and no id begins so; {list} lists them")
-                    }
-                    None => format!("no {noun} {text}; {list} lists them"),
+                let hint = if short && !uuid.is_empty() && items.iter().any(|item| begins(&item)) {
+                    format!("; write at least {BEGINNING} characters of an id")
+                } else {
+                    String::new()
                 };
+                let message = format!("{noun} {} not found{hint}; {list} lists them", shown(text));
                 Err(Failure::new(Exit::NotFound, message))
             }
             _ => {
+                let nouns = match noun.strip_suffix('y') {
+                    Some(noun) => format!("{noun}ies"),
+                    None => format!("{noun}s"),
+                };
                 let how = if named {
-                    format!("several {noun}s are called `{text}`; give the id instead of the name")
+                    format!("several {nouns} are called `{text}`; give the id instead of the name")
                 } else {
-                    format!("several {noun}s begin with `{text}`")
+                    format!("the ids of several {nouns} begin with `{text}`")
                 };
                 let lines: String = found
                     .iter()
@@ -99,7 +113,7 @@ pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
             }
             let hosts = unreachable.join(", ");
             let message =
-                format!("no server of the reachable hosts is called `{server}`; unreachable: {hosts}");
+                format!("server {} not found on the reachable hosts; unreachable: {hosts}", shown(server));
             Err(Failure::new(Exit::Unreachable, message))
         }
         Err(failure) => Err(failure),
@@ -157,9 +171,9 @@ pub(crate) async fn host_name(cli: &Cli, text: &str) -> Result<String, Failure> 
     }
 }
 
-/// Whether a UUID may begin so.
+/// Whether a text may be the beginning of a UUID that names something.
 fn is_beginning(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|letter| letter.is_ascii_hexdigit() || letter == '-')
+    text.len() >= BEGINNING && text.chars().all(|letter| letter.is_ascii_hexdigit() || letter == '-')
 }
 
 /// Gets the host of this name or id, or all hosts.
@@ -197,20 +211,25 @@ mod tests {
 
     #[test]
     fn an_item_is_found_by_its_id_its_name_or_a_beginning_of_its_id() {
-        let items = [("a1b2", "web"), ("a1c3", "db"), ("ff00", "db"), ("0abc", "ff")]
+        let items = [("a1b2c3", "web"), ("a1b2d4", "db"), ("ffff00", "db"), ("0abcde", "ffff")]
             .map(|(id, name)| json!({ "id": id, "name": name }));
         let found = |noun: Noun, text: &str| noun.find(&items, text).map(|item| at(item, "/id"));
-        for (text, id) in
-            [("A1B2", "a1b2"), ("web", "a1b2"), ("ff", "0abc"), ("ff0", "ff00"), ("a1c", "a1c3")]
-        {
+        for (text, id) in [
+            ("A1B2C3", "a1b2c3"),
+            ("web", "a1b2c3"),
+            ("ffff", "0abcde"),
+            ("ffff0", "ffff00"),
+            ("a1b2d", "a1b2d4"),
+        ] {
             assert_eq!(found(SERVERS, text).unwrap(), id, "{text}");
         }
-        assert_eq!(found(Noun { name: None, ..SERVERS }, "FF").unwrap(), "ff00");
+        assert_eq!(found(Noun { name: None, ..SERVERS }, "FFFF").unwrap(), "ffff00");
         for (text, exit, words) in [
-            ("a1", Exit::Usage, "several servers begin with `a1`:\n  a1b2\n  a1c3"),
+            ("a1b2", Exit::Usage, "the ids of several servers begin with `a1b2`:\n  a1b2c3\n  a1b2d4"),
+            ("0ab", Exit::NotFound, "server 0ab not found; write at least 4 characters of an id; `hotslot"),
             ("db", Exit::Usage, "several servers are called `db`; give the id instead"),
-            ("x", Exit::NotFound, "no server is called `x`"),
-            ("", Exit::NotFound, "`hotslot server list` lists them"),
+            ("x", Exit::NotFound, "server x not found; `hotslot server list` lists them"),
+            ("", Exit::NotFound, "server '' not found; `hotslot server list` lists them"),
         ] {
             let failure = found(SERVERS, text).unwrap_err();
             assert_eq!(failure.exit(), exit, "{text}");

@@ -64,7 +64,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::{ArgValueCompleter, CompleteEnv};
@@ -126,7 +126,7 @@ enum Command {
     /// Run the service, which serves the REST API and the page.
     Serve {
         /// Serve a made-up host, to try hotslot without root, hardware or libvirt. A link to the page is printed.
-        #[arg(long, conflicts_with = "config")]
+        #[arg(long)]
         simulate: bool,
     },
     /// Check whether this host can pass devices through to guests, and print a fix for each problem.
@@ -236,8 +236,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     CompleteEnv::with_factory(Arguments::command).complete();
-    let matches =
-        Arguments::command().try_get_matches().unwrap_or_else(|error| with_whole_usage(error).exit());
+    let matches = command().try_get_matches().unwrap_or_else(|error| plainer(error).exit());
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     arguments
         .in_context(|option| matches.value_source(option) == Some(ValueSource::CommandLine))
@@ -249,9 +248,30 @@ fn main() -> ExitCode {
         .into()
 }
 
+/// Returns the definition of the command line. A variable of the environment that is empty is like none.
+fn command() -> clap::Command {
+    Arguments::command().mut_args(|argument| {
+        let value = argument.get_env().and_then(std::env::var_os);
+        if value.is_some_and(|value| value.is_empty()) {
+            argument.env(None::<&'static str>)
+        } else {
+            argument
+        }
+    })
+}
+
 /// Replaces the usage line of an error by the one of `--help`. clap's own line of an error has the options that were given, and
-/// those that variables of the environment give, as if they were required.
-fn with_whole_usage(mut error: clap::Error) -> clap::Error {
+/// those that variables of the environment give, as if they were required. Where only a command is missing, its help is
+/// printed, which lists the commands.
+fn plainer(mut error: clap::Error) -> clap::Error {
+    // A misspelt option would become the name of something after `--`, so clap's tip to write it so is wrong here.
+    if let Some(ContextValue::StyledStrs(tips)) = error.remove(ContextKind::Suggested) {
+        let tips: Vec<_> =
+            tips.into_iter().filter(|tip| !tip.to_string().contains(" as a value, use ")).collect();
+        if !tips.is_empty() {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+    }
     let Some(usage) = error.get(ContextKind::Usage) else { return error };
     let mut command = Arguments::command();
     command.build();
@@ -261,6 +281,10 @@ fn with_whole_usage(mut error: clap::Error) -> clap::Error {
             None => break,
         }
     }
+    if error.kind() == ErrorKind::MissingSubcommand {
+        eprint!("{}", command.render_help());
+        std::process::exit(Exit::Usage as i32);
+    }
     error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
     error
 }
@@ -269,6 +293,10 @@ impl Arguments {
     /// Takes over the values of the context that applies, if one does. `is_given` is whether the command line itself has an
     /// option, rather than a variable.
     fn in_context(mut self, is_given: impl Fn(&str) -> bool) -> anyhow::Result<Self> {
+        if matches!(self.command, Command::Serve { simulate: true }) && is_given("config") {
+            let message = "--simulate has a configuration of its own; leave out --config";
+            return Err(Failure::new(Exit::Usage, message).into());
+        }
         if !self.command.uses_service() {
             return Ok(self);
         }
@@ -361,7 +389,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             let cli = client.map(|client| Cli { client, output: arguments.output });
             version::run(cli, arguments.output).await
         }),
-        Command::Ui => until_done(async { ui::run(url()?, &arguments.tls).await }),
+        Command::Ui => until_done(async { ui::run(url()?, &arguments.tls, arguments.output).await }),
         Command::Sim(sim) => sim.run(),
         Command::Context(command) => command.run(given, arguments.output),
         Command::Token(command) => command.run(config, arguments.output),

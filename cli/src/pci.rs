@@ -166,7 +166,8 @@ async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Resul
         [device] => Ok(device.take()),
         [] => {
             let on = host.map(|host| format!(" of host {host}")).unwrap_or_default();
-            let message = format!("no record of a device {name}{on}; `hotslot pci list` lists the records");
+            let message =
+                format!("record of device {name}{on} not found; `hotslot pci list` lists the records");
             Err(Failure::new(Exit::NotFound, message).into())
         }
         several => Err(device_name::ambiguous(name, several).into()),

@@ -42,8 +42,8 @@ impl PolicyCommand {
         let columns = [
             column("RULE", "/rule").name(),
             column("FROM", "/from"),
-            column("REQUIRES", "/requires"),
-            Column::new("ROUTES", routes),
+            column("REQUIRES", "/requires").wrapped(),
+            Column::new("ROUTES", routes).wrapped(),
             column("DESCRIPTION", "/description").wrapped(),
         ];
         output::list(output, "rules", &rules, &columns)?;

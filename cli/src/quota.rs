@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
 use hotslot_model::quota::{Limit, Resource};
 use serde_json::{Map, Value, json};
 
@@ -26,11 +27,13 @@ pub(crate) enum QuotaCommand {
     /// Show the limits of a project, and what it uses.
     Show {
         /// The id of the project. By default it is your own.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         project: Option<String>,
     },
     /// Set limits of a project. The others stay as they are.
     Set {
         /// The id of the project.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         project: String,
         /// The limits; -1 is no limit.
         #[arg(required = true, value_name = "RESOURCE=NUMBER")]
@@ -39,6 +42,7 @@ pub(crate) enum QuotaCommand {
     /// Remove all limits that were set for a project, so that the defaults of the configuration apply.
     Reset {
         /// The id of the project.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         project: String,
     },
 }

@@ -29,7 +29,7 @@ fn write(text: &mut String, command: &Command, is_first: bool) {
     }
     let help = shown.render_long_help().to_string();
     let lines: Vec<_> = help.lines().map(str::trim_end).collect();
-    let name = command.get_bin_name().unwrap_or_default();
+    let name = command.get_bin_name().unwrap_or(command.get_name());
     let _ = write!(text, "\n## {name}\n\n```text\n{}\n```\n", lines.join("\n").trim_end());
     let below =
         command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help");

@@ -79,7 +79,15 @@ const PHRASES: [(&str, &str); 31] = [
 /// Returns a message of the service with commands and options in place of REST routes and JSON fields. A route for
 /// which there is no command stays as it is.
 pub(crate) fn by_commands(message: &str) -> String {
-    translate(message, &ROUTES, &PHRASES)
+    with_number_of_ports(translate(message, &ROUTES, &PHRASES))
+}
+
+/// Makes one command of "`hotslot server prepare ID` with --ports N".
+fn with_number_of_ports(text: String) -> String {
+    let Some((before, after)) = text.split_once("` with --ports ") else { return text };
+    let number = after.len() - after.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
+    let (number, after) = after.split_at(number);
+    format!("{before} --ports {number}`{after}")
 }
 
 /// What the keys of the request of `hotslot attach` are on the command line.
@@ -158,7 +166,7 @@ mod tests {
             ),
             (
                 "add 7 port(s) to the definition of web1 (POST servers/8e45/pci_ports with count 7), and power-cycle",
-                "add 7 port(s) to the definition of web1 (`hotslot server prepare 8e45` with --ports 7), and power-cycle",
+                "add 7 port(s) to the definition of web1 (`hotslot server prepare 8e45 --ports 7`), and power-cycle",
             ),
             (
                 "with PUT accelerators/8e45/acc_specs, or attach it with \"any_device\": true",

@@ -2,6 +2,7 @@
 //! prepares them for devices that will be attached later.
 
 use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
 use clap_complete::ArgValueCompleter;
 use hotslot_driver::text;
 use serde_json::{Value, json};
@@ -37,7 +38,8 @@ pub(crate) enum ServerCommand {
         #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: String,
         /// The id of the project.
-        #[arg(long, required_unless_present = "no_project", conflicts_with = "no_project")]
+        #[arg(long, required_unless_present = "no_project", conflicts_with = "no_project",
+            value_parser = NonEmptyStringValueParser::new())]
         project: Option<String>,
         /// The server belongs to no project.
         #[arg(long)]
@@ -52,7 +54,7 @@ pub(crate) enum ServerCommand {
         #[arg(add = ArgValueCompleter::new(complete::servers))]
         server: String,
         /// The number of ports to add.
-        #[arg(long, value_parser = number::<u8>(1..=30))]
+        #[arg(long, allow_negative_numbers = true, value_parser = number::<u8>(1..=30))]
         ports: u8,
         /// The 64-bit memory that each new port shall have room for, such as 64G.
         #[arg(long)]
@@ -104,7 +106,7 @@ async fn set(cli: &Cli, server: &str, project: Option<String>) -> anyhow::Result
     let body = json!({ "pci_owner": { "project_id": project } });
     let owner = cli.client.put(&["servers", &id, "pci_owner"], &body).await?["pci_owner"].take();
     let lines =
-        [column("ID", "/server_id"), column("Project", "/project_id"), message("Problem", "/problem")];
+        [column("ID", "/server_id").name(), column("Project", "/project_id"), message("Problem", "/problem")];
     output::show(cli.output, &owner, &lines)?;
     Ok(Exit::Done)
 }
@@ -130,10 +132,11 @@ async fn prepare(
     if !dry_run {
         answer = cli.client.post(&path, &body(false)).await?["pci_ports"].take();
     }
+    let waits = dry_run || answer["needs_restart"] == true;
     let lines = [
         column("ID", "/server_id").name(),
         column("Free ports before", "/free_before"),
-        column(if dry_run { "Free ports then" } else { "Free ports now" }, "/free"),
+        column(if waits { "Free ports after a restart" } else { "Free ports now" }, "/free"),
     ];
     output::show(cli.output, &answer, &lines)?;
     if answer["needs_restart"] == true && !dry_run {

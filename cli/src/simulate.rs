@@ -76,10 +76,12 @@ fn words(host: &Path, port: u16, token: &str) -> String {
          Open this link, and:\n  \
          1. Hosts, then demo: the PCI tree. Click an address to see why a function is offered or not.\n  \
          2. Servers, then web1, then Attach devices: choose nic, check, attach.\n  \
-         3. Detach it again, or have the guest refuse first: hotslot sim {host} guest web1 unplug=refuse\n  \
-         4. Drift: take a device away behind hotslot's back, and repair it. Events: who did what.\n\n\
+         3. Detach it again, or have the guest refuse first:\n     hotslot sim {host} guest web1 unplug=refuse\n  \
+         4. Drift: take a device away behind hotslot's back, and repair it.\n  \
+         5. Events: who did what.\n\n\
          The command line, in another terminal:\n  \
-         export HOTSLOT_URL={url} HOTSLOT_TOKEN={token}\n  \
+         export HOTSLOT_URL={url}\n  \
+         export HOTSLOT_TOKEN={token}\n  \
          hotslot host list\n\n\
          Press Ctrl-C to end; the made-up host is removed then.\n"
     )

@@ -1,6 +1,6 @@
 //! `hotslot status`: the state of the service on one screen, with an exit code for monitoring.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::output;
 use crate::remedy::by_commands;
 use crate::table::aligned;
 use crate::value::at;
-use crate::{Cli, host};
+use crate::{Cli, columns, host, lookup};
 
 /// The text in `--help`.
 pub(crate) const HELP: &str = "\
@@ -51,14 +51,15 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
     ];
     lines.extend(hosts.iter().flat_map(of_host));
     match &attachments {
-        Some(attachments) => lines.extend(of_attachments(attachments)),
+        Some(attachments) => lines.extend(of_attachments(attachments, &lookup::server_names(cli).await?)),
         None => lines.push(Line::of("attachments", "you may not see them", false)),
     }
     lines.extend(of_drift(&drift, attachments.as_deref().unwrap_or_default()));
     lines.extend(webhooks.as_array().into_iter().flatten().map(of_webhook));
-    let waiting = at(&service, "/needs_restart");
-    if waiting != "-" {
-        let state = format!("changed, in force after a restart of the service: {waiting}");
+    let waiting: Vec<_> = service["needs_restart"].as_array().into_iter().flatten().collect();
+    if !waiting.is_empty() {
+        let waiting: Vec<_> = waiting.into_iter().map(|key| at(key, "")).collect();
+        let state = format!("changed, in force after a restart of the service: {}", waiting.join(", "));
         lines.push(Line::of("configuration", state, false));
     }
     let warnings = ready["warnings"].as_array().into_iter().flatten();
@@ -81,7 +82,7 @@ fn of_host(host: &Value) -> Vec<Line> {
     let name = format!("host {}", at(host, "/hypervisor_hostname"));
     let up = host["state"] == "up";
     let state = match host["mode"].as_str() {
-        _ if !up => format!("down: {}", at(host, "/state_reason")),
+        _ if !up => format!("unreachable: {}", at(host, "/state_reason")),
         Some("open") | None => "connected".to_owned(),
         Some(_) => format!("connected, {}", host::mode_of(host)),
     };
@@ -98,7 +99,7 @@ fn of_host(host: &Value) -> Vec<Line> {
 }
 
 /// A line with how many attachments are in each state, and one for each that its guest keeps.
-fn of_attachments(rows: &[Value]) -> Vec<Line> {
+fn of_attachments(rows: &[Value], names: &HashMap<String, String>) -> Vec<Line> {
     let mut counts = BTreeMap::<String, u32>::new();
     for row in rows {
         *counts.entry(at(row, "/status")).or_default() += 1;
@@ -106,8 +107,9 @@ fn of_attachments(rows: &[Value]) -> Vec<Line> {
     let counts: Vec<_> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
     let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
     let kept = rows.iter().filter(|row| is_kept(row)).map(|row| {
-        let what = format!("attachment {}", at(row, "/attachment_id"));
-        Line::of(what, format!("detaching: {}", by_commands(&at(row, "/status_reason"))), true)
+        let parts = [columns::called(names, &at(row, "/serverId")), at(row, "/alias"), at(row, "/address")];
+        let parts: Vec<_> = parts.into_iter().filter(|part| part != "-").collect();
+        Line::of(parts.join(" "), format!("detaching: {}", by_commands(&at(row, "/status_reason"))), true)
     });
     std::iter::once(Line::of("attachments", counts, false)).chain(kept).collect()
 }
@@ -130,6 +132,8 @@ fn of_drift(answer: &Value, attachments: &[Value]) -> Option<Line> {
 
 fn of_webhook(webhook: &Value) -> Line {
     let dead = webhook["dead_letter_count"].as_i64().unwrap_or_default();
-    let state = format!("{} events behind, {dead} dead letters", at(webhook, "/behind"));
+    let advice =
+        if dead > 0 { "; the page Webhooks (`hotslot ui`) says why, and sends them again" } else { "" };
+    let state = format!("{} events behind, {dead} dead letters{advice}", at(webhook, "/behind"));
     Line::of(format!("webhook {}", at(webhook, "/name")), state, dead > 0)
 }

@@ -99,7 +99,10 @@ impl TokenCommand {
                 ];
                 output::list(output, "tokens", &all, &columns)?;
             }
-            Self::Revoke { name } => file.revoke(&name).map_err(failure)?,
+            Self::Revoke { name } => {
+                file.revoke(&name).map_err(failure)?;
+                output::done(output, "revoked", &name, &json!({ "name": name, "status": "revoked" }))?;
+            }
         }
         Ok(Exit::Done)
     }
@@ -128,7 +131,7 @@ fn exit(error: &TokensError) -> Exit {
     match error {
         TokensError::Unknown(_) => Exit::NotFound,
         TokensError::Taken(_) => Exit::Refused,
-        TokensError::Wrong(_) => Exit::BadRequest,
+        TokensError::Wrong(_) => Exit::Usage,
         TokensError::Io { .. } | TokensError::Exposed(_) => Exit::Failed,
     }
 }

@@ -18,10 +18,10 @@ use tokio::sync::mpsc;
 use crate::client::permitted;
 use crate::exit::{Exit, Failure};
 use crate::output;
-use crate::table::aligned;
+use crate::table::{Column, is_coloured, table};
 use crate::value::{at, time};
 use crate::wait::stage;
-use crate::{Cli, columns, events, lookup};
+use crate::{Cli, columns, events, host, lookup};
 
 /// What `--help` says besides the options.
 pub(crate) const HELP: &str = "\
@@ -73,7 +73,7 @@ impl Top {
             return Ok(Exit::Done);
         }
         if self.once || !stdout().is_terminal() {
-            output::print(&screen.text())?;
+            output::print_table(&screen.text())?;
             return Ok(Exit::Done);
         }
         let mut terminal = ratatui::try_init()?;
@@ -159,7 +159,7 @@ impl Screen {
             let of_host = |one: &&Value| one["host"] == host["hypervisor_hostname"];
             seen.iter().filter(of_host).count()
         };
-        let host = |host: &Value| {
+        let of_host = |host: &Value| {
             let pools = host["pci_stats"].as_array().into_iter().flatten();
             let free: u64 = pools.filter_map(|pool| pool["count"].as_u64()).sum();
             let stuck = host["stuck_calls"].as_array().map_or(0, Vec::len);
@@ -167,7 +167,7 @@ impl Screen {
             let numbers = [on(host).to_string(), free.to_string(), stuck.to_string()];
             let [attached, free, stuck] = numbers;
             let mode = at(host, "/mode");
-            vec![name, at(host, "/state"), mode, attached, free, stuck, at(host, "/state_reason")]
+            vec![name, host::state(host), mode, attached, free, stuck, at(host, "/state_reason")]
         };
         let changing = |one: &&Value| {
             one["operation"].is_object() || one["status"] == "attaching" || one["status"] == "detaching"
@@ -199,14 +199,14 @@ impl Screen {
                 title: "Hosts",
                 columns: vec![
                     ("HOST", Constraint::Max(20)),
-                    ("STATE", Constraint::Length(5)),
+                    ("STATE", Constraint::Length(11)),
                     ("MODE", Constraint::Length(9)),
                     ("ATTACHED", Constraint::Length(8)),
                     ("FREE", Constraint::Length(5)),
                     ("STUCK", Constraint::Length(5)),
                     ("REASON", rest),
                 ],
-                rows: hosts.unwrap_or_default().iter().map(host).collect(),
+                rows: hosts.unwrap_or_default().iter().map(of_host).collect(),
                 none: if hosts.is_some() { "none" } else { HIDDEN },
             },
             under_way: Part {
@@ -277,8 +277,7 @@ impl Screen {
 
 /// The style of what needs attention. The variable `NO_COLOR` switches colours off.
 fn alarm() -> Style {
-    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    if is_plain { Style::new().bold() } else { Style::new().red().bold() }
+    if is_coloured() { Style::new().red().bold() } else { Style::new().bold() }
 }
 
 impl Part {
@@ -287,10 +286,12 @@ impl Part {
         if self.rows.is_empty() {
             return format!("{}: {}\n", self.title, self.none);
         }
-        let titles = self.columns.iter().map(|(title, _)| (*title).to_owned()).collect();
-        let rows = self.rows.iter().take(most).cloned();
-        let rows: Vec<Vec<String>> = std::iter::once(titles).chain(rows).collect();
-        format!("{}:\n{}", self.title, aligned(&rows))
+        let rows: Vec<Value> = self.rows.iter().take(most).map(|row| json!(row)).collect();
+        let columns = self.columns.iter().enumerate().map(|(index, (title, width))| {
+            let column = Column::new(*title, move |row| at(&row[index], ""));
+            if *width == Constraint::Fill(1) { column.wrapped() } else { column }
+        });
+        format!("{}:\n{}", self.title, table(&rows, &columns.collect::<Vec<_>>(), false, true))
     }
 
     fn json(&self) -> Value {
@@ -308,7 +309,7 @@ impl Part {
         }
         let header = Row::new(self.columns.iter().map(|(title, _)| *title)).bold();
         let rows = self.rows.iter().map(|cells| {
-            let is_down = cells.get(1).is_some_and(|cell| cell == "down");
+            let is_down = cells.get(1).is_some_and(|cell| cell == "unreachable");
             Row::new(cells.iter().map(String::as_str)).style(if is_down { alarm() } else { Style::new() })
         });
         let widths = self.columns.iter().map(|(_, width)| *width);
@@ -354,8 +355,8 @@ mod tests {
     fn the_plain_screen_has_every_part() {
         let text = screen().text();
         let has = |line: &str| assert!(text.contains(line), "{line}\n{text}");
-        has("HOST    STATE   MODE   ATTACHED   FREE   STUCK   REASON\n");
-        has("node2   down    open   0          7      0       connection refused\n");
+        has("HOST    STATE         MODE   ATTACHED   FREE   STUCK   REASON\n");
+        has("node2   unreachable   open   0          7      0       connection refused\n");
         has(
             "web1     0000:3b:10.0   detach      12:00:01Z   12:02:42Z   asked the guest to release the device, attempt 2",
         );

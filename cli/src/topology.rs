@@ -57,7 +57,7 @@ impl Topology {
             if let Ok(host) = lookup::HOSTS.find(&hosts, name) {
                 return of_host(cli, host).await;
             }
-            let message = format!("no host is called `{name}`, and {failure}");
+            let message = format!("host {name} not found, and {failure}");
             return Err(Failure::new(failure.exit(), message).into());
         };
         let servers = permitted(cli.client.items(&["servers"], "servers").await)?.unwrap_or_default();

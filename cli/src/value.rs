@@ -1,8 +1,12 @@
 //! Values of JSON documents as text for people.
 
+use std::io::{self, Write};
+
 use hotslot_driver::text;
 use jiff::Timestamp;
+use serde::Serialize as _;
 use serde_json::Value;
+use serde_json::ser::{Formatter, Serializer};
 
 /// Returns the value at a JSON pointer as text for people, or `-` when there is none or it is empty.
 pub(crate) fn at(item: &Value, pointer: &str) -> String {
@@ -13,13 +17,34 @@ pub(crate) fn at(item: &Value, pointer: &str) -> String {
             Value::Bool(true) => "yes".into(),
             Value::Bool(false) => "no".into(),
             Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(","),
-            Value::Number(_) | Value::Object(_) => value.to_string(),
+            Value::Number(_) => value.to_string(),
+            Value::Object(_) => text::escape(&json_line(value)).into_owned(),
         }
     }
     match item.pointer(pointer).map(shown) {
         Some(text) if !text.is_empty() => text,
         Some(_) | None => "-".into(),
     }
+}
+
+/// Formats a JSON value in one line that is wrapped between its keys and values: `{"vendor_id": "8086", "product_id": "10ca"}`.
+pub(crate) fn json_line(value: &Value) -> String {
+    /// serde_json's compact form, with spaces.
+    struct Spaced;
+    impl Formatter for Spaced {
+        fn begin_array_value<W: ?Sized + Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+            if first { Ok(()) } else { to.write_all(b", ") }
+        }
+        fn begin_object_key<W: ?Sized + Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+            if first { Ok(()) } else { to.write_all(b", ") }
+        }
+        fn begin_object_value<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+            to.write_all(b": ")
+        }
+    }
+    let mut text = Vec::new();
+    let written = value.serialize(&mut Serializer::with_formatter(&mut text, Spaced));
+    written.ok().and_then(|()| String::from_utf8(text).ok()).unwrap_or_else(|| value.to_string())
 }
 
 /// Returns the time at a JSON pointer in UTC, as all tables write times: in whole seconds.
@@ -52,6 +77,12 @@ mod tests {
         {
             assert_eq!(time(&item, pointer), shown);
         }
+    }
+
+    #[test]
+    fn json_in_one_line_has_spaces_at_which_it_is_wrapped() {
+        let value = json!({ "a": [1, "x, y"], "b": {} });
+        assert_eq!(json_line(&value), r#"{"a": [1, "x, y"], "b": {}}"#);
     }
 
     #[test]

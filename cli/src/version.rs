@@ -12,10 +12,17 @@ use crate::value::at;
 /// Prints the versions. When no service answers, those of this program.
 pub(crate) async fn run(cli: anyhow::Result<Cli>, output: Output) -> anyhow::Result<Exit> {
     let answer = match cli {
-        Ok(cli) => of_service(&cli).await.map_err(|failure| failure.to_string()),
+        Ok(cli) => of_service(&cli).await.map_err(|failure| match failure.exit() {
+            Exit::NotPermitted => format!("it answers, but does not show its version to you: {failure}"),
+            _ => failure.to_string(),
+        }),
         Err(error) => Err(format!("{error:#}")),
     };
-    let own = json!({ "version": env!("CARGO_PKG_VERSION"), "schema": hotslot_store::schema() });
+    let own = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "schema": hotslot_store::schema(),
+        "build": env!("HOTSLOT_BUILD"),
+    });
     if output.is_data() {
         let problem = answer.as_ref().err();
         let (service, hosts) = answer.clone().unwrap_or_default();
@@ -27,7 +34,7 @@ pub(crate) async fn run(cli: anyhow::Result<Cli>, output: Output) -> anyhow::Res
         return output::names([at(&own, "/version")]).map(|()| Exit::Done);
     }
     let named = |of: &Value| format!("hotslot {}, schema {}", at(of, "/version"), at(of, "/schema"));
-    let mut rows = vec![vec!["program".to_owned(), named(&own)]];
+    let mut rows = vec![vec!["program".to_owned(), of_program()]];
     match answer {
         Ok((service, hosts)) => {
             rows.push(vec!["service".to_owned(), named(&service)]);
@@ -40,6 +47,12 @@ pub(crate) async fn run(cli: anyhow::Result<Cli>, output: Output) -> anyhow::Res
     }
     output::print_table(&aligned(&rows))?;
     Ok(Exit::Done)
+}
+
+/// The program with the commit from which it was built.
+fn of_program() -> String {
+    let version = format!("hotslot {}, schema {}", env!("CARGO_PKG_VERSION"), hotslot_store::schema());
+    format!("{version}, build {}", env!("HOTSLOT_BUILD"))
 }
 
 async fn of_service(cli: &Cli) -> Result<(Value, Vec<Value>), Failure> {

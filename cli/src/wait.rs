@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::client::Client;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
+use crate::table::progress_width;
 use crate::value::seconds_between;
 
 /// The time between two movements of the line on a terminal.
@@ -19,6 +20,9 @@ const FRAME: Duration = Duration::from_millis(120);
 const POLL: Duration = Duration::from_secs(1);
 /// The time between two lines where there is no terminal.
 const LINE: Duration = Duration::from_secs(10);
+
+/// The room on a line for what is beside its text: the sign that moves, and the time.
+const BESIDE: usize = 10;
 
 /// Waits for `work`, and shows `what` on stderr with the time since it began.
 ///
@@ -53,7 +57,7 @@ pub(crate) async fn watching<T>(
 ) -> Result<T, Failure> {
     // indicatif draws only on a terminal.
     let bar = if output.is_quiet() { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}  {elapsed}") {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
         bar.set_style(style);
     }
     bar.set_message(escape(what).into_owned());
@@ -84,12 +88,16 @@ pub(crate) async fn watching<T>(
 async fn ask(watched: Option<Watched>, what: &str, bar: &ProgressBar) -> Infallible {
     let Some(Watched { client, server, operation }) = watched else { return std::future::pending().await };
     let path = ["servers", &server, "os-pci_attachments"];
+    let terminal = progress_width();
     loop {
         tokio::time::sleep(POLL).await;
         let Ok(attachments) = client.items(&path, "pciAttachment").await else { continue };
         let mut under_way = attachments.iter().filter(|one| one["operation"]["name"] == operation);
         if let Some(stage) = under_way.find_map(stage) {
-            bar.set_message(escape(&format!("{what}: {stage}")).into_owned());
+            // On a terminal the line is cut at its end, so the limit goes before the name.
+            let whole = format!("{what}: {stage}");
+            let fits = terminal.is_none_or(|width| whole.chars().count() + BESIDE <= width);
+            bar.set_message(escape(if fits { &whole } else { &stage }).into_owned());
         }
     }
 }

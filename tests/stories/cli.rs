@@ -1,10 +1,12 @@
 //! The command line: its output for people and for scripts, and its exit codes.
 
 mod accelerators;
+mod completion;
+mod tables;
 mod topology;
 mod usage;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use hotslot_tests::{Hotslot, Q35, binary, host};
 use serde_json::Value;
@@ -29,6 +31,20 @@ fn hotslot(url: &str, arguments: &str) -> Printed {
         out: text(output.stdout),
         err: text(output.stderr),
     }
+}
+
+/// Returns what a command shows in a terminal of 80 columns of this type.
+fn in_terminal(url: &str, arguments: &str, kind: &str) -> String {
+    let command =
+        format!("stty cols 80; exec env TERM={kind} {} {arguments} 2>/dev/null", binary().display());
+    let output = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env_remove("NO_COLOR")
+        .env("HOTSLOT_URL", url)
+        .stdin(Stdio::null())
+        .output()
+        .expect("run script");
+    String::from_utf8(output.stdout).expect("text").replace('\r', "")
 }
 
 impl Printed {
@@ -152,37 +168,6 @@ async fn what_is_shown_can_be_typed() {
     service.expect_clean().await;
 }
 
-/// Returns what a shell would offer for the last word of a command line.
-fn completed(url: &str, line: &str) -> Vec<String> {
-    let words: Vec<_> = line.split(' ').collect();
-    let output = Command::new(binary())
-        .arg("--")
-        .args(&words)
-        .env("COMPLETE", "bash")
-        .env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string())
-        .env("_CLAP_COMPLETE_COMP_TYPE", "9")
-        .env("_CLAP_IFS", "\n")
-        .env("HOTSLOT_URL", url)
-        .output()
-        .expect("run hotslot");
-    String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
-}
-
-#[tokio::test]
-async fn completions_know_guests_aliases_attachments_and_addresses() {
-    let service = Hotslot::on("small").await;
-    let url = service.url();
-    assert!(hotslot(url, "completions bash").expect(0).out.contains("COMPLETE="));
-    assert_eq!(completed(url, "hotslot attach q3"), ["q35"]);
-    assert_eq!(completed(url, "hotslot attach q35 v"), ["vf"]);
-    assert!(completed(url, "hotslot attach q35 0000:04:1").contains(&"0000:04:10.0".to_owned()));
-    assert_eq!(completed(url, "hotslot topology no"), ["node1"]);
-    let id = id(&hotslot(url, "-o json attach q35 vf").expect(0));
-    assert_eq!(completed(url, &format!("hotslot detach {}", &id[..4])), [id]);
-    // Without a service nothing is completed, and nothing fails.
-    assert_eq!(completed("http://127.0.0.1:1", "hotslot attach q3"), [""; 0]);
-}
-
 #[tokio::test]
 async fn json_output_is_that_of_the_api() {
     let service = Hotslot::on("small").await;
@@ -220,20 +205,22 @@ async fn each_failure_has_its_exit_code_and_message() {
         (2, "explain 0000:04:10.0 --server q35", "is a device"),
         (2, "device show eth0", "expected a form such as `0000:3b:00.1`"),
         (2, "host list --url 127.0.0.1:9774", "write http://"),
-        (3, "server show nope", "no server is called `nope`"),
-        (3, "attach nope vf", "no server is called `nope`"),
+        (3, "server show nope", "server nope not found"),
+        (3, "server show 1", "server 1 not found; write at least 4 characters of an id"),
+        (3, "detach 1 --all", "write at least 4 characters of an id"),
+        (3, "attach nope vf", "server nope not found"),
         (3, "server show 00000000-0000-4000-8000-000000000000", "not found"),
         (3, "device list --host node9", "host node9 not found; `hotslot host list` lists all"),
-        (3, "device show 0000:ff:00.0", "no device 0000:ff:00.0"),
+        (3, "device show 0000:ff:00.0", "device 0000:ff:00.0 not found"),
         (2, "pci list --status free", "available"),
         (3, "pci list --host node9", "host node9 not found; `hotslot host list` lists all"),
-        (3, "pci list --server nope", "no server is called `nope`"),
+        (3, "pci list --server nope", "server nope not found"),
         (3, "pci show 9999", "PCI device 9999 not found"),
-        (3, "pci show 0000:ff:00.0", "no record of a device 0000:ff:00.0"),
-        (3, "topology nope", "no host is called `nope`, and no server is called `nope`"),
+        (3, "pci show 0000:ff:00.0", "record of device 0000:ff:00.0 not found"),
+        (3, "topology nope", "host nope not found, and server nope not found"),
         (3, "topology --host q35", "host q35 not found"),
-        (3, "topology --server node1", "no server is called `node1`"),
-        (3, "detach 0123", "no PCI attachment 0123"),
+        (3, "topology --server node1", "server node1 not found"),
+        (3, "detach 0123", "PCI attachment 0123 not found"),
         (4, "attach full vf", "no free hot-plug port"),
         (6, "attach q35 gpu", "no PCI alias is called `gpu`"),
         (6, "attach q35 vf:9", "2 free"),
@@ -252,7 +239,7 @@ async fn each_failure_has_its_exit_code_and_message() {
     service.expect_clean().await;
 
     service.sim("disconnect");
-    service.until("the host is away", async || hotslot(&url, "host list").out.contains("down")).await;
+    service.until("the host is away", async || hotslot(&url, "host list").out.contains("unreachable")).await;
     let away = hotslot(&url, "server list").expect(5);
     assert!(away.err.contains("the servers of this host: node1"), "{away:?}");
     assert!(hotslot(&url, "attach q35 vf").expect(5).err.contains("unreachable: node1"));
@@ -460,7 +447,7 @@ async fn detach_all_continues_after_failures_and_returns_the_worst_code() {
     let output = hotslot(&format!("detach {kept} {gone} 0123-not-there")).expect(4);
     assert_eq!(output.out, format!("detached {gone} (0000:05:00.0)\n"));
     assert!(
-        output.err.contains(&kept) && output.err.contains("no PCI attachment 0123-not-there"),
+        output.err.contains(&kept) && output.err.contains("PCI attachment 0123-not-there not found"),
         "{output:?}"
     );
     let left = hotslot("attachment list").expect(0);
@@ -497,7 +484,7 @@ async fn explain_reports_an_unreachable_host() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     service.sim("disconnect");
-    service.until("the host is away", async || hotslot("host list").out.contains("down")).await;
+    service.until("the host is away", async || hotslot("host list").out.contains("unreachable")).await;
     for (arguments, says) in [
         ("explain 0000:04:10.0", "its host is unreachable; only its record is shown"),
         ("device show 0000:04:10.0", "0000:04:10.0"),
@@ -540,9 +527,11 @@ async fn explain_shows_an_alias_or_a_device() {
     assert_eq!(alias.line("0000:04:10.0")[0], "0", "{alias:?}");
     assert!(alias.line("0000:05:00.0").last().expect("why").contains("does not ask for it"), "{alias:?}");
     let device = hotslot("explain 04:10.0").expect(0);
-    assert_eq!(device.line("Offered:"), ["Offered:", "yes"]);
+    assert_eq!(device.line("Assignable:"), ["Assignable:", "yes"]);
+    let bridge = hotslot("explain 00:10.0").expect(0);
+    assert!(bridge.line("Assignable:")[1].contains("it is a PCI bridge"), "{bridge:?}");
     let half = hotslot("device show 06:00.0").expect(0);
-    assert!(half.line("Offered:")[1].contains("IOMMU group 18"), "{half:?}");
+    assert!(half.line("Assignable:")[1].contains("IOMMU group 18"), "{half:?}");
     assert!(hotslot("explain gpu").expect(6).err.contains("no PCI alias is called `gpu`"));
 
     // Rules that are added by the API take effect at once.

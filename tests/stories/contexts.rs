@@ -84,7 +84,10 @@ async fn a_context_has_the_address_of_a_service_under_a_name() {
     let (code, _, err) = user.run(&[], &format!("--context small server list --url {}", other.url()));
     assert!(code == Some(2) && err.contains("either --url or a context"), "{err}");
     let (code, _, err) = user.run(&[], "--context nope server list");
-    assert!(code == Some(3) && err.contains("there is no context `nope`"), "{err}");
+    assert!(
+        code == Some(3) && err.contains("context nope not found; `hotslot context list` lists them"),
+        "{err}"
+    );
 
     user.good("context remove small");
     assert!(!user.good("context list").contains('*'));
@@ -142,7 +145,7 @@ async fn the_beginning_of_an_id_is_enough_wherever_an_id_is_shown() {
         assert!(shown.contains("0000:05:00.0"), "{command}: {shown}");
     }
     let (code, _, err) = user.run(&[], "pci show ffffffffff");
-    assert!(code == Some(3) && err.contains("no device record"), "{err}");
+    assert!(code == Some(3) && err.contains("device record ") && err.contains(" not found"), "{err}");
 
     let entry = r#"{"name":"short","vendor_id":"8086","product_id":"10ca"}"#;
     let added: Value =
@@ -152,7 +155,7 @@ async fn the_beginning_of_an_id_is_enough_wherever_an_id_is_shown() {
     assert!(listed.contains(&id[..8]) && !listed.contains(id), "{listed}");
     assert!(user.good(&format!("config alias remove {}", &id[..8])).contains(id));
     let (code, _, err) = user.run(&[], "config alias remove ffffffff");
-    assert!(code == Some(3) && err.contains("no entry"), "{err}");
+    assert!(code == Some(3) && err.contains("entry ") && err.contains(" not found"), "{err}");
 
     let attached = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let attachment = attached["attachment_id"].as_str().expect("an id");

@@ -57,14 +57,16 @@ impl Simulated {
             .stderr(Stdio::null())
             .spawn()
             .expect("start the service");
-        let printed = Regex::new(r"hotslot sim ([^ ]+) |HOTSLOT_URL=([^ ]+) HOTSLOT_TOKEN=([^ ]+)").unwrap();
-        let (mut host, lines) = (None, BufReader::new(child.stdout.take().expect("its output")).lines());
+        let printed = Regex::new(r"hotslot sim ([^ ]+) |HOTSLOT_URL=([^ ]+)|HOTSLOT_TOKEN=([^ ]+)").unwrap();
+        let ((mut host, mut url), lines) =
+            ((None, None), BufReader::new(child.stdout.take().expect("its output")).lines());
         for line in lines.map_while(Result::ok) {
             let Some(found) = printed.captures(&line) else { continue };
             let text = |group| found.get(group).map(|found| found.as_str().to_owned());
             host = host.or_else(|| text(1));
-            if let (Some(url), Some(token), Some(host)) = (text(2), text(3), &host) {
-                let simulated = Self { child, url, token, host: host.clone(), dir };
+            url = url.or_else(|| text(2));
+            if let (Some(url), Some(token), Some(host)) = (&url, text(3), &host) {
+                let simulated = Self { child, url: url.clone(), token, host: host.clone(), dir };
                 simulated.run("timeout 120 bash -c 'until hotslot status >/dev/null; do sleep 0.05; done'");
                 return Some(simulated);
             }

@@ -26,9 +26,13 @@ async fn a_guest_without_a_free_port_is_prepared_and_has_room_after_its_next_sta
     let request =
         format!("add 1 port(s) to the definition of full (POST servers/{FULL}/pci_ports with count 1)");
     assert!(refused.contains(&request), "{refused}");
-    let refused = printed(&run(&service, &format!("attach {FULL} vf:1")), 4);
-    let command = format!("(`hotslot server prepare {FULL}` with --ports 1)");
-    assert!(refused.contains(&command), "{refused}");
+    for name in [FULL, "full"] {
+        let refused = printed(&run(&service, &format!("attach {name} vf:1")), 4);
+        assert!(refused.contains(&format!("(`hotslot server prepare {name} --ports 1`)")), "{refused}");
+        // It is a whole command.
+        let command = refused.split("`hotslot ").nth(1).and_then(|rest| rest.split('`').next()).unwrap();
+        printed(&run(&service, &format!("{command} --dry-run")), 0);
+    }
 
     let before = service.documents();
     let dry = printed(&run(&service, &format!("server prepare {FULL} --ports 2 --dry-run")), 0);

@@ -92,6 +92,12 @@ async fn an_attach_shows_its_step_and_its_limit() {
     assert!(shown.contains("libvirt attach") && shown.contains("choose"), "{shown}");
     assert_eq!(attach.end().await, Some(0));
     assert!(operation(&service).await.is_null());
+    // Without an agent the address is not verified, which is no failure.
+    service.sim("agent i440fx gone");
+    let (code, out) = run(&service, "attach i440fx e1000e --trace");
+    assert!(code == Some(0) && out.contains("   not verified: no guest agent answers\n"), "{out}");
+    assert!(out.contains(" ms without verify; of these, libvirt's own attach took"), "{out}");
+    run(&service, "detach i440fx e1000e");
     let (code, out) = run(&service, "detach q35 vf --trace -o json");
     let detached: Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!(code, Some(0));
@@ -150,5 +156,8 @@ async fn status_is_one_screen_with_an_exit_code() {
     run(&service, "detach q35 vf");
     let (code, screen) = run(&service, "status");
     assert_eq!(code, Some(1), "{screen}");
-    assert!(screen.lines().any(|line| line.starts_with('!') && line.contains("detaching")), "{screen}");
+    assert!(
+        screen.lines().any(|line| line.starts_with('!') && line.contains("q35 vf 0000:04:10.0   detaching")),
+        "{screen}"
+    );
 }

@@ -106,7 +106,7 @@ pub(crate) fn step<T, E>(
     step_as(kind, name, work, |result| if result.is_ok() { DONE } else { "failed" })
 }
 
-/// Runs a step, and counts it. `word` says whether its result is `done`, `pending`, `refused` or `failed`.
+/// Runs a step, and counts it. `word` says whether its result is `done`, `pending`, `refused`, `agent-away` or `failed`.
 pub(crate) fn step_as<T>(
     kind: AssignmentKind,
     name: &'static str,

@@ -49,6 +49,8 @@ pub(crate) fn run(file: &Path, output: Output) -> anyhow::Result<Exit> {
         let list =
             problems.iter().map(|it| json!({ "place": it.place, "line": it.line, "reason": it.reason }));
         output::data(output, &list.collect())?;
+    } else if output.is_names() {
+        output::names(problems.iter().map(|it| it.place.clone()))?;
     } else if problems.is_empty() {
         output::print(&format!("{}: valid: {}\n", file.display(), summary(&config)))?;
     } else {

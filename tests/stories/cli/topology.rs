@@ -1,11 +1,9 @@
 //! `hotslot topology`: the PCI trees of hosts and guests.
 
-use std::process::{Command, Stdio};
-
 use hotslot_driver::sim::generate::Size;
-use hotslot_tests::{Hotslot, Q35, binary};
+use hotslot_tests::{Hotslot, Q35};
 
-use super::{hotslot, id};
+use super::{hotslot, id, in_terminal};
 
 #[tokio::test]
 async fn topology_shows_the_owners_of_devices() {
@@ -54,7 +52,7 @@ async fn topology_shows_the_owners_of_devices() {
     let vf = json["devices"].as_array().expect("a list").iter().find(|it| !it["host_device"].is_null());
     assert_eq!(vf.expect("the VF")["host_device"]["attachment_id"], id.as_str());
     service.sim("disconnect");
-    service.until("the host is away", async || hotslot("host list").out.contains("down")).await;
+    service.until("the host is away", async || hotslot("host list").out.contains("unreachable")).await;
     hotslot("topology node1").expect(5);
 }
 
@@ -63,15 +61,8 @@ async fn a_tree_fits_a_terminal_of_80_columns() {
     let service = Hotslot::on("small").await;
     hotslot(service.url(), "attach q35 vf").expect(0);
     for name in ["node1", "q35"] {
-        let command = format!("stty cols 80; {} topology {name}", binary().display());
-        let output = Command::new("script")
-            .args(["-qec", &command, "/dev/null"])
-            .env("HOTSLOT_URL", service.url())
-            .stdin(Stdio::null())
-            .output()
-            .expect("run script");
-        let shown = String::from_utf8(output.stdout).expect("text").replace('\r', "");
-        assert!(output.status.success() && shown.contains("0000:04:10.0"), "{shown}");
+        let shown = in_terminal(service.url(), &format!("topology {name}"), "xterm");
+        assert!(shown.contains("0000:04:10.0"), "{shown}");
         assert_eq!(shown.lines().find(|line| line.chars().count() > 80), None, "{shown}");
         // No fact is lost.
         let words = |text: &str| {
