@@ -417,7 +417,7 @@ mod tests {
             ),
             (json!({ "status": "allocated" }), "-"),
         ] {
-            assert_eq!(offered(&device), says, "{device}");
+            assert_eq!(assignable(&device), says, "{device}");
         }
         let root = json!([
             { "kind": "root-filesystem", "reason": "/ on nvme0n1p1" },
