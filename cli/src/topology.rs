@@ -212,12 +212,22 @@ fn controller_line(controller: &Value, free: usize) -> String {
 }
 
 fn device_line(device: &Value) -> String {
-    let host = &device["host_device"];
+    const FOREIGN: &str = "not attached by hotslot";
+    let (host, mediated) = (&device["host_device"], &device["mediated_device"]);
+    if mediated.is_object() {
+        let of_type = match (at(mediated, "/mdev_type"), at(mediated, "/address")) {
+            (kind, address) if address == "-" => kind,
+            (kind, address) => format!("{kind} of {address}"),
+        };
+        let foreign = if mediated["attachment_id"].is_null() { FOREIGN } else { "-" };
+        let uuid = format!("mediated device {}", at(mediated, "/mdev_uuid"));
+        return facts(&[inner_address(device), uuid, of_type, foreign.into()]);
+    }
     if host.is_null() {
         return facts(&[inner_address(device), "emulated".into()]);
     }
     let attachment = match at(host, "/attachment_id") {
-        nothing if nothing == "-" => "not attached by hotslot".into(),
+        nothing if nothing == "-" => FOREIGN.into(),
         id => format!("attachment {id}"),
     };
     let ids = columns::ids(host);
@@ -288,7 +298,10 @@ node1
                     "inner_address_source": "verified", "host_device": {
                     "address": "0000:04:10.0", "vendor_id": "8086", "product_id": "10ca",
                     "attachment_id": "a1" } },
-                { "address": "0000:00:1f.2", "inner_address": null, "host_device": null },
+                { "address": "0000:03:00.0", "inner_address": "0000:04:00.0", "host_device": null,
+                    "mediated_device": { "mdev_uuid": "m1", "mdev_type": "nvidia-232", "address": "0000:41:00.0",
+                        "attachment_id": null } },
+                { "address": "0000:00:1f.2", "inner_address": null, "host_device": null, "mediated_device": null },
             ],
             "free_ports": { "express": [at("0000:02:00.0")],
                 "conventional": [at("0000:04:01.0"), at("0000:04:02.0"), at("0000:02:00.0")] },
@@ -300,6 +313,7 @@ vm1  ACTIVE  on node1  pc-q35-10.0
     │   └── 0000:02:00.0 (verified)  host 0000:04:10.0  8086:10ca  attachment a1
     ├── 0000:00:01.2  pcie-root-port  pci.2  bus 03  free
     ├── 0000:00:01.3  pcie-root-port  pci.3  bus 04  hot-plug is off
+    │   └── 0000:04:00.0  mediated device m1  nvidia-232 of 0000:41:00.0  not attached by hotslot
     ├── 0000:00:01.4  pcie-to-pci-bridge  pci.4  bus 05  2 slots free
     └── unknown (libvirt's 0000:00:1f.2)  emulated
 ";

@@ -134,6 +134,34 @@ fn mediated_devices_and_their_types_are_read() {
 }
 
 #[test]
+fn documents_of_libvirt_12_say_the_same_as_before() {
+    let pf = device("libvirt-12.9/nodedev/pf-igb.xml");
+    assert_eq!(pf.role, Role::Physical { max_vfs: 7, vfs: vec![at("03:10.0"), at("03:10.2")] });
+    let vf = |name: &str| device(&format!("libvirt-12.9/nodedev/{name}.xml"));
+    for (name, driver) in
+        [("vf-igb", "igbvf"), ("vf-igb-while-attached", "vfio-pci"), ("vf-igb-vgpu", "nvidia")]
+    {
+        assert_eq!(vf(name).role, Role::Virtual { parent: pf.address }, "{name}");
+        assert_eq!(vf(name).driver.as_deref(), Some(driver), "{name}");
+    }
+    let types = mdev::types(&data("libvirt-12.9/nodedev/edu-mdev-types.xml")).unwrap();
+    let left: Vec<_> = types.iter().map(|of| (of.id.as_str(), of.available)).collect();
+    assert_eq!(left, [("lab_mdev-large", 1), ("lab_mdev-small", 3)]);
+    let NodeDevice::Mdev(made) = nodedev::parse(&data("libvirt-12.9/nodedev/mdev.xml")).unwrap() else {
+        panic!("no mediated device")
+    };
+    assert_eq!((made.mdev_type.as_str(), made.parent), ("lab_mdev-small", Some(at("00:1d.0"))));
+
+    let q35 = guest("libvirt-12.9/domain/q35-after.xml");
+    let whole: Vec<_> = q35.hostdevs.iter().map(|hostdev| (hostdev.source, hostdev.guest)).collect();
+    assert_eq!(whole, [(at("03:10.0"), Some(at("02:00.0")))]);
+    let alias = format!("ua-{}", made.uuid);
+    assert_eq!(q35.mdevs, [MdevHostdev { uuid: made.uuid, guest: Some(at("03:00.0")), alias: Some(alias) }]);
+    let sockets = capabilities::node_sockets(&data("libvirt-12.9/capabilities.xml"));
+    assert_eq!(sockets, Ok(Some(BTreeMap::from([(0, 0)]))));
+}
+
+#[test]
 fn the_mediated_device_of_a_guest_is_read() {
     let g1 = guest("mdev/domain/g1.xml");
     let alias = "ua-0b5bd9a1-51c0-4b13-9c6f-1a7f6f4f5d6c";

@@ -18,24 +18,30 @@ fn at(address: &str) -> PciAddress {
     address.parse().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Returns the documents in `tests/data/libvirt-11.3/domain` and `tests/data/topology`, with the files of the same name
-/// that end with `suffix`.
+/// The folders with domain documents, and what QEMU and the guest showed of them.
+const FOLDERS: [&str; 3] = ["libvirt-11.3/domain", "libvirt-12.9/domain", "topology"];
+
+/// Returns the documents in [`FOLDERS`], with the files of the same folder and name that end with `suffix`.
 fn with_companions(suffix: &str) -> Vec<(String, DomainXml, Vec<String>)> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let files = |folder: &str| -> Vec<PathBuf> {
         std::fs::read_dir(data.join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect()
     };
-    let files: Vec<PathBuf> = ["libvirt-11.3/domain", "topology"].into_iter().flat_map(files).collect();
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     let mut found = Vec::new();
-    for document in files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "xml")) {
+    let documents = FOLDERS.iter().flat_map(|folder| files(folder));
+    for document in documents.filter(|path| path.extension().is_some_and(|extension| extension == "xml")) {
         let stem = format!("{}.", document.file_stem().unwrap().to_str().unwrap());
-        let companions =
-            files.iter().filter(|path| name(path).starts_with(&stem) && name(path).ends_with(suffix));
+        let beside = |path: &&PathBuf| path.parent() == document.parent();
+        let all: Vec<_> = FOLDERS.iter().flat_map(|folder| files(folder)).collect();
+        let companions = all
+            .iter()
+            .filter(beside)
+            .filter(|path| name(path).starts_with(&stem) && name(path).ends_with(suffix));
         let companions: Vec<String> = companions.map(|path| std::fs::read_to_string(path).unwrap()).collect();
         if !companions.is_empty() {
-            let guest = domain::parse(&std::fs::read_to_string(document).unwrap()).unwrap();
-            found.push((name(document), guest, companions));
+            let guest = domain::parse(&std::fs::read_to_string(&document).unwrap()).unwrap();
+            found.push((name(&document), guest, companions));
         }
     }
     found

@@ -58,6 +58,8 @@ pub struct Host {
     /// The kinds of the disagreements about each server that hotslot does not resolve by itself, as of the server's last
     /// comparison.
     unresolved: RwLock<BTreeMap<ServerId, Vec<Kind>>>,
+    /// The mediated devices that could not be created again when that was last tried.
+    unmade: RwLock<BTreeSet<Uuid>>,
     /// The rules of the last scan, with the entries that were left out; `None` when the next scan has to compare all
     /// devices. Locked during a scan.
     pub(crate) recorded_by: Mutex<Option<(Arc<Inventory>, Conflicts)>>,
@@ -135,6 +137,7 @@ impl Host {
             mdevs: RwLock::default(),
             held: RwLock::default(),
             unresolved: RwLock::default(),
+            unmade: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
             changing: RwLock::default(),
@@ -155,7 +158,8 @@ impl Host {
         let _ = self.again.send(Recheck::Server(server));
     }
 
-    /// Requests a comparison of a server after a pause, which asks its guest again to release devices.
+    /// Requests a comparison of a server after a pause, which asks its guest again to release devices, and creates its
+    /// missing mediated devices again.
     pub(crate) fn queue_unplug_retry(&self, server: ServerId) {
         let _ = self.again.send(Recheck::Open(server));
     }
@@ -224,6 +228,12 @@ impl Host {
         let mdevs = Arc::new(mdevs);
         *self.mdevs.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&mdevs);
         Ok(mdevs)
+    }
+
+    /// Notes whether a mediated device could not be created again. Returns whether that was not known.
+    pub(crate) fn note_unmade(&self, uuid: Uuid, failed: bool) -> bool {
+        let mut all = self.unmade.write().unwrap_or_else(PoisonError::into_inner);
+        if failed { all.insert(uuid) } else { all.remove(&uuid) }
     }
 
     /// Returns the domain that has a mediated device, whether hotslot attached it or not.

@@ -10,10 +10,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use hotslot_driver::domain::{ControllerModel, DomainXml, Hostdev, PciController, UnplugBy, UserAlias};
+use hotslot_driver::domain::{
+    ControllerModel, DomainXml, Hostdev, MdevHostdev, PciController, UnplugBy, UserAlias,
+};
+use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_driver::topology::Topology;
-use hotslot_model::assignment::InnerSource;
+use hotslot_model::assignment::{InnerAddress, InnerSource};
 use hotslot_model::device::Functions;
 use hotslot_service::error::Error;
 use hotslot_service::hosts::Hosts;
@@ -119,8 +122,10 @@ struct GuestDevice {
     /// Where the device is.
     #[serde(flatten)]
     place: Place,
-    /// The device of the host that is passed through; null for an emulated device.
+    /// The device of the host that is passed through; null for an emulated or a mediated device.
     host_device: Option<PassedThrough>,
+    /// The mediated device; null for every other device.
+    mediated_device: Option<Mediated>,
 }
 
 /// A device of a host that a guest has.
@@ -141,6 +146,22 @@ struct PassedThrough {
     /// The name of the product.
     product_name: Option<String>,
     /// The attachment; null when somebody else put the device there.
+    attachment_id: Option<Uuid>,
+}
+
+/// A mediated device that a guest has.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MediatedDeviceOfGuest)]
+struct Mediated {
+    /// The UUID.
+    mdev_uuid: Uuid,
+    /// The id of its type; null when the host does not have it.
+    mdev_type: Option<String>,
+    /// The address of the function that provides it; null when the host does not have it, and for callers who may not see
+    /// hosts.
+    #[schema(value_type = Option<schema::PciAddress>)]
+    address: Option<PciAddress>,
+    /// Its record, whose id is the UUID; null when somebody else put the device there.
     attachment_id: Option<Uuid>,
 }
 
@@ -168,15 +189,25 @@ pub(super) async fn show(
     let running = view.live.is_some();
     let document = view.live.or(view.persistent).ok_or(Error::NoServer(server))?;
     let attachments = records.attachments_of(server).await?;
-    let verified = attachments.iter().filter(|row| row.hypervisor == host.row.id).filter_map(|row| {
-        let hostdev = document.hostdev(UserAlias(row.id.0))?;
-        let inner = row.inner.filter(|inner| running && inner.source == InnerSource::Verified)?;
-        Some((hostdev.guest?, inner.address))
-    });
-    let mut tree = describe(&document, &host.functions(), &verified.collect());
+    let mut mdevs = records.mdevs().await?;
+    mdevs.retain(|row| row.server == server && row.hypervisor == host.row.id);
+    let seen = |guest: Option<PciAddress>, inner: Option<InnerAddress>| {
+        let inner = inner.filter(|inner| running && inner.source == InnerSource::Verified)?;
+        Some((guest?, inner.address))
+    };
+    let whole = attachments
+        .iter()
+        .filter(|row| row.hypervisor == host.row.id)
+        .filter_map(|row| seen(document.hostdev(UserAlias(row.id.0))?.guest, row.inner));
+    let mediated = mdevs.iter().filter_map(|row| seen(document.mdev(UserAlias(row.id.0))?.guest, row.inner));
+    let verified = whole.chain(mediated).collect();
+    let mut tree = describe(&document, &host.functions(), &host.mdevs(), &verified);
     if !permit.sees_hosts() {
-        let devices = tree.devices.iter_mut().filter_map(|device| device.host_device.as_mut());
-        devices.for_each(|device| device.address = None);
+        for device in &mut tree.devices {
+            let host = device.host_device.as_mut().map(|device| &mut device.address);
+            let parent = device.mediated_device.as_mut().map(|device| &mut device.address);
+            host.into_iter().chain(parent).for_each(|address| *address = None);
+        }
     }
     let pci_topology = PciTopology {
         server_id: view.info.uuid,
@@ -192,7 +223,7 @@ pub(super) async fn show(
 /// The guest addresses that the guest or QEMU reported, by libvirt's addresses.
 type Verified = BTreeMap<PciAddress, PciAddress>;
 
-fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) -> Tree {
+fn describe(document: &DomainXml, functions: &Functions, made: &[Mdev], verified: &Verified) -> Tree {
     let topology = Topology::of(document);
     let place = |address: PciAddress| {
         let (inner_address, inner_address_source) =
@@ -213,9 +244,11 @@ fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) ->
         document.occupied.iter().filter(|address| !ports.contains(address)).collect();
     let devices = addresses.into_iter().map(|address| {
         let hostdev = document.hostdevs.iter().find(|hostdev| hostdev.guest == Some(*address));
+        let mdev = document.mdevs.iter().find(|mdev| mdev.guest == Some(*address));
         GuestDevice {
             place: place(*address),
             host_device: hostdev.map(|hostdev| host_device(hostdev, functions)),
+            mediated_device: mdev.map(|mdev| mediated_device(mdev, made)),
         }
     });
     let devices: Vec<_> = devices.collect();
@@ -264,8 +297,23 @@ fn host_device(hostdev: &Hostdev, functions: &Functions) -> PassedThrough {
         product_id: function.map(|function| function.product_id),
         vendor_name: name(function.and_then(|function| function.vendor_name.as_deref())),
         product_name: name(function.and_then(|function| function.product_name.as_deref())),
-        attachment_id: hostdev.alias.as_deref().and_then(UserAlias::parse).map(|alias| alias.0),
+        attachment_id: recorded(hostdev.alias.as_deref()),
     }
+}
+
+fn mediated_device(hostdev: &MdevHostdev, made: &[Mdev]) -> Mediated {
+    let mdev = made.iter().find(|mdev| mdev.uuid == hostdev.uuid);
+    Mediated {
+        mdev_uuid: hostdev.uuid,
+        mdev_type: mdev.map(|mdev| mdev.mdev_type.clone()),
+        address: mdev.and_then(|mdev| mdev.parent),
+        attachment_id: recorded(hostdev.alias.as_deref()),
+    }
+}
+
+/// Returns the id of the record of a device with this alias; `None` for an alias that is not one of ours.
+fn recorded(alias: Option<&str>) -> Option<Uuid> {
+    alias.and_then(UserAlias::parse).map(|alias| alias.0)
 }
 
 /// Returns libvirt's name of a controller model.
@@ -297,7 +345,8 @@ mod tests {
              <os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os><devices>\
              <controller type='pci' index='0' model='pcie-root'/>{devices}</devices></domain>"
         );
-        let tree = super::describe(&domain::parse(&document).unwrap(), &Functions::new(), &Verified::new());
+        let tree =
+            super::describe(&domain::parse(&document).unwrap(), &Functions::new(), &[], &Verified::new());
         serde_json::to_value(tree).unwrap()
     }
 

@@ -109,12 +109,21 @@ impl<'a> GuestTree<'a> {
     }
 
     fn device(&self, device: &Value) -> Markup {
-        let passed = &device["host_device"];
+        let (passed, mediated) = (&device["host_device"], &device["mediated_device"]);
         let attachment = passed["attachment_id"].as_str();
         let name = passed["product_name"].as_str().unwrap_or("device of the host");
         html! {
             li {
-                @if passed.is_object() {
+                @if mediated.is_object() {
+                    div.entry.passed {
+                        span.name { "mediated device " (mediated["mdev_type"].as_str().unwrap_or_default()) }
+                        @if mediated["attachment_id"].is_null() { (badge("by others", "foreign")) }
+                        @if let (Some(host), Some(address)) = (self.host, mediated["address"].as_str()) {
+                            a.address href=(function_page(host, address)) { (address) }
+                        }
+                        span.facts { (mediated["mdev_uuid"].as_str().unwrap_or_default()) " " (seen_at(device)) }
+                    }
+                } @else if passed.is_object() {
                     div.entry.passed {
                         span.name { (name) }
                         @match attachment.and_then(|id| self.status.get(id)) {

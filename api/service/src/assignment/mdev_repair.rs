@@ -1,6 +1,7 @@
 //! Mediated devices about which host and records disagree: removes stray ones from the host, and creates missing ones
 //! again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
@@ -90,8 +91,19 @@ impl Assignments {
         Ok(Release::Ended)
     }
 
+    /// Returns the servers that have mediated devices by their records which this host does not have.
+    ///
+    /// # Errors
+    /// Errors of the database.
+    pub(super) async fn servers_without_mdevs(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
+        let mut missing = self.store.mdevs().await?;
+        missing.retain(|row| is_missing(host, row));
+        Ok(missing.iter().map(|row| row.server).collect())
+    }
+
     /// Creates the mediated devices again that a shut-off server needs to start: a reboot of the host removes them. The
-    /// work runs in tasks of its own. On a host that is frozen or read-only nothing is created.
+    /// work runs in tasks of its own. On a host that is frozen or read-only nothing is created. What fails is tried again
+    /// after a pause, because nothing tells when the driver of the parent is loaded.
     ///
     /// # Errors
     /// Errors of the database and of the hypervisor while the missing devices are determined.
@@ -101,9 +113,7 @@ impl Assignments {
         server: ServerId,
     ) -> Result<(), Error> {
         let mut missing = self.store.mdevs_of(server).await?;
-        let is_missing = |row: &Mdev| !host.mdevs().iter().any(|mdev| mdev.uuid == row.id.0);
-        missing
-            .retain(|row| row.hypervisor == host.row.id && row.state == State::Attached && is_missing(row));
+        missing.retain(|row| is_missing(host, row));
         if missing.is_empty() {
             return Ok(());
         }
@@ -116,20 +126,25 @@ impl Assignments {
         let view = host.server(server).await?.filter(|view| view.live.is_none());
         let is_to_start =
             |row: &Mdev| view.as_ref().is_some_and(|view| Presence::of(view, UserAlias(row.id.0)).config);
-        missing.retain(|row| is_missing(row) && is_to_start(row));
+        missing.retain(|row| is_missing(host, row) && is_to_start(row));
         for row in missing {
             let Some(guard) = self.in_flight.try_enter(row.id).await? else { continue };
             let (service, host) = (Arc::clone(self), Arc::clone(host));
             actor::spawn_as_current(async move {
                 let row = service.store.mdev(row.id).await?;
-                if let Some(row) = row.filter(|row| row.state == State::Attached)
-                    && let Err(error) = service.make_again(&host, &row).await
-                {
-                    tracing::error!(
-                        host = %host.name, mdev.uuid = %row.id, %error,
-                        "a mediated device could not be created again, and server {server} cannot start without it; \
-                         detach its accelerator"
-                    );
+                if let Some(row) = row.filter(|row| row.state == State::Attached) {
+                    let made = service.make_again(&host, &row).await;
+                    let is_news = host.note_unmade(row.id.0, made.is_err());
+                    if let Err(error) = made {
+                        if is_news {
+                            tracing::error!(
+                                host = %host.name, mdev.uuid = %row.id, %error,
+                                "a mediated device could not be created again, and server {server} cannot start \
+                                 without it; this is tried again until it succeeds, or its accelerator is detached"
+                            );
+                        }
+                        host.queue_unplug_retry(server);
+                    }
                 }
                 drop(guard);
                 Ok::<_, Error>(())
@@ -158,4 +173,11 @@ impl Assignments {
         tracing::warn!(host = %host.name, mdev.uuid = %row.id, "created again on {address}");
         Ok(())
     }
+}
+
+/// Whether a server has a mediated device by its record which the host does not have.
+fn is_missing(host: &Host, row: &Mdev) -> bool {
+    row.hypervisor == host.row.id
+        && row.state == State::Attached
+        && !host.mdevs().iter().any(|mdev| mdev.uuid == row.id.0)
 }

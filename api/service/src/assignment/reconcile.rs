@@ -374,11 +374,18 @@ impl Assignments {
             left.interfaces = todo.interfaces;
             left.functions = functions.unwrap_or_default();
         }
-        if (todo.everything || todo.mdevs)
-            && let Err(error) = host.read_mdevs().await
-        {
-            failed(host, "reading the host's mediated devices", &error);
-            left.mdevs = true;
+        if todo.everything || todo.mdevs {
+            let missing = match host.read_mdevs().await {
+                Ok(_) => self.servers_without_mdevs(host).await,
+                Err(error) => Err(error),
+            };
+            match missing {
+                Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Trigger::Event)),
+                Err(error) => {
+                    failed(host, "reading the host's mediated devices", &error);
+                    left.mdevs = true;
+                }
+            }
         }
     }
 
