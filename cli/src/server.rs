@@ -136,7 +136,7 @@ async fn prepare(
     let lines = [
         column("ID", "/server_id").name(),
         column("Free ports before", "/free_before"),
-        column(if waits { "Free ports after a restart" } else { "Free ports now" }, "/free"),
+        column(if waits { "Free ports at its next start" } else { "Free ports now" }, "/free"),
     ];
     output::show(cli.output, &answer, &lines)?;
     if answer["needs_restart"] == true && !dry_run {
