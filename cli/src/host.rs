@@ -115,7 +115,7 @@ fn profiled(host: &str, entry: &Value) -> Vec<Value> {
 fn wanted(function: &Value) -> String {
     let profile = &function["profile"];
     let said = [
-        profile["vfs"].as_u64().map(|number| format!("{number} VFs")),
+        profile["vfs"].as_u64().map(|number| format!("{number} {}", if number == 1 { "VF" } else { "VFs" })),
         profile["vgpu_type"].as_str().map(str::to_owned),
         profile["driver"].as_str().map(str::to_owned),
     ];

@@ -89,7 +89,9 @@ impl Assignments {
                 let word = |verified: &Result<bool, Error>| match verified {
                     Ok(true) => "done",
                     Ok(false) => "pending",
-                    Err(Error::Hypervisor { error, .. }) if error.kind == ErrorKind::AgentAway => "agent-away",
+                    Err(Error::Hypervisor { error, .. }) if error.kind == ErrorKind::AgentAway => {
+                        "agent-away"
+                    }
                     Err(_) => "failed",
                 };
                 let verified = metrics::step_as(key.kind, "verify", service.verify(&host, key), word).await;

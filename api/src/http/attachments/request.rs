@@ -70,7 +70,7 @@ pub(in crate::http) struct CreateAttachment {
     /// os-hypervisors/{id}/pci_devices/{address}` lists them. It is set before the VF is plugged and taken away after it was
     /// detached. `mdev_type` is the same key.
     #[serde(alias = "mdev_type")]
-    #[schema(min_length = 1, max_length = 128)]
+    #[schema(min_length = 1, max_length = 128, pattern = "^[ -~]+$")]
     vgpu_type: Option<String>,
     /// The MAC address of a VF of a NIC. This key and the following ones apply to such a VF, which is then attached as
     /// `<interface type='hostdev'>`. Only administrators and services may give it.
@@ -190,9 +190,10 @@ impl CreateAttachment {
             ));
         }
         if let Some(of) = &self.vgpu_type
-            && (of.is_empty() || of.len() > MAX_TYPE || of.contains(char::is_control))
+            && (of.is_empty() || of.len() > MAX_TYPE || !of.bytes().all(|byte| matches!(byte, b' '..=b'~')))
         {
-            let reason = format!("write the id or the name of a type, with at most {MAX_TYPE} bytes");
+            let reason =
+                format!("write the id or the name of a type: 1 to {MAX_TYPE} printable characters of ASCII");
             return Err(bad("vgpu_type", &reason));
         }
         let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
