@@ -276,7 +276,7 @@ impl Assignments {
 
     async fn write_vf_count(&self, host: &Host, pf: PciAddress, from: u32, to: u32) -> Result<(), Error> {
         let changed = host.hypervisor.set_vf_count(pf, from, to).await;
-        changed.map_err(host.error(format!("set the number of VFs of {pf} to {to}")))?;
+        changed.map_err(host.error("making what [[profile]] says"))?;
         tracing::warn!(
             host = %host.name, pci.address = %pf,
             "[[profile]]: the number of VFs of {pf} was {from}, and is {to} now"
@@ -287,7 +287,7 @@ impl Assignments {
 
     async fn write_vgpu_type(&self, host: &Host, change: &VgpuChange) -> Result<(), Error> {
         let changed = host.hypervisor.set_vgpu_type(change).await;
-        changed.map_err(host.error(change.operation()))?;
+        changed.map_err(host.error("making what [[profile]] says"))?;
         tracing::warn!(
             host = %host.name, pci.address = %change.address,
             "[[profile]]: the vGPU type of {} was {}, and is {} now",
