@@ -71,7 +71,11 @@ impl Profile {
     pub fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         let mut bad = |key: &str, reason: String| problems.push((key.to_owned(), reason));
-        if let Err(error) = self.spec() {
+        if [&self.vendor_id, &self.product_id, &self.address, &self.devname].iter().all(|key| key.is_none()) {
+            let reason = "the entry names no functions; add vendor_id, product_id, address or devname; every function is \
+                          address = '*'";
+            bad("address", reason.into());
+        } else if let Err(error) = self.spec() {
             bad(error.key.as_deref().unwrap_or("address"), error.reason);
         }
         if !self.is_of_vfs() && self.driver.is_none() {
@@ -256,7 +260,7 @@ mod tests {
     #[test]
     fn an_entry_that_cannot_be_used_is_refused_with_what_is_right() {
         for (entry, key, says) in [
-            ("vfs = 2", "address", "it has none of vendor_id, product_id, address, devname"),
+            ("vfs = 2", "address", "add vendor_id, product_id, address or devname"),
             ("address = '0000:04:00.0'", "vfs", "add vfs, vgpu_type or driver"),
             ("address = '0000:04:00.9'\nvfs = 2", "address", "`9` is above 7"),
             ("vendor_id = 'intel'\nvfs = 2", "vendor_id", "neither hexadecimal nor *"),
