@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use crate::complete;
 use crate::exit::{Exit, Failure};
-use crate::lookup::BEGINNING;
 use crate::value::at;
 
 /// The name of a device: its PCI address, or the id or UUID of its record.
@@ -24,6 +23,9 @@ pub(crate) enum DeviceName {
     /// The beginning of that UUID, in lower case.
     Beginning(String),
 }
+
+/// The minimum length of the beginning of an id that is taken for the id, as in git.
+pub(crate) const BEGINNING: usize = 4;
 
 /// From this length on, a number is taken for the beginning of a UUID: short UUIDs have this length.
 const SHORT: usize = 8;

@@ -7,12 +7,9 @@ use uuid::Uuid;
 
 use crate::Cli;
 use crate::client::{permitted, query_string};
-use crate::device_name::DeviceName;
+use crate::device_name::{BEGINNING, DeviceName};
 use crate::exit::{Exit, Failure};
 use crate::value::at;
-
-/// The minimum length of the beginning of an id that is taken for the id, as in git.
-pub(crate) const BEGINNING: usize = 4;
 
 /// A name as messages show it: an empty one in quotes.
 fn shown(name: &str) -> &str {
