@@ -23,14 +23,16 @@ fn free_ports_are_counted_for_all_devices_of_a_request_together() {
     let q35 = guest(include_str!("../../../tests/data/libvirt-11.3/domain/q35-before.xml"));
     assert_eq!(refused(&q35, &vec![vf.clone(); 7]), None);
     let reason = refused(&q35, &vec![vf.clone(); 8]).unwrap();
-    assert!(reason.contains("8 PCI Express device(s) requested, room for 7; detach"), "{reason}");
+    assert!(reason.contains("8 PCI Express device(s) requested, room for 7; add 1 port(s)"), "{reason}");
     let reason = refused(&q35, &[vf.clone(), edu.clone()]).unwrap();
     assert!(reason.contains("1 conventional PCI device(s) requested, room for 0"), "{reason}");
     assert!(reason.contains("; add a pcie-to-pci-bridge"), "no detach makes a bus for it: {reason}");
     let bridge = "<controller type='pci' index='20' model='pcie-to-pci-bridge'><address type='pci' domain='0' \
                   bus='0' slot='0x1c' function='0'/></controller></devices>";
     let document = include_str!("../../../tests/data/libvirt-11.3/domain/q35-before.xml");
-    let bridged = guest(&document.replace("</devices>", bridge));
+    let held = "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0' bus='6' slot='0' \
+                function='0'/></source><address type='pci' domain='0' bus='0' slot='0x1b' function='0'/></hostdev>";
+    let bridged = guest(&document.replace("</devices>", &(held.to_owned() + bridge)));
     let reason = refused(&bridged, &vec![edu.clone(); 40]).unwrap();
     assert!(reason.contains("; detach a device, or add a pcie-to-pci-bridge"), "{reason}");
 
