@@ -146,6 +146,7 @@ const CLOSED: &str = "grep -q ^0 /sys/module/lab_mdev/refcnt";
 const REMOVED: &str = "! ls /sys/bus/mdev/devices | grep -q .";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn hotslot_is_killed_at_each_step_of_a_mediated_device() {
     let lab = lab().await;
     let path = lab.accelerator("part", json!({ "mdev_type": SMALL })).await;
@@ -208,6 +209,7 @@ async fn expect_back(lab: &Lab, path: &str, uuid: &str) {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn a_mediated_device_is_lost_with_its_driver_and_made_again_for_the_next_start() {
     let lab = lab().await;
     let path = lab.accelerator("part", json!({ "mdev_type": SMALL })).await;
@@ -238,6 +240,7 @@ async fn a_mediated_device_is_made_again_after_a_reboot_of_the_host() {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn an_accelerator_of_several_mediated_devices_is_attached_whole_or_not_at_all() {
     let lab = lab().await;
     let five = lab.accelerator("five", json!({ "mdev_type": SMALL, "num": 5 })).await;

@@ -25,6 +25,7 @@ async fn events(lab: &Lab) -> Vec<Value> {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn vfs_are_made_by_the_helper_at_the_start_and_a_repair_changes_their_number() {
     let lab = Lab::with(&config()).await;
     assert_eq!((vfs(&lab), events(&lab).await), ("2".into(), Vec::new()), "there was nothing to make");
@@ -60,6 +61,7 @@ async fn vfs_are_made_by_the_helper_at_the_start_and_a_repair_changes_their_numb
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn without_the_helper_the_service_starts_and_tells_it() {
     let lab = Lab::with(&config()).await;
     lab.stop();

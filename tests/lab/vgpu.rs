@@ -44,6 +44,7 @@ fn in_guest(lab: &Lab) -> usize {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn a_vgpu_is_made_plugged_unplugged_and_taken_away() {
     let (lab, [first, second]) = lab().await;
     let pf = lab.sh("lab-devices igb-pf");
@@ -79,6 +80,7 @@ async fn a_vgpu_is_made_plugged_unplugged_and_taken_away() {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn a_kill_leaves_no_type_and_a_type_of_somebody_else_stays() {
     let (lab, [first, second]) = lab().await;
     lab.sh(&format!("echo 1101 >/sys/bus/pci/devices/{first}/nvidia/current_vgpu_type"));
