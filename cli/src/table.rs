@@ -394,7 +394,10 @@ ID         NAME   ADDRESS        STATUS
 "
         );
         let tiny = shown(26, &[item("busy")]);
-        assert!(tiny.lines().all(|line| line.len() <= 26) && tiny.contains("ADDRESS: 0000:17:00.0"), "{tiny}");
+        assert!(
+            tiny.lines().all(|line| line.len() <= 26) && tiny.contains("ADDRESS: 0000:17:00.0"),
+            "{tiny}"
+        );
         assert_eq!(shown(80, &[item("-")]).lines().count(), 2);
         let entry =
             json!({ "id": "3f0c7c2e", "entry": r#"{"vendor_id": "8086", "address": "0000:3b:00.1"}"# });

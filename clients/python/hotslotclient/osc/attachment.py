@@ -20,8 +20,8 @@ _LONG = {**_SHORT, "inner_address_source": "Inner Address Source", "host": "Host
          "holder": "Holder", "created_at": "Created At", "ended_at": "Ended At", "status_reason": "Status Reason"}
 _FIELDS = ("id", "server_id", "alias", "vendor_id", "product_id", "host", "address", "inner_address",
            "inner_address_source", "status", "status_reason", "is_persistent", "is_forced", "whole_group", "holder",
-           "vgpu_type", "mac_address", "vlan", "physical_network", "is_trusted", "is_spoof_checked", "link_state", "min_tx_rate",
-           "max_tx_rate", "request_id", "created_at", "attached_at", "updated_at", "ended_at")
+           "vgpu_type", "mac_address", "vlan", "physical_network", "is_trusted", "is_spoof_checked", "link_state",
+           "min_tx_rate", "max_tx_rate", "request_id", "created_at", "attached_at", "updated_at", "ended_at")
 
 _ADDRESS = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
@@ -64,8 +64,8 @@ class AttachDevice(command.Lister):
         )
         parser.add_argument(
             "--vgpu-type", metavar="<type>",
-            help="Type of virtual GPU that the VFs are to be of, for VFs whose driver makes virtual GPUs of them: its id, "
-                 "its name or the number of the vendor",
+            help="Type of virtual GPU that the VFs are to be of, for VFs whose driver makes virtual GPUs of them: its "
+                 "id, its name or the number of the vendor",
         )
         parser.add_argument("--mac-address", metavar="<address>", help="MAC address of the VF of a NIC")
         parser.add_argument("--vlan", metavar="<tag>", type=int, help="VLAN tag of the VF of a NIC, 1 to 4094")
