@@ -288,7 +288,7 @@ impl Part {
         }
         let rows: Vec<Value> = self.rows.iter().take(most).map(|row| json!(row)).collect();
         let columns = self.columns.iter().enumerate().map(|(index, (title, width))| {
-            let column = Column::new(*title, move |row| at(&row[index], ""));
+            let column = Column::new(title, move |row| at(&row[index], ""));
             if *width == Constraint::Fill(1) { column.wrapped() } else { column }
         });
         format!("{}:\n{}", self.title, table(&rows, &columns.collect::<Vec<_>>(), false, true))

@@ -12,9 +12,12 @@ use crate::value::at;
 /// Prints the versions. When no service answers, those of this program.
 pub(crate) async fn run(cli: anyhow::Result<Cli>, output: Output) -> anyhow::Result<Exit> {
     let answer = match cli {
-        Ok(cli) => of_service(&cli).await.map_err(|failure| match failure.exit() {
-            Exit::NotPermitted => format!("it answers, but does not show its version to you: {failure}"),
-            _ => failure.to_string(),
+        Ok(cli) => of_service(&cli).await.map_err(|failure| {
+            if failure.exit() == Exit::NotPermitted {
+                format!("it answers, but does not show its version to you: {failure}")
+            } else {
+                failure.to_string()
+            }
         }),
         Err(error) => Err(format!("{error:#}")),
     };

@@ -128,17 +128,17 @@ pub fn available() -> Result<(), Error> {
 
 fn connect(socket: &Path, operation: &str) -> Result<UnixStream, Error> {
     UnixStream::connect(socket).map_err(|error| {
-        let why = match error.kind() {
-            IoKind::NotFound | IoKind::ConnectionRefused => {
-                "the helper of hotslot does not run, and only root may change files of sysfs; run systemctl enable --now \
-                 hotslot-helper.socket on the host"
-                    .to_owned()
-            }
-            IoKind::PermissionDenied => format!(
+        let why = if matches!(error.kind(), IoKind::NotFound | IoKind::ConnectionRefused) {
+            "the helper of hotslot does not run, and only root may change files of sysfs; run systemctl enable --now \
+             hotslot-helper.socket on the host"
+                .to_owned()
+        } else if error.kind() == IoKind::PermissionDenied {
+            format!(
                 "the helper of hotslot serves only the user hotslot ({}: {error}); run the service as that user",
                 socket.display()
-            ),
-            _ => format!("the helper of hotslot cannot be reached: {}: {error}", socket.display()),
+            )
+        } else {
+            format!("the helper of hotslot cannot be reached: {}: {error}", socket.display())
         };
         Error::new(ErrorKind::Unsupported, operation, format!("{why} (docs/devices.md, \"The helper\")"))
     })
