@@ -82,6 +82,7 @@ async fn status(lab: &Lab, path: &str) -> Value {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn mediated_devices_of_two_types_share_a_card_and_are_told_apart_by_the_guest() {
     let lab = lab().await;
     let edu = lab.sh("lab-devices edu");
