@@ -1,4 +1,5 @@
-//! The settings of a VF of a NIC that its PF enforces, and for which libvirt has no word.
+//! The settings of a VF of a NIC that its PF enforces, and for which libvirt has no word; and what a change of the number of
+//! VFs needs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -70,6 +71,24 @@ impl fmt::Display for VfLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// Checks a change of the number of VFs of a PF that has `now` VFs and supports at most `most`. Returns false when it has the
+/// new number already.
+///
+/// # Errors
+/// Why the number cannot be changed.
+pub(crate) fn check_count(now: u32, from: u32, to: u32, most: u32) -> Result<bool, String> {
+    if now == to {
+        return Ok(false);
+    }
+    if now != from {
+        return Err(format!("it has {now} VFs, and {from} were expected"));
+    }
+    if to > most {
+        return Err(format!("it supports at most {most} VFs"));
+    }
+    Ok(true)
 }
 
 impl VfSettings {

@@ -6,7 +6,8 @@
 //! calls        runs all blocking calls: threads, limits, spans
 //! error        libvirt's error → ErrorKind
 //! event_loop   libvirt's event loop, one thread per process
-//! vgpu         the types of virtual GPUs of VFs, which libvirt does not know; vf_count: the number of VFs of a PF
+//! vgpu         the types of virtual GPUs of VFs, which libvirt does not know
+//! helper       changes of the machine for which libvirt has no call
 //! mdev         the mediated devices of a host
 //! ffi          libvirt's callbacks → events; the only unsafe code
 //! ```
@@ -18,10 +19,10 @@ mod calls;
 mod error;
 mod event_loop;
 mod ffi;
+mod helper;
 mod link;
 mod mdev;
 mod options;
-mod vf_count;
 mod vgpu;
 
 pub use options::Options;
@@ -47,7 +48,6 @@ use self::mdev::{as_read, mdevs};
 use crate::calls_out::Subject;
 use crate::capture::Documents;
 use crate::device::HostDevice;
-use crate::helper;
 use crate::hypervisor::{
     DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor,
     OverdueCall, Scope,
@@ -255,7 +255,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn may_set_vgpu_types(&self) -> Result<(), Error> {
-        helper::available()
+        crate::helper::available()
     }
 
     async fn set_vgpu_type(&self, change: &VgpuChange) -> Result<(), Error> {

@@ -1,8 +1,8 @@
-//! Reads the host's files below a directory.
+//! Reads and replaces the host's files below a directory.
 
 use std::cell::RefCell;
 use std::fmt::Display;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -30,6 +30,15 @@ impl Root {
 
     pub(super) fn read(&self, path: impl AsRef<Path>) -> io::Result<String> {
         fs::read(self.at(path)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Replaces what a file has. A file that is not there does not come into being: the driver does not have it.
+    ///
+    /// # Errors
+    /// The error of the kernel, which for a file of sysfs is that of the driver.
+    pub(super) fn overwrite(&self, path: impl AsRef<Path>, text: &str) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).truncate(true).open(self.at(path))?;
+        file.write_all(text.as_bytes())
     }
 
     /// Reads a file of process 1, the host's init, whose mounts and network are those of the host. Those of the service

@@ -1,12 +1,11 @@
 //! The number of VFs of a PF, in its file in sysfs.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
 use std::path::Path;
 
 use super::root::Root;
 use crate::hypervisor::{Error, ErrorKind};
 use crate::pci::PciAddress;
+use crate::vf;
 
 /// Why the number of VFs of a host that is or may be another machine cannot be changed.
 pub const OF_ANOTHER_MACHINE: &str = "the host is another machine, and its files can be changed only there; run a service \
@@ -27,20 +26,13 @@ pub fn set_vf_count(sysroot: &Path, pf: PciAddress, from: u32, to: u32) -> Resul
     let (Some(most), Some(now)) = (number("sriov_totalvfs"), number("sriov_numvfs")) else {
         return Err(failed(ErrorKind::NoDevice, "it is no PF, or sysfs does not show it".into()));
     };
-    if now == to {
+    if !vf::check_count(now, from, to, most).map_err(|reason| failed(ErrorKind::Refused, reason))? {
         return Ok(());
     }
-    if now != from {
-        return Err(failed(ErrorKind::Refused, format!("it has {now} VFs, and {from} were expected")));
-    }
-    if to > most {
-        return Err(failed(ErrorKind::Refused, format!("it supports at most {most} VFs")));
-    }
-    let file = root.at(device.join("sriov_numvfs"));
-    let written = OpenOptions::new().write(true).truncate(true).open(&file);
-    let written = written.and_then(|mut file| file.write_all(to.to_string().as_bytes()));
-    written.map_err(|error| failed(ErrorKind::Refused, format!("{}: {error}", file.display())))?;
-    let now = fs::read_to_string(&file).unwrap_or_default();
+    let file = device.join("sriov_numvfs");
+    let written = root.overwrite(&file, &to.to_string());
+    written.map_err(|error| failed(ErrorKind::Refused, format!("{}: {error}", root.at(&file).display())))?;
+    let now = root.read(&file).unwrap_or_default();
     if now.trim() == to.to_string() {
         return Ok(());
     }
@@ -49,6 +41,8 @@ pub fn set_vf_count(sysroot: &Path, pf: PciAddress, from: u32, to: u32) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

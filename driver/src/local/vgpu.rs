@@ -1,7 +1,5 @@
 //! The types of virtual GPUs of VFs, in the files of their drivers.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
 use std::path::Path;
 
 use super::root::Root;
@@ -47,18 +45,13 @@ pub fn set_vgpu_type(sysroot: &Path, change: &VgpuChange) -> Result<(), Error> {
     }
     let number = vendor.number(change.to.as_deref());
     let number = number.ok_or_else(|| failed(ErrorKind::Refused, "there is no such type".to_owned()))?;
-    let file = root.at(DEVICES).join(change.address.to_string()).join(&vendor.current);
-    // Without `create`: a file that the driver does not have must not come into being.
-    let written = OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .open(&file)
-        .and_then(|mut file| file.write_all(format!("{number}\n").as_bytes()));
-    let now = fs::read_to_string(&file).ok().and_then(|text| vendor.read_current(&text));
+    let file = Path::new(DEVICES).join(change.address.to_string()).join(&vendor.current);
+    let written = root.overwrite(&file, &format!("{number}\n"));
+    let now = root.read(&file).ok().and_then(|text| vendor.read_current(&text));
     match written {
         // Some drivers have taken the type away themselves when the guest stopped, and then refuse to do so.
         _ if now == change.to => Ok(()),
-        Err(error) => Err(failed(ErrorKind::Refused, format!("{}: {error}", file.display()))),
+        Err(error) => Err(failed(ErrorKind::Refused, format!("{}: {error}", root.at(&file).display()))),
         Ok(()) => {
             let now = now.unwrap_or_else(|| "none".to_owned());
             Err(failed(ErrorKind::Refused, format!("the driver accepted it, and the type is {now}")))
@@ -86,6 +79,8 @@ fn find(root: &Root, address: PciAddress) -> Option<(&'static Vendor, VgpuVf)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -10,6 +10,7 @@ use super::refusal::{self, Refusal};
 use crate::device::Role;
 use crate::hypervisor::{ErrorKind, Lifecycle};
 use crate::pci::PciAddress;
+use crate::vf;
 
 impl Host {
     /// Changes the number of VFs of a PF from one that it must have before, as the kernel does: to 0, or from 0.
@@ -21,14 +22,10 @@ impl Host {
         };
         let there = self.devices.virtual_functions(&device.info);
         let now = u32::try_from(there.len()).unwrap_or(u32::MAX);
-        if now == to {
-            return Ok(());
-        }
-        if now != from {
-            return refused(format!("it has {now} VFs, and {from} were expected"));
-        }
-        if to > max_vfs {
-            return refused(format!("it supports at most {max_vfs} VFs"));
+        match vf::check_count(now, from, to, max_vfs) {
+            Ok(false) => return Ok(()),
+            Ok(true) => {}
+            Err(reason) => return refused(reason),
         }
         if now > 0 {
             // The kernel waits here for a guest that has one.
