@@ -24,8 +24,9 @@ Examples:
   hotslot token create ci --role member --project 7c1f --expires 90d
   hotslot token list
   hotslot token revoke ci
-The file is [identity] tokens of the configuration (--config, or /etc/hotslot/hotslot.toml), or /etc/hotslot/tokens. When root makes it, it gets the owner of the \
-database, or of the configuration where the database is PostgreSQL, so that the service can read it.";
+The file is [identity] tokens of the configuration (--config, or /etc/hotslot/hotslot.toml), or /etc/hotslot/tokens. \
+When root makes it, it gets the owner of the database, or of the configuration where the database is PostgreSQL, so \
+that the service can read it.";
 
 /// The file, when no configuration names another one.
 const FILE: &str = "/etc/hotslot/tokens";
@@ -67,20 +68,11 @@ impl TokenCommand {
         let config = config.or(found);
         let loaded = config.map(Config::load).transpose()?.unwrap_or_default();
         let path = loaded.identity.tokens.unwrap_or_else(|| PathBuf::from(FILE));
-        let database = sqlite_file(&loaded.database.url).ok().and_then(|file| {
-            // The service may never have run; then its directory tells who it is.
-            [Some(file.as_path()), file.parent()]
-                .into_iter()
-                .flatten()
-                .find(|path| path.exists())
-                .map(Path::to_owned)
-        });
-        let file = TokenFile::open(&path).map_err(failure)?;
-        let like = database.or_else(|| config.map(Path::to_owned));
-        let mut file = match like {
-            Some(like) => file.owned_like(like),
-            None => file,
-        };
+        // The service may never have run; then the directory of its database tells who it is.
+        let database = sqlite_file(&loaded.database.url).ok();
+        let database = database.iter().flat_map(|file| file.ancestors().take(2)).find(|path| path.exists());
+        let like = database.or(config).map(Path::to_owned);
+        let mut file = TokenFile::open(&path).map_err(failure)?.owned_like(like);
         match self {
             Self::Create(create) => {
                 let roles: BTreeSet<_> = create.roles.iter().map(|role| role.to_ascii_lowercase()).collect();

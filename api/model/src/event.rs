@@ -97,7 +97,8 @@ string_enum! {
         HostVfs = "host.vfs",
         /// The vGPU type of a VF was changed to what the profile of its host says. `from` and `to` are the types.
         HostVgpuType = "host.vgpu_type",
-        /// What the profile of a host says could not be made when the host was followed anew. `to` is what was to be made.
+        /// VFs or a vGPU type of the profile of a host could not be made, at the start or after a reconnect. `to` is what was to
+        /// be made.
         HostProfileFailed = "host.profile_failed",
         /// Requests of one caller were refused. `to` has the last request and how many there were.
         RequestRefused = "request.refused",

@@ -61,7 +61,7 @@ impl Kept {
         let _free = self.free.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
         // A connection is dropped, and so tested, when the caller has gone or the statement has failed.
         let mut connection = self.connection().await?;
-        let done = at_once(&mut connection, None, std::iter::once(query)).await?;
+        let done = at_once(&mut connection, false, std::iter::once(query)).await?;
         let mut idle = self.idle();
         // A connection that is kept after `close` has cleared them would never be closed.
         if !self.free.is_closed() {
@@ -429,8 +429,7 @@ impl Transaction {
                     // Together with other statements, SQLite would keep these prepared once for each name of a savepoint.
                     sqlx::raw_sql(AssertSqlSafe(savepoint(before))).execute(&mut **connection).await?;
                 }
-                let begin = (!was_begun && before == 0).then_some("BEGIN IMMEDIATE");
-                at_once(connection, begin, queries).await
+                at_once(connection, !was_begun && before == 0, queries).await
             }
             Some(Open::Postgres(transaction)) => {
                 let mut done = Done::default();
@@ -464,18 +463,18 @@ impl Done {
     }
 }
 
-/// How many statements a long transaction sends together. SQLite keeps what it has prepared of them, so that the next ones with
-/// the same texts are not prepared again.
+/// How many statements a long transaction sends together. SQLite keeps what it has prepared of up to so many, so that the next
+/// ones with the same texts are not prepared again; of more it would be much.
 const TOGETHER: usize = 16;
 
-/// Sends statements to SQLite in one exchange. `begin` comes first and has no result.
+/// Sends statements to SQLite in one exchange. With `begins`, the transaction of the database begins with them.
 async fn at_once(
     connection: &mut SqliteConnection,
-    begin: Option<&str>,
+    begins: bool,
     queries: impl Iterator<Item = Query>,
 ) -> sqlx::Result<Done> {
     let (mut text, mut values) = (String::new(), SqliteArguments::default());
-    text.extend(begin);
+    text.extend(begins.then_some("BEGIN IMMEDIATE"));
     let mut count = 0;
     for query in queries {
         count += 1;
@@ -484,12 +483,11 @@ async fn at_once(
         }
         query.append(&mut text, &mut values).map_err(sqlx::Error::Encode)?;
     }
-    // SQLite keeps what it has prepared of a text, which is much for many statements.
     let statements = sqlx::query_with(AssertSqlSafe(text), values).persistent(count <= TOGETHER);
     let results: Vec<_> = connection.fetch_many(statements).try_collect().await?;
     let mut done = Done::default();
     done.add(results, |result| result.rows_affected(), Row::Sqlite);
-    if begin.is_some() {
+    if begins {
         done.written.remove(0);
         done.rows.iter_mut().for_each(|(statement, _)| *statement -= 1);
     }

@@ -39,7 +39,7 @@ impl Network {
 }
 
 string_enum! {
-    /// Whose the type of a VF is that is a virtual GPU.
+    /// Who has set the type of a VF that is a virtual GPU.
     VgpuOwner {
         /// The VF had it before the attachment.
         Others = "others",
@@ -55,7 +55,7 @@ string_enum! {
 pub struct Vgpu {
     /// The id of the type.
     pub id: String,
-    /// Whose it is.
+    /// Who has set it.
     pub owner: VgpuOwner,
 }
 

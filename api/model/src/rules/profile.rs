@@ -120,7 +120,7 @@ impl Profile {
 pub struct ProfileEntry {
     /// The place among all entries, from 0.
     pub index: usize,
-    /// What the file says.
+    /// The keys of the entry.
     pub profile: Profile,
     spec: DeviceSpec,
 }

@@ -1,7 +1,7 @@
 //! The host profile: makes the VFs and vGPU types that the configuration says, and compares a host with it.
 //!
-//! What is absent is made when the host is followed anew, before the records are compared with the host: at the start of
-//! the service, and after a reconnect. Every other difference is only shown, and changed when somebody requests a repair.
+//! VFs and types that are absent are made at the start of the service and after a reconnect, before the records are compared
+//! with the host. Every other difference is only shown, and changed when somebody requests a repair.
 //! Nothing about it is on record: what the host has is the truth, so that a change that was cut short is found again.
 
 use std::collections::BTreeSet;
@@ -37,7 +37,7 @@ pub struct Profiled {
     pub differences: Vec<Finding>,
 }
 
-/// What a host has, as far as its profile is about it.
+/// The state of a host that is compared with its profile.
 struct Seen {
     profiles: Profiles,
     functions: Functions,

@@ -3,8 +3,9 @@
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and at the configured
 //! interval.
 //!
-//! Each host has two tasks. `follow` only reads the host and writes records. Except for what the profile says, which is
-//! made before the first comparison and for a limited time, it never waits for a call that changes the host, nor for a lock that is held during such a call, so that it sees events at once. `rebind_in_background` rebinds
+//! Each host has two tasks. `follow` only reads the host and writes records. It never waits for a call that changes the
+//! host, nor for a lock that is held during such a call, so that it sees events at once; the one exception is the profile,
+//! whose changes are made before the first comparison and waited for during a limited time. `rebind_in_background` rebinds
 //! functions to their host drivers; it may wait for both.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
 //! Virtual GPUs on VFs: a VF gets its type before it is plugged, and loses it after its attachment has ended.
 //!
-//! That the type is hotslot's is recorded before it is set. So a service that was killed in between takes it away when the
-//! attachment has ended, like any other. A type is taken away only while it is the recorded one and no open attachment has
+//! The record says that the type is hotslot's before it is set. So a service that was killed in between takes it away when
+//! the attachment has ended, like any other. A type is taken away only while it is the recorded one and no open attachment has
 //! the VF; one that somebody else has set is never changed. All changes of a VF are made one after another.
 
 use std::collections::{BTreeMap, HashMap};

@@ -284,7 +284,7 @@ fn unusable() -> Unidentified {
 /// A file of tokens that a command changes. Only one command changes it at a time.
 pub struct TokenFile {
     path: PathBuf,
-    /// Whose owner a new file gets.
+    /// The file whose owner a new file of tokens gets.
     like: Option<PathBuf>,
     /// The tokens.
     pub tokens: Vec<Token>,
@@ -324,10 +324,10 @@ impl TokenFile {
         Ok(Self { path: path.to_owned(), like: None, tokens: load(path)?, _turn: turn })
     }
 
-    /// A file that does not exist yet gets the owner of another one, such as the database of the service, when root makes it.
+    /// A file that does not exist yet gets the owner of `like`, such as the database of the service, when root makes it.
     #[must_use]
-    pub fn owned_like(self, file: PathBuf) -> Self {
-        Self { like: Some(file), ..self }
+    pub fn owned_like(self, like: Option<PathBuf>) -> Self {
+        Self { like, ..self }
     }
 
     /// Makes a token that is valid from now on, and returns its text, which is nowhere on record.
@@ -453,7 +453,7 @@ mod tests {
         let (path, database) = (dir.path().join("tokens"), dir.path().join("hotslot.db"));
         fs::write(&database, "").unwrap();
         std::os::unix::fs::chown(&database, Some(4711), Some(4712)).unwrap();
-        let mut file = TokenFile::open(&path).unwrap().owned_like(database);
+        let mut file = TokenFile::open(&path).unwrap().owned_like(Some(database));
         file.create("ci", roles(&["reader"]), None, None).unwrap();
         let owner = || fs::metadata(&path).map(|made| (made.uid(), made.gid(), made.mode() & 0o777)).unwrap();
         assert_eq!(owner(), (4711, 4712, 0o600));
