@@ -17,6 +17,7 @@ async fn bound(lab: &Lab, vf: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn unplug_completes_after_a_reset_and_is_repeated_for_a_booting_guest() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;

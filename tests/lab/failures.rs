@@ -58,6 +58,7 @@ async fn both_functions_of_an_iommu_group_are_attached_without_a_flag() {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn devices_attached_by_others_are_not_taken() {
     let lab = Lab::fresh().await;
     lab.sh("guest boot q35b");

@@ -288,6 +288,7 @@ fn as_nova_reads(lab: &Lab, arq: &Value) -> String {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn an_accelerator_request_has_the_handle_of_a_mediated_device() {
     const V2: &str = "/accelerator/v2";
     const ARQS: &str = "/accelerator/v2/accelerator_requests";

@@ -116,6 +116,7 @@ async fn libvirtd_is_stopped_for_longer_than_the_call_time_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make long-lab-test"]
 async fn libvirtd_is_killed_and_restarted_during_attach_and_detach() {
     let lab = Lab::fresh().await;
     let watch = lab.watch();

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hotslot_driver::sim::generate::{Size, guest_uuid};
-use hotslot_tests::lab::{Lab, PATIENCE, environment, id, release, sh};
+use hotslot_tests::lab::{Lab, PATIENCE, environment, id, program, sh};
 use hotslot_tests::link::{Link, State};
 use hotslot_tests::{Hotslot, path};
 use serde_json::{Value, json};
@@ -87,7 +87,7 @@ async fn an_unreachable_host_does_not_affect_the_two_others() {
     lab.put(keys, "/run/");
     lab.forward(TLS, "16514");
     lab.sh(LISTEN);
-    let mut service = Hotslot::of(&release(), &config(&by_tls, &near), PATIENCE);
+    let mut service = Hotslot::of(&program(), &config(&by_tls, &near), PATIENCE);
     lab.api = service.clone();
     lab.ready().await;
     breaks(&lab, "TLS", &tls).await;
@@ -137,7 +137,7 @@ uri = "{far}"
 "#
         )
     };
-    let service = Hotslot::of(&release(), &config(r#"'{"address": "*"}'"#), PATIENCE);
+    let service = Hotslot::of(&program(), &config(r#"'{"address": "*"}'"#), PATIENCE);
     lab.api = service.clone();
     lab.ready().await;
     for alias in ["disk", "management", "nvme", "card"] {
@@ -157,7 +157,7 @@ uri = "{far}"
     drop(service);
 
     let service = Hotslot::of(
-        &release(),
+        &program(),
         &config(&format!(r#"'{{"address": "{card}"}}', '{{"address": "*"}}'"#)),
         PATIENCE,
     );

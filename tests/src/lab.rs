@@ -91,9 +91,11 @@ impl Watch {
     }
 }
 
-/// The binary that runs in the lab.
-pub fn release() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/hotslot")
+/// The program that runs in the lab: the file that the environment variable `BINARY` names, relative to the top of the
+/// repository, or the release.
+pub fn program() -> PathBuf {
+    let binary = std::env::var_os("BINARY").unwrap_or_else(|| "target/release/hotslot".into());
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(binary)
 }
 
 /// Returns a value of the file in which `vagrant/up` describes how to reach the VM.
@@ -134,7 +136,7 @@ impl Lab {
             "cd /etc/hotslot; rm -rf /var/lib/hotslot; printf '%s' '{config}' >hotslot.toml; \
              chmod 600 hotslot.toml; chown hotslot: hotslot.toml"
         ));
-        lab.put(&release(), "/usr/bin/hotslot");
+        lab.put(&program(), "/usr/bin/hotslot");
         lab.forward(PORT, "/run/hotslot/api.sock");
         lab.serve().await;
         lab
