@@ -45,7 +45,7 @@ impl Query {
         Ok(match on {
             Executor::Pool(Pool::Sqlite(pool)) => pool.run(self).await?.0,
             Executor::Pool(Pool::Postgres(pool)) => {
-                soon(self.postgres().execute(pool)).await?.rows_affected()
+                soon(self.postgres()?.execute(pool)).await?.rows_affected()
             }
             Executor::Transaction(tx) => tx.run(self).await?.0,
         })
@@ -78,7 +78,7 @@ impl Query {
         let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
         Ok(match on {
             Executor::Pool(Pool::Sqlite(pool)) => pool.run(self).await?.1,
-            Executor::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres().fetch_all(pool)).await?),
+            Executor::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres()?.fetch_all(pool)).await?),
             Executor::Transaction(tx) => tx.run(self).await?.1,
         })
     }

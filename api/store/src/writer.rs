@@ -22,7 +22,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
 use crate::error::Error;
 use crate::failure::again;
 use crate::metrics::Call;
-use crate::sql::{Query, Row, soon};
+use crate::sql::{Query, ROWS, Row, soon};
 
 /// A pool of connections.
 #[derive(Debug, Clone)]
@@ -347,7 +347,11 @@ impl Transaction {
 
     /// Runs a statement whose result is not needed, at the latest before the transaction ends.
     pub(super) fn put(&mut self, query: Query) {
-        self.later.push((query, false));
+        let query = match self.later.last_mut() {
+            Some((last, false)) => last.with_row_of(query),
+            _ => Some(query),
+        };
+        self.later.extend(query.map(|query| (query, false)));
     }
 
     /// As [`put`](Self::put), for a statement that has to write one row. When it does not, [`flush`](Self::flush) returns
@@ -376,7 +380,7 @@ impl Transaction {
 
     /// Whether so many statements are put off that they are to be sent.
     pub(super) fn is_full(&self) -> bool {
-        self.later.len() >= TOGETHER
+        self.later.len() >= TOGETHER || self.later.last().is_some_and(|(last, _)| last.rows() == ROWS)
     }
 
     /// Ends the transaction with the work done. It is committed together with others that have the turn before the next
@@ -435,7 +439,7 @@ impl Transaction {
                 let mut done = Done::default();
                 for query in queries {
                     let results: Vec<_> =
-                        soon((&mut **transaction).fetch_many(query.postgres()).try_collect()).await?;
+                        soon((&mut **transaction).fetch_many(query.postgres()?).try_collect()).await?;
                     done.add(results, |result| result.rows_affected(), Row::Postgres);
                 }
                 Ok(done)
@@ -475,15 +479,17 @@ async fn at_once(
 ) -> sqlx::Result<Done> {
     let (mut text, mut values) = (String::new(), SqliteArguments::default());
     text.extend(begins.then_some("BEGIN IMMEDIATE"));
-    let mut count = 0;
+    let (mut count, mut come_again) = (0, true);
     for query in queries {
         count += 1;
+        come_again &= query.comes_again();
         if !text.is_empty() {
             text.push(';');
         }
         query.append(&mut text, &mut values).map_err(sqlx::Error::Encode)?;
     }
-    let statements = sqlx::query_with(AssertSqlSafe(text), values).persistent(count <= TOGETHER);
+    let statements =
+        sqlx::query_with(AssertSqlSafe(text), values).persistent(come_again && count <= TOGETHER);
     let results: Vec<_> = connection.fetch_many(statements).try_collect().await?;
     let mut done = Done::default();
     done.add(results, |result| result.rows_affected(), Row::Sqlite);
