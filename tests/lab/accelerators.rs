@@ -75,6 +75,7 @@ async fn devices_that_the_host_needs_are_refused_as_accelerators() {
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn concurrent_requests_through_three_apis_assign_a_device_once() {
     const V2: &str = "/accelerator/v2";
     let vf = sh("lab-devices igb-vf0");

@@ -9,6 +9,7 @@ use serde_json::json;
 pub const INTERFACES: &str = "cat /sys/bus/pci/devices/*/net/*/ifindex | sort -n | tr '\\n' ' '";
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn refusals_change_nothing() {
     let lab = Lab::fresh().await;
     let before = lab.sh(INTERFACES);
@@ -35,6 +36,7 @@ async fn refusals_change_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn both_functions_of_an_iommu_group_are_attached_without_a_flag() {
     let lab = Lab::fresh().await;
     // The second and third e1000e share a group and are bound to host drivers.
@@ -129,6 +131,7 @@ async fn a_group_opened_by_another_process_is_409() {
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn an_unmanaged_device_must_be_bound_by_the_operator() {
     let spec = r#"'{"vendor_id": "8086", "product_id": "10ca"}'"#;
     let unmanaged = r#"'{"vendor_id": "8086", "product_id": "10ca", "managed": "false"}'"#;

@@ -16,6 +16,7 @@ async fn shown(lab: &Lab, device: &Value, as_what: &str) {
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn two_vfs_go_to_two_guests_then_their_pf_and_new_vfs_are_discovered() {
     const PF: &str =
         r#"'{"name": "pf", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',"#;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn libvirtd_is_restarted_and_killed_while_a_device_is_attached() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;

@@ -5,6 +5,7 @@ use hotslot_tests::path;
 use serde_json::json;
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn a_reboot_changes_nothing() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;
@@ -46,6 +47,7 @@ async fn a_device_is_present_again_after_shutdown_and_start() {
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn a_device_added_to_the_definition_is_present_after_the_start() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("i440fx", "vf").await;
@@ -61,6 +63,7 @@ async fn a_device_added_to_the_definition_is_present_after_the_start() {
 const KILL: &str = "kill -KILL $(cat /run/libvirt/qemu/q35.pid)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn qemu_is_killed_with_a_device_and_during_attach_and_detach() {
     let lab = Lab::fresh().await;
     let off = "virsh -q domstate q35";

@@ -112,6 +112,7 @@ fn ssh_uri(port: u16, programs: &Path) -> String {
 /// An entry that matches everything does not offer devices that the remote host may need, because its guards cannot be
 /// read.
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn disks_and_nics_of_a_remote_host_are_offered_only_by_address() {
     let mut lab = Lab::idle();
     let before = lab.sh(INTERFACES);

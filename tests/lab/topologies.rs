@@ -21,6 +21,7 @@ async fn a_vf_binds_its_driver_in_the_guest_and_comes_back_to_the_host() {
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn two_vfs_at_once() {
     let lab = Lab::fresh().await;
     let answer = lab.attach(id("q35"), "vf:2").await.expect(200);
@@ -37,6 +38,7 @@ async fn two_vfs_at_once() {
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn plain_q35() {
     agrees("q35", &["vf", "e1000e", "nvme", "vf"]).await;
 }
@@ -47,11 +49,13 @@ async fn switch_and_conventional_bridge() {
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn expander_bus() {
     agrees("pxb", &["vf", "e1000e", "vf"]).await;
 }
 
 #[tokio::test]
+#[ignore = "takes a minute or more: make long-lab-test"]
 async fn i440fx() {
     agrees("i440fx", &["vf", "edu", "e1000e"]).await;
 }
