@@ -88,7 +88,7 @@ impl Assignments {
         let mut functions = Functions::new();
         devices.into_iter().for_each(|device| functions.insert(device));
         let vgpus = if profiles.have_types() {
-            match host.hypervisor.vgpu_vfs().await {
+            match host.hypervisor.vgpu_vfs(None).await {
                 Err(error) if error.kind == ErrorKind::Unsupported => None,
                 answer => Some(answer.map_err(host.error("read the vGPU types of VFs"))?),
             }
