@@ -238,6 +238,9 @@ fn lines() -> Vec<Column<'static>> {
         column("Network", "/net"),
         column("Block", "/block"),
         column("Serial", "/serial"),
+        Column::new("vGPU type", |device| at(device, "/vgpu_type")),
+        Column::new("vGPU types", |device| types(device, "/vgpu_types")),
+        Column::new("Mediated devices", |device| types(device, "/mdev_types")),
         Column::new("Reset", reset),
         Column::new("Guard", guard),
         Column::new("Assignable", assignable),
@@ -293,6 +296,21 @@ pub(crate) fn reset(device: &Value) -> String {
     let Some(methods) = methods.as_array() else { return "not known".into() };
     let methods: Vec<_> = methods.iter().map(|method| at(method, "")).collect();
     if methods.is_empty() { "none".into() } else { methods.join(" or ") }
+}
+
+/// The types of virtual GPUs or of mediated devices that can be made of the device, each with how many are left.
+fn types(device: &Value, pointer: &str) -> String {
+    let types = device.pointer(pointer).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let shown = types.iter().map(|of| {
+        let (id, name, left) = (at(of, "/id"), at(of, "/name"), at(of, "/available"));
+        if name == "-" || name == id {
+            format!("{id}: {left} left")
+        } else {
+            format!("{id} ({name}): {left} left")
+        }
+    });
+    let shown: Vec<_> = shown.collect();
+    if shown.is_empty() { "-".into() } else { shown.join(", ") }
 }
 
 fn link(device: &Value) -> String {
@@ -442,6 +460,21 @@ mod tests {
         let methods = [json!({ "reset_methods": ["flr", "bus"] }), json!({ "reset_methods": [] })];
         assert_eq!(methods.map(|device| reset(&device)), ["flr or bus", "none"]);
         assert_eq!([json!({ "reset_methods": null }), json!({})].map(|it| reset(&it)), ["not known", "-"]);
+    }
+
+    #[test]
+    fn the_types_of_a_device_are_shown_with_what_is_left_of_each() {
+        let device = json!({
+            "vgpu_types": [{ "id": "nvidia-1155", "name": "NVIDIA L40S-24Q", "available": 4 },
+                           { "id": "nvidia-7", "name": "nvidia-7", "available": 0 }],
+            "mdev_types": [{ "id": "mtty-2", "name": null, "device_api": "vfio-pci", "available": 24 }],
+        });
+        assert_eq!(
+            ["/vgpu_types", "/mdev_types"].map(|pointer| types(&device, pointer)),
+            ["nvidia-1155 (NVIDIA L40S-24Q): 4 left, nvidia-7: 0 left", "mtty-2: 24 left"]
+        );
+        assert_eq!(types(&json!({ "vgpu_types": [] }), "/vgpu_types"), "-");
+        assert_eq!(types(&json!({}), "/vgpu_types"), "-");
     }
 
     #[test]

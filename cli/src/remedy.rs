@@ -32,7 +32,7 @@ const ROUTES: [(&str, &str); 23] = [
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on the command line.
-const PHRASES: [(&str, &str); 31] = [
+const PHRASES: [(&str, &str); 32] = [
     ("bad levels: ", ""),
     (r#"; send {"levels": "info,hotslot_driver=debug"}"#, ""),
     // The command line makes the body of the request, and its user writes only the spec in it.
@@ -72,6 +72,7 @@ const PHRASES: [(&str, &str); 31] = [
     ("under os-pci-config", "with `hotslot config`"),
     ("?force=true", "--force"),
     ("with force", "with --force"),
+    ("request one with vgpu_type", "request one with --vgpu-type"),
     ("\"whole_group\": true", "--whole-group"),
     ("whole_group", "--whole-group"),
 ];
@@ -99,7 +100,8 @@ const KEYS_OF_ATTACH: [(&str, &str); 11] = [
     ("vlan, mac_address, ", "--vlan, --mac, "),
     ("trusted, ", "--trusted, "),
     ("mac_address: ", "--mac: "),
-    ("vgpu_type", "--vgpu-type"),
+    // Not a part of the name of a file.
+    (" vgpu_type", " --vgpu-type"),
     ("spoof_check", "--spoof-check"),
     ("link_state", "--link-state"),
     ("min_tx_rate", "--min-rate"),
@@ -109,8 +111,10 @@ const KEYS_OF_ATTACH: [(&str, &str); 11] = [
 /// [`by_commands`] for a message about a request of `hotslot attach`, whose options include `--numa-policy`.
 pub(crate) fn by_options_of_attach(message: &str) -> String {
     // The user names devices and a flavor, which the key before the message would only repeat.
-    let message =
-        ["addresses: ", "flavor: "].iter().find_map(|key| message.strip_prefix(key)).unwrap_or(message);
+    let message = ["addresses: ", "flavor: ", "vgpu_type: "]
+        .iter()
+        .find_map(|key| message.strip_prefix(key))
+        .unwrap_or(message);
     let message = by_commands(message);
     KEYS_OF_ATTACH.iter().fold(message, |text, (key, option)| text.replace(key, option))
 }
@@ -220,6 +224,14 @@ mod tests {
             (
                 "(mac_address, vlan, physical_network, trusted, spoof_check, link_state, min_tx_rate and max_tx_rate)",
                 "(--mac, --vlan, --physical-network, --trusted, --spoof-check, --link-state, --min-rate and --max-rate)",
+            ),
+            (
+                "request one with vgpu_type; /sys/x/nvidia/current_vgpu_type: busy",
+                "request one with --vgpu-type; /sys/x/nvidia/current_vgpu_type: busy",
+            ),
+            (
+                "vgpu_type: alias `a` is of a type; leave vgpu_type out",
+                "alias `a` is of a type; leave --vgpu-type out",
             ),
             (
                 "vlan, mac_address, trusted, spoof_check, link_state, min_tx_rate and max_tx_rate are for",

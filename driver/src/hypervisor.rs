@@ -59,9 +59,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Changes settings of a VF of a NIC; those that are `None` stay as they are.
     async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error>;
 
-    /// Lists the VFs of which their drivers make virtual GPUs, in order of address; empty when the host has none.
-    /// [`ErrorKind::Unsupported`] on another machine.
-    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error>;
+    /// Lists the VFs of which their drivers make virtual GPUs, in order of address; with `only`, this function if it is
+    /// such a VF. Empty when the host has none. [`ErrorKind::Unsupported`] on another machine.
+    async fn vgpu_vfs(&self, only: Option<PciAddress>) -> Result<Vec<VgpuVf>, Error>;
 
     /// Checks that this process can change the types of VFs: [`ErrorKind::Unsupported`] with what to do when it cannot.
     async fn may_set_vgpu_types(&self) -> Result<(), Error>;

@@ -41,6 +41,20 @@ impl VgpuType {
     }
 }
 
+/// Checks a text that is to name a type.
+///
+/// # Errors
+/// Why no type can have this name.
+pub fn check_name(text: &str) -> Result<(), String> {
+    let is_printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if text.is_empty() || text.len() > MAX_TYPE || !is_printable {
+        return Err(format!(
+            "write the id or the name of a vGPU type: 1 to {MAX_TYPE} printable characters of ASCII"
+        ));
+    }
+    Ok(())
+}
+
 impl fmt::Display for VgpuType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.name == self.id { f.write_str(&self.id) } else { write!(f, "{} ({})", self.id, self.name) }

@@ -80,7 +80,7 @@ impl Hypervisor for Told {
     async fn set_vf_settings(&self, _: PciAddress, _: &VfSettings) -> Result<(), Error> {
         unknown()
     }
-    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
+    async fn vgpu_vfs(&self, _: Option<PciAddress>) -> Result<Vec<VgpuVf>, Error> {
         unknown()
     }
     async fn may_set_vgpu_types(&self) -> Result<(), Error> {

@@ -156,6 +156,7 @@ async fn choosing(dir: &Path) -> f64 {
         whole_group: false,
         vf: false,
         tags: &BTreeMap::new(),
+        vgpu: None,
     }];
     let choice = choose(&wanted, &candidate_set).expect("a VF");
     assert_eq!(choice[0].len(), 1);

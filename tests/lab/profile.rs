@@ -60,6 +60,35 @@ async fn vfs_are_made_by_the_helper_at_the_start_and_a_repair_changes_their_numb
     lab.expect_nothing_left().await;
 }
 
+/// Repairs, and fails the test unless both VFs have a driver then.
+async fn expect_repaired(lab: &Lab, driver: &str) {
+    lab.until("the drivers are shown", async || {
+        let found = drift(lab).await;
+        let is_driver = |one: &Value| one["kind"] == "profile-driver";
+        found.as_array().is_some_and(|found| found.iter().filter(|one| is_driver(one)).count() == 2)
+    })
+    .await;
+    let repaired = lab.post("/v2/t/drift", json!({})).await.expect(200).body["drift"].take();
+    for one in repaired.as_array().unwrap() {
+        assert_eq!(one["repaired"], true, "{repaired:#}");
+        assert_eq!(lab.driver(&one["address"]), driver);
+    }
+    lab.until("nothing disagrees", async || drift(lab).await == json!([])).await;
+}
+
+#[tokio::test]
+#[ignore = "takes minutes: make long-lab-test"]
+async fn a_repair_binds_the_drivers_of_the_profile_and_a_guest_leaves_a_vf_on_its_driver() {
+    let lab = Lab::with(&(config() + "driver = \"vfio-pci\"\n")).await;
+    expect_repaired(&lab, "vfio-pci").await;
+    let vf = lab.attach_one("q35", "vf").await;
+    lab.detach(&vf).await.expect(200);
+    assert_eq!(lab.driver(&vf["address"]), "vfio-pci");
+    lab.sh("sed -i 's/^driver = .*/driver = \"igbvf\"/' /etc/hotslot/hotslot.toml; systemctl reload hotslot");
+    expect_repaired(&lab, "igbvf").await;
+    lab.expect_nothing_left().await;
+}
+
 #[tokio::test]
 #[ignore = "takes minutes: make long-lab-test"]
 async fn without_the_helper_the_service_starts_and_tells_it() {
@@ -90,11 +119,13 @@ async fn vfs_are_back_after_a_restart_of_the_machine_and_the_guest_starts_with_i
         lab.try_get("/readyz").await.is_some_and(|answer| answer.status == 200)
     })
     .await;
-    // The kernel has made no VFs.
-    assert_eq!((vfs(&lab), events(&lab).await), ("2".into(), vec![json!([0, 2])]));
+    // The kernel has made no VFs. The event is committed after they were made.
+    lab.until("the VFs are back", async || vfs(&lab) == "2" && !events(&lab).await.is_empty()).await;
+    assert_eq!(events(&lab).await, [json!([0, 2])]);
     lab.sh("guest boot q35");
     lab.until("the guest has its VF", async || {
-        let row = lab.attachments(id("q35")).await[0].clone();
+        let rows = lab.attachments(id("q35")).await;
+        let row = rows.first().expect("the attachment is still on record");
         let wanted = format!("{} 8086:10ca igbvf", row["inner_address"].as_str().unwrap_or_default());
         row["status"] == "attached" && lab.lspci("q35").contains(&wanted)
     })

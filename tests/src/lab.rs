@@ -188,8 +188,10 @@ impl Lab {
         const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
         let before = self.sh(BOOT);
         self.sh("setsid sh -c 'sleep 1; systemctl reboot' >/dev/null 2>&1 </dev/null & true");
-        self.until("the VM has rebooted", async || try_sh(BOOT).is_some_and(|now| now != before)).await;
-        self.until("libvirtd answers", async || try_sh("virsh -q uri").is_some()).await;
+        // The connection to the VM that has ended is noticed after a minute, and a boot takes another.
+        let patient = self.api.patient(3 * PATIENCE);
+        patient.until("the VM has rebooted", async || try_sh(BOOT).is_some_and(|now| now != before)).await;
+        patient.until("libvirtd answers", async || try_sh("virsh -q uri").is_some()).await;
         self.forward(PORT, "/run/hotslot/api.sock");
     }
 

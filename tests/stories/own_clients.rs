@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use hotslot_tests::keystone::{User, python};
+use hotslot_tests::oracle::VGPU;
 use hotslot_tests::{Hotslot, host, without_mdevs};
 use reqwest::Method;
 use serde_json::json;
@@ -142,11 +143,15 @@ async fn the_module_of_ansible() {
     ] {
         run(&cloud, program, &line, &variables).await;
     }
-    let vfs = Hotslot::bare(&host("small"), vf_settings::CONFIG, |_| ()).await;
-    let of_vfs =
-        format!("{} --extra-vars endpoint={}", tests().join("data/playbook-vf.yml").display(), vfs.url());
-    run(&cloud, "ansible-playbook", &of_vfs, &variables).await;
-    vfs.expect_clean().await;
+    for (name, config, playbook) in
+        [("small", vf_settings::CONFIG, "playbook-vf.yml"), ("vgpu", VGPU, "playbook-vgpu.yml")]
+    {
+        let vfs = Hotslot::bare(&host(name), config, |_| ()).await;
+        let playbook = tests().join("data").join(playbook);
+        let line = format!("{} --extra-vars endpoint={}", playbook.display(), vfs.url());
+        run(&cloud, "ansible-playbook", &line, &variables).await;
+        vfs.expect_clean().await;
+    }
     cloud.service.sim("guest g2 unplug=ignore");
     let unresponsive = tests().join("data/playbook-unresponsive.yml").display().to_string();
     run(&cloud, "ansible-playbook", &unresponsive, &variables).await;

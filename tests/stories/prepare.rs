@@ -42,8 +42,14 @@ async fn a_guest_without_a_free_port_is_prepared_and_has_room_after_its_next_sta
 
     let done = printed(&run(&service, &format!("server prepare {FULL} --ports 2")), 0);
     assert!(done.starts_with(&line.repeat(2)) && done.contains("shut off and started again"), "{done}");
-    // The running guest does not have them yet, so a device is still refused.
-    service.attach(FULL, "vf:1").await.expect(409);
+    // The running guest does not have them yet, so a device is still refused, and no more ports are advised.
+    let refused = service.attach(FULL, "vf:1").await.expect(409).message().to_owned();
+    assert!(
+        refused
+            .contains("shut full off and start it again: it then has the 2 free port(s) of its definition"),
+        "{refused}"
+    );
+    assert!(!refused.contains("pci_ports"), "{refused}");
     service.sim("shutdown full");
     service.sim("start full");
     let one = service.attach(FULL, "vf:2").await.expect(200).body["pci_devices"][0].clone();

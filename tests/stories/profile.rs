@@ -7,6 +7,8 @@ use hotslot_driver::sim::Sim;
 use hotslot_tests::{Hotslot, I440FX, Q35, attachments, binary, host, path};
 use serde_json::{Value, json};
 
+use super::inventory::guards::live_on;
+
 /// No `device_spec` lists the PF, which the profile is about all the same.
 const PCI: &str = r#"
 [pci]
@@ -235,7 +237,7 @@ async fn a_person_is_told_what_the_service_cannot_do() {
     assert_eq!(events(&remote, "host").await, Vec::<Value>::new());
 
     let many = "[[profile]]\naddress = \"*:04:00.*\"\nvfs = 9\n[[profile]]\naddress = \"0000:05:00.0\"\nvfs = 1\n\
-                [[profile]]\nproduct_id = \"10ca\"\ndriver = \"vfio-pci\"\n";
+                [[profile]]\nproduct_id = \"10ca\"\ndriver = \"igb_uio\"\n";
     let service = serve(many, NONE).await;
     let actions: Vec<_> =
         drift(&service).await.iter().map(|one| one["action"].as_str().unwrap().to_owned()).collect();
@@ -249,12 +251,78 @@ async fn a_person_is_told_what_the_service_cannot_do() {
             drift(&service).await.iter().any(|one| {
                 one["kind"] == "profile-driver"
                     && one["action"].as_str().unwrap().contains(
-                        "echo vfio-pci >/sys/bus/pci/devices/0000:04:10.0/driver_override; echo 0000:04:10.0 \
+                        "echo igb_uio >/sys/bus/pci/devices/0000:04:10.0/driver_override; echo 0000:04:10.0 \
                          >/sys/bus/pci/devices/0000:04:10.0/driver/unbind; echo 0000:04:10.0 >/sys/bus/pci/drivers_probe",
                     )
             })
         })
         .await;
+}
+
+#[tokio::test]
+async fn a_repair_binds_the_drivers_that_nobody_uses() {
+    let vfio = format!("{TWO}driver = \"vfio-pci\"\n");
+    let service = serve(&vfio, "vfs 0000:04:00.0 2").await;
+    let drivers = async || {
+        let functions = service.functions().await;
+        ["0000:04:10.0", "0000:04:10.2"]
+            .map(|vf| functions[vf]["driver"].as_str().unwrap_or("none").to_owned())
+    };
+    // A guest has one of them, so that its driver is not compared.
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(vf["address"], "0000:04:10.0");
+    let found = drift(&service).await;
+    let action = "its driver igbvf is replaced by vfio-pci, unless it is in use";
+    assert_eq!(
+        (found.len(), &found[0]["address"], &found[0]["action"]),
+        (1, &json!("0000:04:10.2"), &json!(action)),
+        "{found:#?}"
+    );
+    let repaired = repair(&service).await;
+    assert_eq!((repaired.len(), &repaired[0]["repaired"]), (1, &json!(true)), "{repaired:#?}");
+    assert_eq!(events(&service, "host.driver").await, [json!(["igbvf", "vfio-pci", "0000:04:10.2"])]);
+    assert_eq!(drivers().await, ["vfio-pci", "vfio-pci"]);
+    // The host driver comes back with the detach, and is replaced too.
+    service.delete(&path(&vf)).await.expect(200);
+    assert_eq!(drivers().await, ["igbvf", "vfio-pci"]);
+    // What fails is undone and told.
+    service.sim("fault node-detach fail text=the driver is busy");
+    let left = repair(&service).await;
+    assert!(left[0]["left"].as_str().unwrap().contains("the driver is busy"), "{left:#?}");
+    assert_eq!(drivers().await, ["igbvf", "vfio-pci"]);
+    assert_eq!(repair(&service).await[0]["repaired"], true);
+    assert_eq!(drivers().await, ["vfio-pci", "vfio-pci"]);
+    // A guest gets one as it is, and leaves it on its driver.
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.delete(&path(&vf)).await.expect(200);
+    assert_eq!((drivers().await, drift(&service).await), (["vfio-pci"; 2].map(Into::into), Vec::new()));
+    service.reconfigure("driver = \"vfio-pci\"", "driver = \"igbvf\"");
+    assert!(run(&service, &["config", "reload"]).status.success());
+    let repaired = repair(&service).await;
+    assert_eq!(repaired.iter().filter(|one| one["repaired"] == true).count(), 2, "{repaired:#?}");
+    assert_eq!(drivers().await, ["igbvf", "igbvf"]);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_driver_of_a_function_that_the_host_needs_stays() {
+    let entry = |address: &str| format!("[[profile]]\naddress = \"{address}\"\ndriver = \"vfio-pci\"\n");
+    let profile = ["0000:07:00.0", "0000:05:00.0", "*:04:00.0"].map(entry).concat();
+    let service = Hotslot::bare(&host("small"), &format!("{profile}{PCI}"), live_on).await;
+    // The VFs would vanish with the driver of their PF.
+    let of_pf = drift(&service).await.into_iter().find(|one| one["address"] == PF).expect("a finding");
+    assert!(of_pf["action"].as_str().unwrap().contains("driver_override"), "{of_pf}");
+    let repaired = repair(&service).await;
+    for one in &repaired {
+        assert_eq!(one["repaired"], false, "{repaired:#?}");
+    }
+    for (address, says) in [("0000:07:00.0", "root-filesystem"), ("0000:05:00.0", "network-route")] {
+        let kept = repaired.iter().find(|one| one["address"] == address).expect("a finding");
+        let left = kept["left"].as_str().unwrap();
+        assert!(left.contains(&format!("the host needs {address}")) && left.contains(says), "{kept:#}");
+        assert_ne!(service.functions().await[address]["driver"], "vfio-pci");
+    }
+    assert_eq!(events(&service, "host.driver").await, Vec::<Value>::new());
 }
 
 #[tokio::test]

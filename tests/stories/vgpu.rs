@@ -134,6 +134,12 @@ async fn a_vf_without_a_type_is_refused_with_what_to_do() {
         "{run:#}"
     );
     assert_eq!(types(&service), json!({}), "a dry run sets nothing");
+    // How many VFs of a card can be of a type at once is not known before.
+    let body = json!({ "pci_passthrough:alias": "vgpu:2", "vgpu_type": TYPE, "dry_run": true });
+    let run = service.post(&attachments(Q35), json!({ "pciAttachment": body })).await.expect(200).body;
+    let checks = run["dry_run"]["checks"].as_array().unwrap().iter();
+    let of_types = checks.filter(|check| check["check"] == "vgpu-type").map(|check| &check["result"]);
+    assert_eq!(of_types.collect::<Vec<_>>(), ["pass", "unknown"], "{run:#}");
     for (of, says) in [("", "write the id"), ("a\u{7}b", "write the id")] {
         let refused = attach(&service, of).await.expect(400);
         assert!(refused.message().contains(says), "{}", refused.message());
@@ -263,6 +269,84 @@ async fn a_type_that_is_lost_is_set_again() {
     service.expect_clean().await;
 }
 
+/// Aliases of two types, of one without a type, and a flavor.
+const TYPED: &str = r#"
+[pci]
+device_spec = ['{"vendor_id": "10de", "product_id": "26b9", "managed": "false"}']
+alias = [
+  '{"name": "vgpu", "vendor_id": "10de", "product_id": "26b9", "device_type": "type-VF"}',
+  '{"name": "24q", "vendor_id": "10de", "product_id": "26b9", "vgpu_type": "NVIDIA L40S-24Q"}',
+  '{"name": "12q", "vendor_id": "10de", "product_id": "26b9", "mdev_type": "nvidia-1153"}',
+  '{"name": "lost", "vendor_id": "10de", "product_id": "26b9", "vgpu_type": "nvidia-7"}',
+]
+[[flavor]]
+name = "desktop"
+extra_specs = { "pci_passthrough:alias" = "12q:1,24q:1" }
+"#;
+
+async fn attach_as(service: &Hotslot, keys: Value) -> Answer {
+    service.post(&attachments(Q35), json!({ "pciAttachment": keys })).await
+}
+
+#[tokio::test]
+async fn an_alias_names_the_type_and_a_request_has_several() {
+    let service = Hotslot::bare(&host("vgpu"), TYPED, |_| ()).await;
+    for keys in [json!({ "pci_passthrough:alias": "12q:1,24q:1" }), json!({ "flavor": "desktop" })] {
+        let made = attach_as(&service, keys).await.expect(200).body["pci_devices"].clone();
+        let of = |one: &Value| (one["alias"].clone(), one["vgpu_type"].clone());
+        let made = made.as_array().unwrap().clone();
+        let wanted = [(json!("12q"), json!("nvidia-1153")), (json!("24q"), json!(TYPE))];
+        assert_eq!(made.iter().map(of).collect::<Vec<_>>(), wanted);
+        assert_eq!(types(&service), json!({ VF: "nvidia-1153", OTHER: TYPE }));
+        for vf in made {
+            service.delete(&path(&vf)).await.expect(200);
+        }
+        assert_eq!(types(&service), json!({}));
+    }
+    // The request may say the same, or a type where its alias says nothing.
+    let keys = json!({ "pci_passthrough:alias": "vgpu:1,12q:1", "vgpu_type": "nvidia-1153" });
+    for vf in attach_as(&service, keys).await.expect(200).body["pci_devices"].as_array().unwrap() {
+        assert_eq!(vf["vgpu_type"], "nvidia-1153");
+        service.delete(&path(vf)).await.expect(200);
+    }
+    for (keys, status, says) in [
+        (json!({ "pci_passthrough:alias": "24q:1", "vgpu_type": TYPE }), 400, "leave vgpu_type out"),
+        (json!({ "pci_passthrough:alias": "vgpu:1,24q:1" }), 409, "request one with vgpu_type"),
+        (
+            json!({ "pci_passthrough:alias": "lost:1" }),
+            409,
+            "it can be: nvidia-1153, nvidia-1155, nvidia-1157",
+        ),
+        (json!({ "pci_passthrough:alias": "lost:1" }), 409, "ask for another vGPU type"),
+    ] {
+        let refused = attach_as(&service, keys).await.expect(status);
+        assert!(refused.message().contains(says), "{says}: {}", refused.message());
+    }
+    assert_eq!(types(&service), json!({}));
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn the_candidates_of_an_alias_are_those_that_it_would_get() {
+    let service = Hotslot::bare(&host("vgpu"), TYPED, |host| set_by_hand(host, VF, "nvidia-1153")).await;
+    let candidates = async |alias: &str| {
+        let listed = service.get(&format!("/v2/t/os-hypervisors/1/pci_candidates?alias={alias}")).await;
+        let listed = listed.expect(200).body["pci_candidates"].as_array().unwrap().clone();
+        let of = |address: &str| listed.iter().find(|one| one["address"] == address).unwrap()["why"].clone();
+        [of(VF), of(OTHER)].map(|why| why.as_str().unwrap_or("yes").to_owned())
+    };
+    let says = |reasons: [String; 2], wanted: [&str; 2]| {
+        for (reason, wanted) in reasons.iter().zip(wanted) {
+            assert!(reason.contains(wanted), "{wanted}: {reason}");
+        }
+    };
+    says(candidates("24q").await, ["somebody else has set", "yes"]);
+    says(candidates("12q").await, ["yes", "yes"]);
+    says(candidates("vgpu").await, ["yes", "has no vGPU type, so that no guest can open it"]);
+    says(candidates("lost").await, ["somebody else has set", "cannot be of the vGPU type nvidia-7 now"]);
+    assert_eq!(types(&service), json!({ VF: "nvidia-1153" }));
+}
+
 /// Marks the host as a remote machine.
 fn far_away(host: &Path) {
     let file = host.join("host.toml");
@@ -311,9 +395,13 @@ async fn the_command_line_attaches_by_type() {
     assert!(refused.contains("--vgpu-type"), "{refused}");
     let (attached, _, why) = hotslot("attach q35 vgpu --vgpu-type 1155");
     assert!(attached, "{why}");
-    let (_, shown, _) = hotslot("-o json device show 0000:41:00.0");
-    let shown: Value = serde_json::from_str(&shown).unwrap();
-    assert_eq!(shown["vgpu_types"][1]["available"], 3, "{shown:#}");
+    for (address, says) in [
+        ("0000:41:00.0", "nvidia-1153 (NVIDIA L40S-12Q): 3 left, nvidia-1155 (NVIDIA L40S-24Q): 3 left"),
+        (VF, "vGPU type:          nvidia-1155"),
+    ] {
+        let (_, shown, _) = hotslot(&format!("device show {address}"));
+        assert!(shown.contains(says), "{says}: {shown}");
+    }
     let (detached, _, why) = hotslot("detach q35 vgpu");
     assert!(detached, "{why}");
     assert_eq!(types(&service), json!({}));

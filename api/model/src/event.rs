@@ -97,6 +97,8 @@ string_enum! {
         HostVfs = "host.vfs",
         /// The vGPU type of a VF was changed to what the profile of its host says. `from` and `to` are the types.
         HostVgpuType = "host.vgpu_type",
+        /// A function was bound to another driver, because the profile of its host says so. `from` and `to` are the drivers.
+        HostDriver = "host.driver",
         /// VFs or a vGPU type of the profile of a host could not be made, at the start or after a reconnect. `to` is what was to
         /// be made.
         HostProfileFailed = "host.profile_failed",

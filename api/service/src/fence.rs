@@ -167,8 +167,8 @@ impl Hypervisor for Fenced {
         self.returned(self.hypervisor.set_vf_settings(vf, wanted).await).await
     }
 
-    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
-        self.hypervisor.vgpu_vfs().await
+    async fn vgpu_vfs(&self, only: Option<PciAddress>) -> Result<Vec<VgpuVf>, Error> {
+        self.hypervisor.vgpu_vfs(only).await
     }
 
     async fn may_set_vgpu_types(&self) -> Result<(), Error> {

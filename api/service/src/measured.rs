@@ -60,8 +60,8 @@ impl Hypervisor for Measured {
         call("set_vf_settings", self.0.set_vf_settings(vf, wanted)).await
     }
 
-    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
-        call("vgpu_vfs", self.0.vgpu_vfs()).await
+    async fn vgpu_vfs(&self, only: Option<PciAddress>) -> Result<Vec<VgpuVf>, Error> {
+        call("vgpu_vfs", self.0.vgpu_vfs(only)).await
     }
 
     async fn may_set_vgpu_types(&self) -> Result<(), Error> {

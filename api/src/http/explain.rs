@@ -359,7 +359,7 @@ async fn mdev_types(host: &Host, address: PciAddress) -> Result<Vec<ShownMdevTyp
 
 /// Returns the type of virtual GPU that a VF has, and those that it, or a VF of a PF, can be given now.
 async fn vgpu_types(host: &Host, address: PciAddress) -> Result<(Option<String>, Vec<ShownVgpuType>), Error> {
-    let vfs = match host.hypervisor.vgpu_vfs().await {
+    let vfs = match host.hypervisor.vgpu_vfs(None).await {
         // On another machine nothing is known.
         Err(error) if error.kind == ErrorKind::Unsupported => return Ok((None, Vec::new())),
         vfs => vfs.map_err(host.error(format!("read the vGPU types of {address}")))?,

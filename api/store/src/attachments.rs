@@ -252,6 +252,18 @@ impl Store {
             .await
     }
 
+    /// Returns the attachments of a host that have not ended and for which hotslot has set the types of their VFs.
+    ///
+    /// # Errors
+    /// Returns the error of the database, or an error for a row that cannot be read.
+    pub async fn own_vgpu_types(&self, host: HypervisorId) -> Result<Vec<Attachment>, Error> {
+        let open = query(
+            "SELECT * FROM attachments WHERE vgpu_owner = 'ours' AND ended_at IS NULL AND hypervisor_id = $1
+             ORDER BY created_at, device_id",
+        );
+        open.bind(host.0).all(&self.read, attachment).await
+    }
+
     /// Returns the attachments that have not ended, the oldest first: at most `most`, of one project or of all, and those
     /// that come after `after`, where it is given.
     ///

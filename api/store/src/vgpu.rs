@@ -56,11 +56,10 @@ impl Store {
              FROM attachments JOIN pci_devices ON pci_devices.id = attachments.device_id
              WHERE vgpu_owner = 'ours' AND ended_at IS NOT NULL AND hypervisor_id = $1 ORDER BY ended_at DESC",
         );
-        let rows = rows.bind(host.0).fetch_all(&self.read).await?;
         let of_row = |row: &Row| {
             let columns = RowReader { table: "attachments", id: row.try_get("id")?, row };
             Ok((columns.parse("id")?, columns.parse("address")?, columns.get("vgpu_type")?))
         };
-        rows.iter().map(of_row).collect()
+        rows.bind(host.0).all(&self.read, of_row).await
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::{id_part, part};
 use crate::context::{Context, Fields};
-use crate::field::{Choice, Field, policies, refusal};
+use crate::field::{Choice, Field, Input, policies, refusal};
 use crate::layout::{Page, form_token, go};
 use crate::parts::{items, server_badge, server_page, text};
 use crate::problem::Problem;
@@ -25,8 +25,15 @@ const PARTS: usize = 3;
 /// The NUMA policies, by their names and what they mean.
 const POLICIES: [Choice; 5] = policies("as the alias says");
 
-/// The fields of text besides those of a VF, by the keys of the API.
+/// The fields of text besides those of a VF of a network card, by the keys of the API.
 const TEXTS: [&str; 2] = ["flavor", "numa_policy"];
+
+/// The type of virtual GPU that each VF is to be of.
+static VGPU_TYPE: Field = Field {
+    key: "vgpu_type",
+    label: "vGPU type",
+    input: Input::Text("nvidia-1155, as the alias says by default"),
+};
 
 /// The right to attach a device by its address.
 pub(crate) const BY_ADDRESS: &str = "hotslot:attachment:create_by_address";
@@ -75,7 +82,7 @@ impl Asked {
 
     /// Returns the settings of VFs that are asked for.
     fn set(&self) -> impl Iterator<Item = &'static Field> {
-        all().filter(|field| !self.text(field.key).is_empty())
+        of_vfs().filter(|field| !self.text(field.key).is_empty())
     }
 
     /// Returns the addresses, each with its domain.
@@ -120,9 +127,14 @@ impl Asked {
     }
 }
 
+/// Returns the fields of what each VF is to be.
+fn of_vfs() -> impl Iterator<Item = &'static Field> {
+    std::iter::once(&VGPU_TYPE).chain(all())
+}
+
 /// Returns the keys of all fields of text.
 fn keys() -> impl Iterator<Item = &'static str> {
-    TEXTS.into_iter().chain(all().map(|field| field.key))
+    TEXTS.into_iter().chain(of_vfs().map(|field| field.key))
 }
 
 /// Adds the domain 0000 to an address without one, as people write it.
@@ -163,12 +175,12 @@ pub(crate) async fn attach(context: Context, fields: Fields) -> Result<Response,
                 "attach" => "Nothing was attached, or it was undone. Change the request, and check again.",
                 _ => "Nothing was attached. Change the request, and check again.",
             };
-            (refusal(&problem, all(), next), Some(problem))
+            (refusal(&problem, of_vfs(), next), Some(problem))
         }
     };
     let offer = Offer::of(&context, &server, &asked).await;
     let message = refused.as_ref().map(|problem| problem.message.as_str());
-    let is_wrong = message.is_some_and(|message| all().any(|field| field.is_refused_by(message)));
+    let is_wrong = message.is_some_and(|message| of_vfs().any(|field| field.is_refused_by(message)));
     let content = html! {
         (server.head())
         (found)
@@ -273,6 +285,8 @@ struct Offer {
     flavors: Vec<String>,
     /// Whether the request can be for VFs of a network card.
     vfs: bool,
+    /// Whether the request can be for VFs of a card that makes virtual GPUs of them.
+    vgpus: bool,
 }
 
 impl Offer {
@@ -282,10 +296,16 @@ impl Offer {
         });
         let flavors =
             names(context, "hotslot:flavor:list", "/v2.1/flavors", "flavors", |flavor| &flavor["name"]);
+        let classes = classes_of_vfs(context, server, asked).await;
+        let may_be = |prefixes: &[&str]| {
+            let is_one = |class: &String| prefixes.iter().any(|prefix| class.starts_with(prefix));
+            classes.as_ref().is_none_or(|classes| classes.iter().any(is_one))
+        };
         Self {
             aliases: aliases.await,
             flavors: flavors.await.unwrap_or_default(),
-            vfs: may_be_for_vfs(context, server, asked).await,
+            vfs: all().any(|field| !asked.text(field.key).is_empty()) || may_be(&[NETWORK]),
+            vgpus: !asked.text(VGPU_TYPE.key).is_empty() || may_be(&GPU),
         }
     }
 }
@@ -308,32 +328,30 @@ async fn names(
     Some(names)
 }
 
-/// Whether a request can be for VFs of a network card: one of the functions that it names is one, or the host has an
-/// assignable one. A caller who may not see the host is told nothing by that.
-async fn may_be_for_vfs(context: &Context, server: &Server, asked: &Asked) -> bool {
-    if asked.set().next().is_some() {
-        return true;
-    }
-    let Some(host) = server.host.as_deref().filter(|_| context.may("hotslot:host:devices")) else {
-        return true;
-    };
-    let Ok(found) = context.api.get(&format!("/v2.1/os-hypervisors/{}/pci_devices", part(host))).await else {
-        return true;
-    };
+/// Returns the class codes of the VFs that a request can be for: those that it names, or the assignable ones of the host.
+/// `None` when they are not known, or when the caller may not see the host, who is told nothing by that.
+async fn classes_of_vfs(context: &Context, server: &Server, asked: &Asked) -> Option<Vec<String>> {
+    let host = server.host.as_deref().filter(|_| context.may("hotslot:host:devices"))?;
+    let found = context.api.get(&format!("/v2.1/os-hypervisors/{}/pci_devices", part(host))).await.ok()?;
     let named = asked.addresses();
     let by_name = asked.aliases.is_empty() && !named.is_empty();
-    items(&found["pci_devices"]).iter().any(|function| {
+    let vfs = items(&found["pci_devices"]).iter().filter(|function| {
         let is_asked = if by_name {
             named.iter().any(|address| function["address"] == *address)
         } else {
             function["status"].is_string()
         };
-        is_asked && function["dev_type"] == "type-VF" && text(&function["class"]).starts_with(NETWORK)
-    })
+        is_asked && function["dev_type"] == "type-VF"
+    });
+    Some(vfs.map(|function| text(&function["class"]).to_owned()).collect())
 }
 
 /// The beginning of the class code of a network controller.
 const NETWORK: &str = "0x02";
+
+/// The beginnings of the class codes of cards that make virtual GPUs of VFs: display controllers and processing
+/// accelerators.
+const GPU: [&str; 2] = ["0x03", "0x12"];
 
 fn request_form(
     context: &Context,
@@ -412,6 +430,7 @@ fn options(context: &Context, asked: &Asked, offer: &Offer, refused: Option<&str
             label { span { "NUMA policy" } select name="numa_policy" {
                 @for (policy, meaning) in POLICIES { option value=(policy) selected[asked.text("numa_policy") == policy] { (meaning) } }
             } }
+            @if offer.vgpus { (VGPU_TYPE.show(asked.text(VGPU_TYPE.key), refused)) }
             @if offer.vfs {
                 fieldset {
                     legend { "For a VF of a network card" }

@@ -24,7 +24,7 @@ const ROUTES: [Words; 16] = [
 ];
 
 /// Phrases of the service that are not a method with a route, and what they are on a page.
-const PHRASES: [Words; 14] = [
+const PHRASES: [Words; 15] = [
     ("add ?force=true", "mark that it is wanted also when devices in use depend on it"),
     ("with force", "by force"),
     ("with whole_group", "for whole IOMMU groups (in the options)"),
@@ -36,6 +36,8 @@ const PHRASES: [Words; 14] = [
     ("DELETE it again", "detach it again"),
     ("min_tx_rate", "the minimum rate"),
     ("max_tx_rate", "the maximum rate"),
+    // Not a part of the name of a file.
+    (" vgpu_type", " the vGPU type"),
     (" of the service, under the x-openstack-request-id of this response", " of the service"),
     ("without whole_group", "without whole IOMMU groups (in the options)"),
     ("see with GET caller who you are", "see under your name at the top who you are"),

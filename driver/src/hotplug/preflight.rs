@@ -73,7 +73,7 @@ pub async fn preflight(
         }
     }
     if let Some(document) = view.live.as_ref().or(view.persistent.as_ref()) {
-        verdict.add(&operation, "free-port", None, free_port(document, view.live.is_some(), devices));
+        verdict.add(&operation, "free-port", None, free_port(view, document, devices));
         verdict.add(&operation, "memlock", None, memlock(document));
     }
     Ok(verdict)

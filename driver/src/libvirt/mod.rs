@@ -250,8 +250,8 @@ impl Hypervisor for Libvirt {
         netlink::set(vf, *wanted, now).await
     }
 
-    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
-        self.list_vgpu_vfs().await
+    async fn vgpu_vfs(&self, only: Option<PciAddress>) -> Result<Vec<VgpuVf>, Error> {
+        self.list_vgpu_vfs(only).await
     }
 
     async fn may_set_vgpu_types(&self) -> Result<(), Error> {

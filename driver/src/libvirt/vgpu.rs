@@ -6,14 +6,15 @@ use super::Libvirt;
 use crate::helper::Request;
 use crate::hypervisor::{Error, ErrorKind};
 use crate::local;
+use crate::pci::PciAddress;
 use crate::vgpu::{VgpuChange, VgpuVf};
 
 impl Libvirt {
-    pub(super) async fn list_vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
+    pub(super) async fn list_vgpu_vfs(&self, only: Option<PciAddress>) -> Result<Vec<VgpuVf>, Error> {
         if !self.local {
             return Err(local::vgpus_on_another_machine());
         }
-        let reading = tokio::task::spawn_blocking(|| local::vgpu_vfs(Path::new("/")));
+        let reading = tokio::task::spawn_blocking(move || local::vgpu_vfs(Path::new("/"), only));
         reading.await.map_err(|error| Error::new(ErrorKind::Refused, "read the vGPU types of VFs", error))
     }
 

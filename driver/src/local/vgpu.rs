@@ -19,11 +19,16 @@ pub(crate) fn vgpus_on_another_machine() -> Error {
     )
 }
 
-/// Lists the VFs of which their drivers make virtual GPUs, in order of address.
-pub fn vgpu_vfs(sysroot: &Path) -> Vec<VgpuVf> {
+/// Lists the VFs of which their drivers make virtual GPUs, in order of address; with `only`, this function if it is such a
+/// VF.
+pub fn vgpu_vfs(sysroot: &Path, only: Option<PciAddress>) -> Vec<VgpuVf> {
     let root = Root::new(sysroot);
-    let addresses = root.list(DEVICES).into_iter().filter_map(|name| name.parse().ok());
-    let mut vfs: Vec<_> = addresses.filter_map(|address| find(&root, address).map(|(_, vf)| vf)).collect();
+    let addresses = match only {
+        Some(address) => vec![address],
+        None => root.list(DEVICES).into_iter().filter_map(|name| name.parse().ok()).collect(),
+    };
+    let found = addresses.into_iter().filter_map(|address| find(&root, address).map(|(_, vf)| vf));
+    let mut vfs: Vec<_> = found.collect();
     vfs.sort_by_key(|vf| vf.address);
     vfs
 }
@@ -103,7 +108,9 @@ mod tests {
         let file = |vf: &str| fs::read_to_string(devices.join(vf).join("nvidia/current_vgpu_type")).unwrap();
         let of = Some("nvidia-1155");
 
-        let vfs = vgpu_vfs(dir.path());
+        let vfs = vgpu_vfs(dir.path(), None);
+        assert_eq!(vgpu_vfs(dir.path(), Some(vfs[1].address)), vfs[1..]);
+        assert_eq!(vgpu_vfs(dir.path(), Some("0000:41:00.0".parse().unwrap())), []);
         let parents: Vec<_> = vfs.iter().map(|vf| vf.parent.map(|parent| parent.to_string())).collect();
         assert_eq!(parents, [Some("0000:41:00.0".to_owned()), Some("0000:41:00.0".to_owned())]);
         assert_eq!(vfs[1].current.as_deref(), Some("nvidia-1156"));

@@ -289,12 +289,13 @@ impl Hypervisor for Sim {
         .await
     }
 
-    async fn vgpu_vfs(&self) -> Result<Vec<VgpuVf>, Error> {
+    async fn vgpu_vfs(&self, only: Option<PciAddress>) -> Result<Vec<VgpuVf>, Error> {
         if self.remote {
             return Err(local::vgpus_on_another_machine());
         }
         let what = "read the vGPU types of VFs";
-        self.call(Operation::VgpuVfs, Subject::Nothing, what, |host, _, _| Ok(host.vgpu_vfs())).await
+        let subject = only.map_or(Subject::Nothing, Subject::Function);
+        self.call(Operation::VgpuVfs, subject, what, move |host, _, _| Ok(host.vgpu_vfs(only))).await
     }
 
     async fn may_set_vgpu_types(&self) -> Result<(), Error> {

@@ -37,10 +37,11 @@ impl Host {
         self.vgpu_card(vf).is_some() && self.vgpu_type(vf).is_none()
     }
 
-    /// Lists the VFs that are virtual GPUs.
-    pub(super) fn vgpu_vfs(&self) -> Vec<VgpuVf> {
+    /// Lists the VFs that are virtual GPUs, or one of them.
+    pub(super) fn vgpu_vfs(&self, only: Option<PciAddress>) -> Vec<VgpuVf> {
         let all = self.devices.iter().map(|device| device.info.address);
-        all.filter_map(|address| self.vgpu_vf(address)).collect()
+        let asked = all.filter(|address| only.is_none_or(|only| only == *address));
+        asked.filter_map(|address| self.vgpu_vf(address)).collect()
     }
 
     fn vgpu_vf(&self, address: PciAddress) -> Option<VgpuVf> {

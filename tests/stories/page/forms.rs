@@ -1,5 +1,6 @@
 //! The forms of the page, without a browser: attach by address, the preview of a rule, quotas and webhooks.
 
+use hotslot_tests::oracle::VGPU;
 use hotslot_tests::{Hotslot, Q35, SWITCH, host};
 use serde_json::json;
 
@@ -202,6 +203,39 @@ async fn settings_of_a_vf_are_checked_and_shown_before_they_are_set() {
     let fields = [("id", Q35), ("flavor", "one-vf"), ("step", "check")];
     let checked = person.send(&attach, "attach", &fields).await.expect(200);
     assert!(html(&checked).contains("0000:04:10.2"), "{}", html(&checked));
+}
+
+#[tokio::test]
+async fn a_virtual_gpu_is_attached_by_its_type() {
+    let service = Hotslot::bare(&host("vgpu"), VGPU, |_| ()).await;
+    let mut person = Person::at(&service);
+    let attach = format!("attach?id={Q35}");
+    let form = person.get(&attach).await.expect(200);
+    let page = html(&form);
+    assert!(page.contains("name=\"vgpu_type\"") && !page.contains("For a VF of a network card"), "{page}");
+    let asked = [("id", Q35), ("alias0", "vgpu"), ("step", "check")];
+    let checked = person.send(&attach, "attach", &asked).await.expect(200);
+    let page = html(&checked);
+    assert!(page.contains("cannot be attached") && page.contains("request one with the vGPU type"), "{page}");
+    let wrong = [&asked[..], &[("vgpu_type", "\u{e4}")]].concat();
+    let refused = person.send(&attach, "attach", &wrong).await.expect(400);
+    assert!(html(&refused).contains("Correct the field \u{201c}vGPU type"), "{}", html(&refused));
+    let typed = [&asked[..], &[("vgpu_type", "nvidia-1155")]].concat();
+    let checked = person.send(&attach, "attach", &typed).await.expect(200);
+    let page = html(&checked);
+    assert!(
+        page.contains("These devices can be attached") && page.contains("<dd>nvidia-1155</dd>"),
+        "{page}"
+    );
+    let send = [("id", Q35), ("alias0", "vgpu"), ("vgpu_type", "nvidia-1155"), ("step", "attach")];
+    person.send(&attach, "attach", &send).await.expect(303);
+    let vf = service.attachments(Q35).await[0].clone();
+    assert_eq!(vf["vgpu_type"], "nvidia-1155", "{vf}");
+    // A host without such cards has no such field.
+    let service = Hotslot::on("small").await;
+    let mut person = Person::at(&service);
+    let form = person.get(&attach).await.expect(200);
+    assert!(!html(&form).contains("name=\"vgpu_type\""), "{}", html(&form));
 }
 
 #[tokio::test]

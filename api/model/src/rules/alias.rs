@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::iter::once_with;
 
 use hotslot_driver::pci::{PciAddress, PciId};
+use hotslot_driver::vgpu;
 use serde_json::{Map, Value};
 
 use super::numa::NumaPolicy;
@@ -22,6 +23,9 @@ pub struct Alias {
     pub specs: Vec<AliasSpec>,
     /// The NUMA policy for the devices.
     pub numa_policy: NumaPolicy,
+    /// The type of virtual GPU that the VFs are to be of: its id, its name or the vendor's number. `None` takes devices as
+    /// they are, or as the request says.
+    pub vgpu_type: Option<String>,
 }
 
 /// One kind of device. A device matches when it meets every condition.
@@ -57,6 +61,8 @@ const KNOWN: &[&str] = &[
     "traits",
     "live_migratable",
     "capability_type",
+    "vgpu_type",
+    "mdev_type",
 ];
 
 /// The tag of devices that no alias matches.
@@ -112,6 +118,7 @@ impl Alias {
                 }
             }
         }
+        let vgpu_type = vgpu_type(entry, device_type)?;
         let extra_info = extra_info(entry, grammar)?;
         let spec = AliasSpec {
             among: None,
@@ -123,7 +130,7 @@ impl Alias {
             traits,
             extra_info,
         };
-        Ok(Self { name: name.to_owned(), specs: vec![spec], numa_policy })
+        Ok(Self { name: name.to_owned(), specs: vec![spec], numa_policy, vgpu_type })
     }
 
     /// Makes an alias that matches devices only by their addresses, PFs included.
@@ -138,7 +145,8 @@ impl Alias {
             traits: BTreeSet::new(),
             extra_info: BTreeMap::new(),
         };
-        Self { name, specs: vec![of_type(None), of_type(Some(DevType::Pf))], numa_policy }
+        let specs = vec![of_type(None), of_type(Some(DevType::Pf))];
+        Self { name, specs, numa_policy, vgpu_type: None }
     }
 
     /// Returns the name for messages. An alias that is made from addresses has the name of its requester, such as an
@@ -168,8 +176,8 @@ impl Alias {
     /// Adds the alternatives of another entry of the same name.
     ///
     /// # Errors
-    /// Returns a [`SpecError`] when the entries differ in `device_type` or `numa_policy`, or when `pci_in_placement` is
-    /// set, which allows one entry for each name.
+    /// Returns a [`SpecError`] when the entries differ in `device_type`, `numa_policy` or `vgpu_type`, or when
+    /// `pci_in_placement` is set, which allows one entry for each name.
     pub(super) fn add_alternative(&mut self, other: Self, grammar: &AliasGrammar) -> Result<(), SpecError> {
         let differ = |key| {
             let reason = format!("must be the same in all entries of alias `{}`", self.name);
@@ -185,6 +193,9 @@ impl Alias {
         }
         if self.numa_policy != other.numa_policy {
             return differ("numa_policy");
+        }
+        if self.vgpu_type != other.vgpu_type {
+            return differ("vgpu_type");
         }
         if other.specs.iter().any(|new| self.specs.iter().any(|old| old.device_type != new.device_type)) {
             return differ("device_type");
@@ -306,6 +317,24 @@ fn device_type(entry: &Map<String, Value>) -> Result<Option<DevType>, SpecError>
             Err(SpecError::key("device_type", format!("`{word}` is none of type-PCI, type-PF, type-VF")))
         }
     }
+}
+
+/// Reads the type of virtual GPU. Both keys mean the same, as in a request.
+fn vgpu_type(entry: &Map<String, Value>, device_type: Option<DevType>) -> Result<Option<String>, SpecError> {
+    let (key, of) = match (text(entry, "vgpu_type")?, text(entry, "mdev_type")?) {
+        (None, None) => return Ok(None),
+        (Some(of), None) => ("vgpu_type", of),
+        (None, Some(of)) => ("mdev_type", of),
+        (Some(_), Some(_)) => {
+            return Err(SpecError::key("mdev_type", "means the same as vgpu_type; remove one of the two"));
+        }
+    };
+    vgpu::check_name(of).map_err(|reason| SpecError::key(key, reason))?;
+    if let Some(kind) = device_type.filter(|kind| *kind != DevType::Vf) {
+        let reason = format!("only VFs have vGPU types, and the device_type is {kind}; write type-VF");
+        return Err(SpecError::key(key, reason));
+    }
+    Ok(Some(of.to_owned()))
 }
 
 /// Reads an id of exactly four hexadecimal digits.

@@ -89,6 +89,9 @@ impl FreeDevices {
                     break;
                 }
                 left = left.checked_sub(1)?;
+                if part.vgpu.is_some_and(|choice| choice.why_not(device.facts.address).is_some()) {
+                    continue;
+                }
                 match (around.is_unavailable)(device) {
                     Unavailable::No => {
                         found += 1;

@@ -39,6 +39,8 @@ const OWN: &[&str] = &[
     "device_type",
     "capability_type",
     "numa_policy",
+    "vgpu_type",
+    "mdev_type",
     "dev_id",
     "label",
     "status",

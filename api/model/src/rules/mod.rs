@@ -25,6 +25,7 @@ mod rules;
 mod spec;
 #[cfg(test)]
 mod tests;
+mod vgpu_choice;
 
 pub use alias::{Alias, AliasGrammar, AliasSpec};
 pub use choose::{CandidateSet, Explanation, Shortage, Wanted, choose, explain};
@@ -44,3 +45,4 @@ pub use profile::{MAX_VFS, Profile, ProfileChange, ProfileEntry, Profiles, numbe
 pub use request::{AliasRequest, AliasRequests, MAX_DEVICES, RequestError};
 pub use rules::{Problem, Rule, RuleKind, Rules, Source};
 pub use spec::DeviceSpec;
+pub use vgpu_choice::VgpuChoice;

@@ -202,6 +202,15 @@ pub enum ProfileChange {
     },
     /// Another vGPU type of a VF.
     VgpuType(VgpuChange),
+    /// Another driver of a function: `vfio-pci` in the place of a host driver, or the host driver in the place of it.
+    Driver {
+        /// The function.
+        address: PciAddress,
+        /// The driver that it is bound to; `None` when it is bound to none.
+        from: Option<String>,
+        /// The driver that it is to be bound to.
+        to: String,
+    },
 }
 
 impl ProfileChange {
@@ -210,6 +219,8 @@ impl ProfileChange {
         match self {
             Self::Vfs { from, .. } => *from == 0,
             Self::VgpuType(change) => change.from.is_none(),
+            // Most functions are bound to a driver as soon as they are there, and what has none may be meant to have none.
+            Self::Driver { .. } => false,
         }
     }
 
@@ -218,6 +229,7 @@ impl ProfileChange {
         match self {
             Self::Vfs { pf, .. } => *pf,
             Self::VgpuType(change) => change.address,
+            Self::Driver { address, .. } => *address,
         }
     }
 }
@@ -239,6 +251,12 @@ impl fmt::Display for ProfileChange {
                     None => write!(f, "it gets the vGPU type {to}"),
                     Some(from) => write!(f, "its vGPU type {from} becomes {to}, unless it is in use"),
                 }
+            }
+            Self::Driver { from: None, to, .. } => {
+                write!(f, "it is bound to the driver {to}, unless it is in use")
+            }
+            Self::Driver { from: Some(from), to, .. } => {
+                write!(f, "its driver {from} is replaced by {to}, unless it is in use")
             }
         }
     }

@@ -109,6 +109,12 @@ impl DeviceSpec {
             {
                 return Err(SpecError::whole(format!("unknown key `{key}`; did you mean `{meant}`?")));
             }
+            if matches!(key.as_str(), "vgpu_type" | "mdev_type") {
+                return Err(SpecError::key(
+                    key,
+                    "is requested by an alias or by the request, or given to VFs by a [[profile]]; write it there",
+                ));
+            }
             if keys::is_own(key) {
                 return Err(SpecError::key(
                     key,

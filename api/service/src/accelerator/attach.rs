@@ -143,7 +143,7 @@ impl Accelerators {
         self.on_that_host(view, &host, false)?;
         host.ready().await?;
         let candidates = self.candidates(view, &host, false).map_err(Error::Conflict)?;
-        match host.hypervisor.vgpu_vfs().await {
+        match host.hypervisor.vgpu_vfs(None).await {
             Err(error) if error.kind == ErrorKind::Unsupported => Ok(false),
             vfs => {
                 let vfs = vfs.map_err(host.error("read the vGPU types of VFs"))?;

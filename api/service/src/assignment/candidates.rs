@@ -10,7 +10,8 @@ use hotslot_model::id::{DeviceId, ServerId};
 use hotslot_model::rules::{self, CandidateSet, Foreign, Wanted};
 
 use super::assignments::Assignments;
-use super::{ports, select};
+use super::ports;
+use super::request::unknown_alias;
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
@@ -51,7 +52,7 @@ impl Assignments {
         request: &CandidatesRequest<'_>,
     ) -> Result<Candidates, Error> {
         let rules = self.catalog.inventory();
-        let alias = rules.alias(request.alias).ok_or_else(|| select::unknown_alias(&rules, request.alias))?;
+        let alias = rules.alias(request.alias).ok_or_else(|| unknown_alias(&rules, request.alias))?;
         let view = match request.server {
             Some(server) => Some(host.server(server).await?.ok_or(Error::NoServer(server))?),
             None => None,
@@ -61,7 +62,17 @@ impl Assignments {
         let functions = self.catalog.read_now(host, None).await?;
         let availability = self.catalog.availability_of(host, functions).await?;
         let devices = self.store.devices_of(host.row.id);
-        let unavailable = unavailable(&availability, &devices, request, view.as_ref());
+        let mut unavailable = unavailable(&availability, &devices, request, view.as_ref());
+        let types = alias.vgpu_type.as_deref().into_iter().collect();
+        let vgpus = self.vgpu_choices_as_they_are(host, &types).await?;
+        if types.is_empty() {
+            let without_type = self.vfs_without_type(host).await?;
+            for device in &devices {
+                if let Some(reason) = without_type.get(&device.facts.address) {
+                    unavailable.entry(device.id).or_insert_with(|| reason.clone());
+                }
+            }
+        }
         let document = view.and_then(|view| view.live.or(view.persistent));
         let candidate_set = CandidateSet {
             devices: &devices,
@@ -78,6 +89,7 @@ impl Assignments {
             whole_group: request.whole_group,
             vf: false,
             tags: &BTreeMap::new(),
+            vgpu: alias.vgpu_type.as_deref().and_then(|of| vgpus.of(of)),
         };
         let explained = rules::explain(&wanted, &candidate_set).into_iter();
         Ok(Candidates {

@@ -138,7 +138,7 @@ impl Assignments {
         }
         Err(Error::Conflict(format!(
             "{context}: it has {free} free hot-plug ports, and {num} are needed; detach something, or {}",
-            hotplug::add_ports(&domain.info.name, domain.info.uuid, num - free)
+            hotplug::add_ports(domain, num)
         )))
     }
 

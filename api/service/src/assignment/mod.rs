@@ -24,7 +24,7 @@
 //! policy      which devices a running guest may be requested to release
 //! quiesce     prepares a running guest for the removal of a device
 //! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
-//! vgpu        the types of VFs that are virtual GPUs; vgpu_choice: which of them can be of a type
+//! vgpu        the types of VFs that are virtual GPUs; vgpu_choice: those that a request asks for
 //! overdue     the assignments that calls which have not returned may still change
 //! ```
 

@@ -7,7 +7,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hotslot_driver::binding::{self, HostDriver};
 use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::hotplug::Policy;
 use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::local::GuardKind;
 use hotslot_driver::pci::PciAddress;
@@ -88,7 +90,7 @@ impl Assignments {
         let mut functions = Functions::new();
         devices.into_iter().for_each(|device| functions.insert(device));
         let vgpus = if profiles.have_types() {
-            match host.hypervisor.vgpu_vfs().await {
+            match host.hypervisor.vgpu_vfs(None).await {
                 Err(error) if error.kind == ErrorKind::Unsupported => None,
                 answer => Some(answer.map_err(host.error("read the vGPU types of VFs"))?),
             }
@@ -178,7 +180,7 @@ impl Assignments {
                     .functions
                     .get(&change.address)
                     .is_some_and(|vf| vf.role == Role::Virtual { parent: pf }),
-                (Some(_), ProfileChange::Vfs { .. }) => false,
+                (Some(_), ProfileChange::Vfs { .. } | ProfileChange::Driver { .. }) => false,
             };
             let absent = seen.findings().into_iter().find_map(|finding| {
                 let Action::Profile(change) = finding.action else { return None };
@@ -190,6 +192,8 @@ impl Assignments {
             let made = match &change {
                 ProfileChange::Vfs { pf, from, to } => self.write_vf_count(host, *pf, *from, *to).await,
                 ProfileChange::VgpuType(change) => self.write_vgpu_type(host, change).await,
+                // It replaces what is there.
+                ProfileChange::Driver { .. } => Ok(()),
             };
             match made {
                 Err(error @ Error::HostAway { .. }) => return Err(error),
@@ -237,6 +241,9 @@ impl Assignments {
                     self.write_vgpu_type(host, &VgpuChange { to: None, ..change.clone() }).await?;
                 }
                 self.write_vgpu_type(host, &VgpuChange { from: None, ..change.clone() }).await?;
+            }
+            ProfileChange::Driver { address, from, to } => {
+                self.change_driver(host, *address, from.as_deref(), to).await?;
             }
         }
         drop(turn);
@@ -300,7 +307,53 @@ impl Assignments {
         self.note(host, change.address, what).await
     }
 
-    /// Checks that nobody uses any of these VFs.
+    /// Binds a function to another driver, unless somebody uses it. libvirt does it, which refuses a function that a guest
+    /// has; what fails is undone.
+    async fn change_driver(
+        &self,
+        host: &Host,
+        address: PciAddress,
+        from: Option<&str>,
+        to: &str,
+    ) -> Result<(), Error> {
+        let found = host.hypervisor.device(address).await.map_err(host.error(format!("read {address}")))?;
+        let now = found.driver.clone();
+        if now.as_deref() == Some(to) {
+            return Ok(());
+        }
+        if now.as_deref() != from {
+            let name = |driver: Option<&str>| driver.unwrap_or("no driver").to_owned();
+            return Err(Error::Conflict(format!(
+                "{address} is bound to {} now, and to {} before; repair once more",
+                name(now.as_deref()),
+                name(from)
+            )));
+        }
+        self.expect_unused(host, &[address], &format!("the driver of {address}")).await?;
+        let availability = self.catalog.availability(host).await?;
+        let mut facts = [availability.facts_of(found, true)];
+        availability.add_open_nodes(&mut facts).await?;
+        let kind = to.parse().unwrap_or(HostDriver::Native);
+        let policy = Policy { require_reset: false, whole_groups: false };
+        let [facts] = facts;
+        let bound = binding::bind(host.hypervisor.as_ref(), &facts, kind, policy).await;
+        let bound = bound.map_err(host.error("making what [[profile]] says"))?.driver;
+        tracing::warn!(
+            host = %host.name, pci.address = %address,
+            "[[profile]]: the driver of {address} was {}, and is {bound} now", from.unwrap_or("none")
+        );
+        let was = from.map(Value::from);
+        let what = event::of_kind(EventKind::HostDriver, was, Some(bound.clone().into()));
+        self.note(host, address, what).await?;
+        if bound == to {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "{address} is bound to {bound} now, which is the driver that its host has for it, and not {to}; correct the entry"
+        )))
+    }
+
+    /// Checks that nobody uses any of these functions.
     ///
     /// # Errors
     /// [`Error::Conflict`] with who uses which; errors of the hypervisor and of the database.
@@ -313,7 +366,7 @@ impl Assignments {
         Err(Error::Conflict(format!("{what} stays as it is: {uses}; end that first, and repair once more")))
     }
 
-    /// Returns who uses any of these VFs, in words: servers by their documents and by the records, the host itself, and
+    /// Returns who uses any of these functions, in words: servers by their documents and by the records, the host itself, and
     /// programs of the host. It reads everything anew.
     async fn uses_of(&self, host: &Host, vfs: &[PciAddress]) -> Result<Vec<String>, Error> {
         let (mut uses, mut named) = (Vec::new(), BTreeSet::new());

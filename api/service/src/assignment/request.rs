@@ -47,7 +47,7 @@ pub struct AttachRequest {
     /// The network settings of VFs of NICs; `None` attaches plain PCI functions.
     pub network: Option<NetworkRequest>,
     /// The type of virtual GPU that the VFs are to be of: its id, its name or the vendor's number; `None` takes devices as
-    /// they are.
+    /// they are, or as their aliases say.
     pub vgpu_type: Option<String>,
     /// The idempotency key, by which a repetition of the request is recognized.
     pub key: Option<IdempotencyKey>,
@@ -72,6 +72,31 @@ impl AttachRequest {
     /// Finds an alias by its name, first among the request's own.
     pub(super) fn alias<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a Alias> {
         self.own.iter().find(|alias| alias.name == name).or_else(|| inventory.alias(name))
+    }
+
+    /// Returns the type of virtual GPU that the devices of a part are to be of.
+    pub(super) fn vgpu_type<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a str> {
+        let of_alias = || self.alias(inventory, name)?.vgpu_type.as_deref();
+        self.vgpu_type.as_deref().or_else(of_alias)
+    }
+
+    /// Checks that the aliases exist, and that none is of another type of virtual GPU than the request.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAlias`]; [`Error::Invalid`].
+    pub(super) fn expect_aliases(&self, inventory: &Inventory) -> Result<(), Error> {
+        for AliasRequest { name, .. } in &self.aliases {
+            let alias = self.alias(inventory, name).ok_or_else(|| unknown_alias(inventory, name))?;
+            if let (Some(of), Some(wanted)) = (&alias.vgpu_type, &self.vgpu_type)
+                && of != wanted
+            {
+                return Err(Error::Invalid(format!(
+                    "vgpu_type: alias `{name}` is of the vGPU type {of}, and {wanted} is requested; leave vgpu_type out, or \
+                     ask for an alias without a type"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Returns the tags that the network settings require of each device.
@@ -102,6 +127,13 @@ impl NetworkRequest {
             vf: self.vf,
         }
     }
+}
+
+/// Returns the error for a name that no alias has.
+pub(super) fn unknown_alias(inventory: &Inventory, name: &str) -> Error {
+    let known: Vec<_> = inventory.alias_names().collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Error::UnknownAlias { name: name.to_owned(), known }
 }
 
 /// Determines which of a domain's documents an attach changes, from the state of the domain and `persistent`.

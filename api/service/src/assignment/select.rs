@@ -13,13 +13,15 @@ use hotslot_model::assignment::{AssignmentKind, Vgpu};
 use hotslot_model::device::{DevType, Device};
 use hotslot_model::id::DeviceId;
 use hotslot_model::rules;
-use hotslot_model::rules::{Alias, CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, Wanted};
+use hotslot_model::rules::{
+    Alias, CandidateSet, Inventory, NumaPolicy, Surroundings, Unavailable, VgpuChoice, Wanted,
+};
 
 use super::assignments::Assignments;
 use super::choosing::Choice;
 use super::ports;
 use super::request::{AttachRequest, NetworkRequest};
-use super::vgpu_choice::VgpuChoice;
+use super::vgpu_choice::{VgpuChoices, check_of, to_be};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
@@ -86,14 +88,14 @@ pub(super) struct Snapshot {
     pub(super) availability: Availability,
     guest_nodes: BTreeSet<u32>,
     sockets: Option<BTreeMap<u32, u32>>,
-    /// Which VFs can be of the requested type of virtual GPU; `None` when none is requested.
-    vgpu: Option<VgpuChoice>,
+    /// Which VFs can be of the types of virtual GPUs that are asked for.
+    vgpus: VgpuChoices,
 }
 
 impl Snapshot {
-    /// Returns why a device cannot be of the requested type of virtual GPU.
-    fn why_not_of_type(&self, device: &Device) -> Option<String> {
-        self.vgpu.as_ref()?.why_not(device.facts.address)
+    /// Returns which VFs can be of the type of virtual GPU that a part of a request asks for, if it does.
+    fn vgpu(&self, request: &AttachRequest, alias: &str) -> Option<&VgpuChoice> {
+        self.vgpus.of(request.vgpu_type(&self.inventory, alias)?)
     }
 }
 
@@ -108,7 +110,8 @@ impl Assignments {
         view: &DomainView,
         request: &AttachRequest,
     ) -> Result<Snapshot, Error> {
-        let inventory = known(self.catalog.inventory(), request)?;
+        let inventory = self.catalog.inventory();
+        request.expect_aliases(&inventory)?;
         self.expect_addresses(host, request)?;
         let by_socket = |part: &rules::AliasRequest| {
             let own = || request.alias(&inventory, &part.name).map(|alias| alias.numa_policy);
@@ -121,9 +124,10 @@ impl Assignments {
         };
         let document = view.live.as_ref().or(view.persistent.as_ref());
         let guest_nodes = document.map(|document| document.numa_nodes.clone()).unwrap_or_default();
-        let vgpu = self.vgpu_choice(host, request).await?;
+        let types = request.aliases.iter().filter_map(|part| request.vgpu_type(&inventory, &part.name));
+        let vgpus = self.vgpu_choices(host, &types.collect()).await?;
         let availability = self.catalog.availability(host).await?;
-        Ok(Snapshot { inventory, availability, guest_nodes, sockets, vgpu })
+        Ok(Snapshot { inventory, availability, guest_nodes, sockets, vgpus })
     }
 
     /// Chooses free devices that pass every check. Devices that fail a check are added to `choice` and not chosen
@@ -196,7 +200,7 @@ impl Assignments {
         choice: &mut Exclusions,
     ) -> Result<Evaluation, Error> {
         let mut evaluation = Evaluation::default();
-        if let Some(refused) = self.vgpu_refusal(request, snapshot.vgpu.as_ref()) {
+        if let Some(refused) = self.vgpu_refusal(request, &snapshot.vgpus) {
             return Ok(refused);
         }
         loop {
@@ -253,7 +257,6 @@ impl Assignments {
                     if choice.excluded.contains_key(&device.id)
                         || chosen.contains(&device.id)
                         || no_port(device).is_some()
-                        || snapshot.why_not_of_type(device).is_some()
                         || availability.has_relative_in_use(device, &at)
                         || availability.why_unavailable(device, &at, server, drivers).is_some()
                     {
@@ -287,11 +290,6 @@ impl Assignments {
         let drivers = HostDrivers::DoNotBlock;
         let mut unavailable = snapshot.availability.unavailable(&devices, Some(request.server), drivers);
         unavailable.extend(choice.excluded.clone());
-        for device in &devices {
-            if let Some(reason) = snapshot.why_not_of_type(device) {
-                unavailable.entry(device.id).or_insert(reason);
-            }
-        }
         // Choose a device for which the guest has no free port only when there is no other; the preflight then reports
         // the missing port.
         let mut fitting = unavailable.clone();
@@ -369,14 +367,24 @@ impl Assignments {
                 .push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
             let state = format!("it is {}", device.status);
             evaluation.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
-            let vgpu = snapshot.vgpu.as_ref();
-            evaluation.checks.extend(vgpu.map(|vgpu| vgpu.check(device.facts.address)));
-            let vgpu = vgpu.and_then(|vgpu| vgpu.of(device.facts.address));
+            let choice = snapshot.vgpu(request, &alias);
+            let is_next = evaluation.chosen.iter().any(|other: &Chosen| {
+                let of_other = snapshot.vgpu(request, &other.alias);
+                other.device.facts.parent_addr == device.facts.parent_addr
+                    && of_other.is_some_and(|of| of.sets(other.device.facts.address))
+            });
+            let of_type = choice.map(|choice| check_of(choice, device.facts.address, is_next));
+            evaluation.checks.extend(of_type);
+            let vgpu = choice.and_then(|choice| to_be(choice, device.facts.address));
             match read(host, request, &device).await? {
                 Ok(found) => {
                     let checks = &mut evaluation.checks;
-                    if let Some(refused) = self.preflight_vf(host, request, (&device, &found), checks).await?
-                    {
+                    let refused = self.preflight_vf(host, request, &device, checks).await?;
+                    let refused = match (refused, choice) {
+                        (None, None) => self.vgpu_as_it_is(host, request, (&device, &found), checks).await?,
+                        (refused, _) => refused,
+                    };
+                    if let Some(refused) = refused {
                         evaluation.refused = Some(refused);
                         return Ok(evaluation);
                     }
@@ -413,13 +421,12 @@ impl Assignments {
     }
 
     /// Checks whether the requested settings of a VF can be changed, and puts back those that it has from an attachment
-    /// that has ended; checks that a VF that is a virtual GPU has a type or gets one. Adds the check, and returns why the VF
-    /// cannot be attached.
+    /// that has ended. Adds the check, and returns why the VF cannot be attached.
     async fn preflight_vf(
         &self,
         host: &Host,
         request: &AttachRequest,
-        (device, found): (&Device, &HostDevice),
+        device: &Device,
         checks: &mut Vec<Check>,
     ) -> Result<Option<Refused>, Error> {
         if device.facts.dev_type != DevType::Vf {
@@ -429,9 +436,6 @@ impl Assignments {
         match self.put_back_vf_settings(host, Some(address)).await {
             Err(error @ Error::Hypervisor { .. }) => return Ok(Some(Refused::One(device.id, error))),
             put_back => put_back?,
-        }
-        if let Some(refused) = self.vgpu_as_it_is(host, request, (device, found), checks).await? {
-            return Ok(Some(refused));
         }
         let wanted = request.network.as_ref().map(NetworkRequest::vf_settings).unwrap_or_default();
         if wanted.is_empty() {
@@ -454,7 +458,7 @@ impl Assignments {
     /// # Errors
     /// [`Error::UnknownAlias`].
     pub(super) fn known_aliases(&self, request: &AttachRequest) -> Result<(), Error> {
-        known(self.catalog.inventory(), request).map(drop)
+        request.expect_aliases(&self.catalog.inventory())
     }
 
     /// Checks that the host has a device at each address that the request names. A device that is not free, or that is
@@ -534,6 +538,7 @@ fn wanted<'a>(
             whole_group: request.whole_group,
             vf: request.network.is_some(),
             tags,
+            vgpu: snapshot.vgpu(request, &part.name),
         })
     });
     wanted.collect()
@@ -575,23 +580,6 @@ async fn read(
         ))));
     }
     Ok(Ok(found))
-}
-
-/// Returns the rules, if all aliases of a request exist in them or in the request.
-fn known(inventory: Arc<Inventory>, request: &AttachRequest) -> Result<Arc<Inventory>, Error> {
-    for wanted in &request.aliases {
-        if request.alias(&inventory, &wanted.name).is_none() {
-            return Err(unknown_alias(&inventory, &wanted.name));
-        }
-    }
-    Ok(inventory)
-}
-
-/// Returns the error for a name that no alias has.
-pub(super) fn unknown_alias(inventory: &Inventory, name: &str) -> Error {
-    let known: Vec<_> = inventory.alias_names().collect();
-    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    Error::UnknownAlias { name: name.to_owned(), known }
 }
 
 /// Returns a check that concerns no single device and has no cure.

@@ -4,23 +4,24 @@
 //! the attachment has ended, like any other. A type is taken away only while it is the recorded one and no open attachment has
 //! the VF; one that somebody else has set is never changed. All changes of a VF are made one after another.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hotplug::{Check, CheckResult};
 use hotslot_driver::hypervisor::{self, ErrorKind};
 use hotslot_driver::pci::PciAddress;
-use hotslot_driver::vgpu::{VgpuChange, VgpuType, VgpuVf, ids};
+use hotslot_driver::vgpu::{VgpuChange, VgpuVf, ids};
 use hotslot_model::assignment::{Action, Attachment, Finding, Kind, Source, State, Vgpu};
-use hotslot_model::device::Device;
+use hotslot_model::device::{DevType, Device};
 use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::AttachmentId;
+use hotslot_model::rules::VgpuChoice;
 
 use super::assignments::Assignments;
 use super::request::AttachRequest;
 use super::select::{Evaluation, Refused, check};
-use super::vgpu_choice::{CHECK, VgpuChoice};
+use super::vgpu_choice::{CHECK, VgpuChoices};
 use crate::error::Error;
 use crate::host::Host;
 use crate::locks::KeyedGuard;
@@ -33,79 +34,100 @@ fn nothing_attached(request: &AttachRequest, reason: &str) -> Error {
     Error::Conflict(format!("nothing was attached to server {}: {reason}", request.server))
 }
 
+fn still_has(vf: PciAddress, of: &str, ended: AttachmentId) -> String {
+    format!("{vf} still has the vGPU type {of} of attachment {ended}, which has ended")
+}
+
+/// Returns why nothing can open a VF: it is a virtual GPU without a type.
+fn without_type(vf: &VgpuVf) -> Option<String> {
+    vf.current.is_none().then(|| {
+        format!(
+            "{} has no vGPU type, so that no guest can open it; request one with vgpu_type (it can be: {})",
+            vf.address,
+            ids(vf.creatable.iter().map(|of| of.id.as_str()))
+        )
+    })
+}
+
 impl Assignments {
-    /// Returns why no device of the host can be given the requested type, as the outcome of a choice.
-    pub(super) fn vgpu_refusal(
-        &self,
-        request: &AttachRequest,
-        choice: Option<&VgpuChoice>,
-    ) -> Option<Evaluation> {
-        let reason = choice?.refused.as_ref()?;
+    /// Returns why no device of the host can be given a type that is asked for, as the outcome of a choice.
+    pub(super) fn vgpu_refusal(&self, request: &AttachRequest, choices: &VgpuChoices) -> Option<Evaluation> {
+        let reason = choices.refusal()?;
         let mut evaluation = Evaluation::default();
-        evaluation.checks.push(check(CHECK, CheckResult::Fail, reason.clone()));
+        evaluation.checks.push(check(CHECK, CheckResult::Fail, reason.to_owned()));
         evaluation.refused = Some(Refused::Together(nothing_attached(request, reason)));
         Some(evaluation)
     }
 
-    /// Finds which VFs of a host can be of the type that a request asks for; `None` when it asks for none.
+    /// Finds which VFs of a host can be of the types that a request asks for.
     ///
     /// # Errors
     /// Errors of the hypervisor and of the database.
-    pub(super) async fn vgpu_choice(
+    pub(super) async fn vgpu_choices(
         &self,
         host: &Host,
-        request: &AttachRequest,
-    ) -> Result<Option<VgpuChoice>, Error> {
-        let Some(wanted) = &request.vgpu_type else { return Ok(None) };
-        let refused = |reason: String| {
-            let vfs = HashMap::new();
-            Ok(Some(VgpuChoice { wanted: wanted.clone(), vfs, refused: Some(reason) }))
-        };
+        types: &BTreeSet<&str>,
+    ) -> Result<VgpuChoices, Error> {
+        if types.is_empty() {
+            return Ok(VgpuChoices::default());
+        }
         // A type that is left from an attachment that has ended takes a part of the card.
-        let left = self.clear_vgpu_types(host, None).await?;
-        let found = match host.hypervisor.vgpu_vfs().await {
-            Err(error) if error.kind == ErrorKind::Unsupported => return refused(error.message),
+        let kept = self.clear_vgpu_types(host, None).await?.into_iter();
+        let kept = kept.map(|(vf, error)| (vf, error.to_string())).collect();
+        self.choices_besides(host, types, &kept).await
+    }
+
+    /// As [`vgpu_choices`](Self::vgpu_choices), and changes nothing: a VF that has the type of an attachment that has ended
+    /// keeps it.
+    ///
+    /// # Errors
+    /// Errors of the hypervisor and of the database.
+    pub(super) async fn vgpu_choices_as_they_are(
+        &self,
+        host: &Host,
+        types: &BTreeSet<&str>,
+    ) -> Result<VgpuChoices, Error> {
+        if types.is_empty() {
+            return Ok(VgpuChoices::default());
+        }
+        let left = self.store.left_vgpu_types(host.row.id).await?.into_iter();
+        let kept = left.map(|(id, vf, of)| (vf, still_has(vf, &of, id))).collect();
+        self.choices_besides(host, types, &kept).await
+    }
+
+    /// Finds which VFs of a host can be of each type, besides those that keep theirs.
+    async fn choices_besides(
+        &self,
+        host: &Host,
+        types: &BTreeSet<&str>,
+        kept: &BTreeMap<PciAddress, String>,
+    ) -> Result<VgpuChoices, Error> {
+        let refused = |reason: &str| {
+            VgpuChoices::new(types.iter().map(|wanted| VgpuChoice::refused(wanted, reason.to_owned())))
+        };
+        let found = match host.hypervisor.vgpu_vfs(None).await {
+            Err(error) if error.kind == ErrorKind::Unsupported => return Ok(refused(&error.message)),
             found => found.map_err(host.error("read the vGPU types of VFs"))?,
         };
         if found.is_empty() {
-            return refused(format!(
-                "host {} has no VFs with vGPU types, and vgpu_type {wanted} is requested; load the vendor's vGPU driver \
-                 and make the VFs, or request an accelerator with mdev_type",
-                host.name
-            ));
+            return Ok(refused(&format!(
+                "host {} has no VFs with vGPU types, and vgpu_type {} is requested; load the vendor's vGPU driver and make \
+                 the VFs, or request an accelerator with mdev_type",
+                host.name,
+                ids(types.iter().copied())
+            )));
         }
-        let known = found.iter().flat_map(|vf| &vf.creatable);
-        let known: BTreeMap<_, _> = known.map(|of| (of.id.as_str(), of)).collect();
-        let vf = |vf: &VgpuVf| match (left.get(&vf.address), &vf.current) {
-            (Some(reason), _) => Err(reason.to_string()),
-            (None, Some(id)) => match known.get(id.as_str()) {
-                Some(of) if of.is_named(wanted) => Ok(((*of).clone(), true)),
-                // When no VF can be of this type any more, its name is not known.
-                None if VgpuType::from_id(id).is_named(wanted) => Ok((VgpuType::from_id(id), true)),
-                Some(_) | None => {
-                    Err(format!("{} has the vGPU type {id}, which somebody else has set", vf.address))
-                }
-            },
-            (None, None) => match vf.creatable.iter().find(|of| of.is_named(wanted)) {
-                Some(of) => Ok((of.clone(), false)),
-                None => Err(format!(
-                    "{} cannot be of the vGPU type {wanted} now; it can be: {}",
-                    vf.address,
-                    ids(vf.creatable.iter().map(|of| of.id.as_str()))
-                )),
-            },
-        };
-        let vfs: HashMap<_, _> = found.iter().map(|found| (found.address, vf(found))).collect();
-        if vfs.values().any(|of| matches!(of, Ok((_, false)))) {
+        let choices = VgpuChoices::new(types.iter().map(|wanted| VgpuChoice::new(wanted, &found, kept)));
+        if choices.set() {
             match host.hypervisor.may_set_vgpu_types().await {
-                Err(error) if error.kind == ErrorKind::Unsupported => return refused(error.message),
+                Err(error) if error.kind == ErrorKind::Unsupported => return Ok(refused(&error.message)),
                 may => may.map_err(host.error("see whether vGPU types can be set"))?,
             }
         }
-        Ok(Some(VgpuChoice { wanted: wanted.clone(), vfs, refused: None }))
+        Ok(choices)
     }
 
-    /// Checks that a device can be taken as it is by a request that names no vGPU type. Adds the check, and returns why the
+    /// Checks that a device for which no vGPU type is requested can be taken as it is. Adds the check, and returns why the
     /// device cannot be attached.
     ///
     /// # Errors
@@ -117,7 +139,7 @@ impl Assignments {
         (device, found): (&Device, &HostDevice),
         checks: &mut Vec<Check>,
     ) -> Result<Option<Refused>, Error> {
-        if request.vgpu_type.is_some() || found.vfio_manager().is_none() {
+        if device.facts.dev_type != DevType::Vf || found.vfio_manager().is_none() {
             return Ok(None);
         }
         let address = device.facts.address;
@@ -138,12 +160,19 @@ impl Assignments {
             Err(error) if error.kind == ErrorKind::Unsupported => return Ok(None),
             vf => vf.map_err(host.error(format!("read the vGPU types of {address}")))?,
         };
-        Ok(vf.filter(|vf| vf.current.is_none()).map(|vf| {
-            format!(
-                "{address} has no vGPU type, so that no guest can open it; request one with vgpu_type (it can be: {})",
-                ids(vf.creatable.iter().map(|of| of.id.as_str()))
-            )
-        }))
+        Ok(vf.as_ref().and_then(without_type))
+    }
+
+    /// Returns the VFs of a host that nothing can open, because they have no vGPU type, each with the reason.
+    ///
+    /// # Errors
+    /// Errors of the hypervisor.
+    pub(super) async fn vfs_without_type(&self, host: &Host) -> Result<BTreeMap<PciAddress, String>, Error> {
+        let found = match host.hypervisor.vgpu_vfs(None).await {
+            Err(error) if error.kind == ErrorKind::Unsupported => return Ok(BTreeMap::new()),
+            found => found.map_err(host.error("read the vGPU types of VFs"))?,
+        };
+        Ok(found.iter().filter_map(|vf| Some((vf.address, without_type(vf)?))).collect())
     }
 
     /// Gives the VF of an attachment the type that it is to have, unless it has that type.
@@ -222,19 +251,14 @@ impl Assignments {
             if address != vf {
                 continue;
             }
-            let left = format!("{vf} still has the vGPU type {of} of attachment {id}, which has ended");
+            let left = still_has(vf, &of, id);
             if let Some(call) = host.overdue_call_at(vf) {
                 return Err(Error::Conflict(format!("{left}: {call}")));
             }
             // The attachment may have come back under the same id, and the type with it.
-            let rows = self.store.attachments().await?;
-            let is_here = |row: &&Attachment| {
-                self.store
-                    .device(row.device)
-                    .is_some_and(|device| device.hypervisor == host.row.id && device.facts.address == vf)
-            };
-            let is_held = rows.iter().filter(is_here).any(|row| row.vgpu.as_ref().is_some_and(Vgpu::is_ours));
-            if !is_held {
+            let rows = self.store.own_vgpu_types(host.row.id).await?;
+            let at = |row: &Attachment| self.store.device(row.device).map(|device| device.facts.address);
+            if rows.iter().all(|row| at(row) != Some(vf)) {
                 if let Some(foreign) = host.foreign().get(&vf) {
                     let server = foreign.server;
                     return Err(Error::Conflict(format!("{left}, and server {server} has it")));
@@ -318,13 +342,12 @@ impl Assignments {
 
     /// Returns the open attachments whose VFs have lost the types that hotslot had set.
     async fn lost_vgpu_types(&self, host: &Host) -> Result<Vec<(Attachment, PciAddress, String)>, Error> {
-        let mut rows = self.store.attachments().await?;
-        let is_ours = |row: &Attachment| row.vgpu.as_ref().is_some_and(Vgpu::is_ours);
-        rows.retain(|row| row.hypervisor == host.row.id && row.state == State::Attached && is_ours(row));
+        let mut rows = self.store.own_vgpu_types(host.row.id).await?;
+        rows.retain(|row| row.state == State::Attached);
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let found = match host.hypervisor.vgpu_vfs().await {
+        let found = match host.hypervisor.vgpu_vfs(None).await {
             Err(error) if error.kind == ErrorKind::Unsupported => return Ok(Vec::new()),
             found => found.map_err(host.error("read the vGPU types of VFs"))?,
         };
@@ -367,7 +390,7 @@ impl Assignments {
 
     /// Reads the types of a VF; `None` when it is no virtual GPU.
     async fn vgpu_vf(&self, host: &Host, vf: PciAddress) -> Result<Option<VgpuVf>, hypervisor::Error> {
-        Ok(host.hypervisor.vgpu_vfs().await?.into_iter().find(|found| found.address == vf))
+        Ok(host.hypervisor.vgpu_vfs(Some(vf)).await?.pop())
     }
 
     /// Waits until nobody else changes the type of a VF.

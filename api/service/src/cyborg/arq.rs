@@ -509,7 +509,7 @@ fn settled(mut view: ArqView) -> Option<ArqView> {
 /// Returns the VFs of a card that can be given a vGPU type that matches a group, with the type; the inner error is why there
 /// is none. `None` when the VFs of the card are no virtual GPUs, so that mediated devices are to be looked for.
 async fn vgpus(card: &Card, group: &Group) -> Result<Option<Result<Handles, String>>, Error> {
-    let vfs = match card.host.hypervisor.vgpu_vfs().await {
+    let vfs = match card.host.hypervisor.vgpu_vfs(None).await {
         Err(error) if error.kind == ErrorKind::Unsupported => return Ok(None),
         vfs => vfs.map_err(card.host.error("read the vGPU types of VFs"))?,
     };

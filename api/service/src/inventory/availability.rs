@@ -363,6 +363,11 @@ impl Availability {
 
     /// Collects the facts about a device that a preflight checks, from the host and from the device's record.
     pub fn facts(&self, device: HostDevice, row: &Device) -> hotplug::Facts {
+        self.facts_of(device, is_managed(&row.facts))
+    }
+
+    /// Collects the facts about a function. `managed` is whether libvirt may change its driver.
+    pub fn facts_of(&self, device: HostDevice, managed: bool) -> hotplug::Facts {
         let (root, address) = (self.sysroot.as_deref(), device.address);
         let memory = |bar: &local::Bar| bar.kind == BarKind::Memory && bar.index < local::Bar::ROM;
         let bars = local::bars(root, address).map(|bars| {
@@ -376,7 +381,7 @@ impl Availability {
                 reason: format!("{}: {}", guard.kind, guard.reason),
                 overridden: self.unguarded.contains(&address),
             });
-        hotplug::Facts { device, guard, managed: is_managed(&row.facts), reset, bars, open_nodes: None }
+        hotplug::Facts { device, guard, managed, reset, bars, open_nodes: None }
     }
 
     /// Adds to the facts which processes of the host have device nodes of the functions open.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vf::{MAX_TX_RATE, VfSettings};
-use hotslot_driver::vgpu::MAX_TYPE;
+use hotslot_driver::vgpu;
 use hotslot_model::id::ServerId;
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
@@ -189,12 +189,8 @@ impl CreateAttachment {
                 ),
             ));
         }
-        if let Some(of) = &self.vgpu_type
-            && (of.is_empty() || of.len() > MAX_TYPE || !of.bytes().all(|byte| matches!(byte, b' '..=b'~')))
-        {
-            let reason =
-                format!("write the id or the name of a type: 1 to {MAX_TYPE} printable characters of ASCII");
-            return Err(bad("vgpu_type", &reason));
+        if let Some(of) = &self.vgpu_type {
+            vgpu::check_name(of).map_err(|error| bad("vgpu_type", &error))?;
         }
         let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
         Ok(AttachRequest {

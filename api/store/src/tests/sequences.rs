@@ -206,6 +206,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::HostMode
             | EventKind::HostVfs
             | EventKind::HostVgpuType
+            | EventKind::HostDriver
             | EventKind::HostProfileFailed
             | EventKind::RequestRefused => panic!("{} happens in no step", what.kind),
         }

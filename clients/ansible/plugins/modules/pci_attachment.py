@@ -12,9 +12,9 @@ description:
     running.
   - The service chooses the devices. Either all devices that are missing are attached, or none.
   - The service cannot change a device that is attached. When the server has a device of the alias that differs from the
-    options O(persistent), O(whole_group), O(vlan), O(physical_network), O(trusted), O(spoof_check), O(link_state),
-    O(min_tx_rate) and O(max_tx_rate), and therefore too few devices that fit, the module fails and names the
-    difference.
+    options O(persistent), O(whole_group), O(vgpu_type), O(vlan), O(physical_network), O(trusted), O(spoof_check),
+    O(link_state), O(min_tx_rate) and O(max_tx_rate), and therefore too few devices that fit, the module fails and names
+    the difference.
 options:
   state:
     description: Whether the server has the devices.
@@ -57,6 +57,12 @@ options:
       - The NUMA policy by which missing devices are chosen, in place of that of the alias.
       - The service does not record it, so devices that the server has already are not compared.
     choices: [required, preferred, legacy, socket]
+    type: str
+  vgpu_type:
+    description:
+      - The type of virtual GPU that the VFs are to be of, for VFs whose driver makes virtual GPUs of them.
+      - It is the id of the type, such as C(nvidia-1155), because the service records the id. C(hotslot device show) lists
+        the types.
     type: str
   mac_address:
     description:
@@ -174,6 +180,13 @@ EXAMPLES = r"""
     vlan: 100
     max_tx_rate: 1000
 
+- name: vm2 has a virtual GPU
+  hotslot.pci.pci_attachment:
+    cloud: mycloud
+    server: vm2
+    alias: vgpu
+    vgpu_type: nvidia-1155
+
 - name: db1 has a disk, by a token of hotslot
   hotslot.pci.pci_attachment:
     auth_type: admin_token
@@ -221,6 +234,7 @@ checks:
   elements: dict
 """
 
+import re  # noqa: E402
 import uuid  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -245,17 +259,19 @@ CONNECTION = {
 }
 #: The options of an attach that are sent to the service when they are given.
 DEVICE = (
-    "persistent", "whole_group", "numa_policy", "mac_address", "vlan", "physical_network", "trusted", "spoof_check",
-    "link_state", "min_tx_rate", "max_tx_rate",
+    "persistent", "whole_group", "numa_policy", "vgpu_type", "mac_address", "vlan", "physical_network", "trusted",
+    "spoof_check", "link_state", "min_tx_rate", "max_tx_rate",
 )
 #: The options whose value false is the same as no option. The others have no default, so false is a wish.
 FLAGS = ("whole_group", "trusted")
 #: The options that an attachment shows, and its attributes.
 COMPARED = {
-    "persistent": "is_persistent", "whole_group": "whole_group", "vlan": "vlan", "physical_network": "physical_network",
-    "trusted": "is_trusted", "spoof_check": "is_spoof_checked", "link_state": "link_state",
-    "min_tx_rate": "min_tx_rate", "max_tx_rate": "max_tx_rate",
+    "persistent": "is_persistent", "whole_group": "whole_group", "vgpu_type": "vgpu_type", "vlan": "vlan",
+    "physical_network": "physical_network", "trusted": "is_trusted", "spoof_check": "is_spoof_checked",
+    "link_state": "link_state", "min_tx_rate": "min_tx_rate", "max_tx_rate": "max_tx_rate",
 }
+#: The id of a type of virtual GPU: the vendor and the vendor's number.
+VGPU_TYPE = re.compile(r"[a-z]+-[0-9]+")
 
 
 def connected(params: dict[str, Any]) -> sdk.Proxy:
@@ -395,6 +411,7 @@ def main() -> None:
             "persistent": {"type": "bool"},
             "whole_group": {"type": "bool", "default": False},
             "numa_policy": {"choices": ["required", "preferred", "legacy", "socket"]},
+            "vgpu_type": {},
             "mac_address": {},
             "vlan": {"type": "int"},
             "physical_network": {},
@@ -431,6 +448,8 @@ def main() -> None:
         module.fail_json(msg="address names one device, so count must be 1")
     if module.params["mac_address"] and module.params["count"] != 1:
         module.fail_json(msg="mac_address applies to one device, so count must be 1")
+    if module.params["vgpu_type"] and not VGPU_TYPE.fullmatch(module.params["vgpu_type"]):
+        module.fail_json(msg="vgpu_type must be the id of a type, such as nvidia-1155; `hotslot device show` lists them")
     try:
         pci = connected(module.params)
         server = pci.find_server(module.params["server"])

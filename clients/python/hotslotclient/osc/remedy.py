@@ -23,7 +23,7 @@ _COMMANDS = {
     "min_tx_rate": "--min-rate",
     "max_tx_rate": "--max-rate",
 }
-_PATTERN = re.compile("|".join(rf"{re.escape(text)}(?![-/\w])" for text in _COMMANDS))
+_PATTERN = re.compile("|".join(rf"(?<!\w){re.escape(text)}(?![-/\w])" for text in _COMMANDS))
 
 
 def by_commands(message: str) -> str:

@@ -1,10 +1,8 @@
 //! The checks of a guest's room: memory windows of its ports, free hot-plug ports, and the limit of locked memory.
 
-use uuid::Uuid;
-
 use super::verdict::{Facts, Finding};
 use crate::domain::{ControllerModel, DomainXml};
-use crate::hypervisor::ErrorKind;
+use crate::hypervisor::{DomainView, ErrorKind};
 use crate::pci::PciAddress;
 use crate::topology::Topology;
 
@@ -79,7 +77,7 @@ pub(super) fn in_units(bytes: u64) -> String {
 }
 
 /// Checks whether the guest has enough free hot-plug ports for all devices together.
-pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> Finding {
+pub(super) fn free_port(view: &DomainView, document: &DomainXml, devices: &[Facts]) -> Finding {
     let free = Topology::of(document).free_ports();
     let mut left = free.clone();
     let pcie = document.controllers.iter().any(|controller| controller.model == ControllerModel::PcieRoot);
@@ -93,7 +91,7 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     let Some(device) = wanted.find(|device| left.take(device.express).is_none()) else {
         return Finding::pass(room);
     };
-    if !live {
+    if view.live.is_none() {
         return Finding::unknown(format!("{room}: libvirt adds ports to the definition if it can"));
     }
     let by_hand =
@@ -101,7 +99,7 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     let (kind, cure) = match (device.express, pcie) {
         (true, true) => {
             let wanted = devices.iter().filter(|facts| facts.device.express).count();
-            ("PCI Express", add_ports(&document.name, document.uuid, wanted.saturating_sub(express)))
+            ("PCI Express", add_ports(view, wanted))
         }
         (false, true) => ("conventional PCI", by_hand("a pcie-to-pci-bridge controller")),
         (_, false) => ("PCI", by_hand("a pci-bridge controller")),
@@ -117,12 +115,25 @@ pub(super) fn free_port(document: &DomainXml, live: bool, devices: &[Facts]) -> 
     Finding::fail(ErrorKind::NoFreePort, message).cure(format!("{detach}{cure}"))
 }
 
-/// Returns the advice to add ports to the definition of a domain.
-pub fn add_ports(name: &str, domain: Uuid, count: usize) -> String {
-    format!(
-        "add {count} port(s) to the definition of {name} (POST servers/{domain}/pci_ports with count {count}), and \
-         power-cycle the guest"
-    )
+/// Returns the advice to a running guest that has fewer free ports than the `wanted` ones: to add them to its definition, or
+/// only to start it again, when its definition has them already.
+pub fn add_ports(view: &DomainView, wanted: usize) -> String {
+    let (name, domain) = (&view.info.name, view.info.uuid);
+    let Some(definition) = &view.persistent else {
+        return format!(
+            "define {name} with {wanted} more pcie-root-port controller(s) and start it anew, for it is transient"
+        );
+    };
+    let there = Topology::of(definition).free_ports().count_for(true);
+    match wanted.saturating_sub(there) {
+        0 => format!(
+            "shut {name} off and start it again: it then has the {there} free port(s) of its definition"
+        ),
+        count => format!(
+            "add {count} port(s) to the definition of {name} (POST servers/{domain}/pci_ports with count {count}), and \
+             power-cycle the guest"
+        ),
+    }
 }
 
 /// Checks the limit of locked memory: VFIO locks all of the guest's memory. libvirt raises QEMU's limit automatically,

@@ -1,5 +1,6 @@
 use super::room::in_units;
 use super::*;
+use crate::hypervisor::DomainInfo;
 use crate::xml::nodedev::{self, NodeDevice};
 
 fn facts(xml: &str) -> Facts {
@@ -9,7 +10,20 @@ fn facts(xml: &str) -> Facts {
 
 /// Returns the message of `free_port`'s refusal, or `None` when there is room.
 fn refused(live: &DomainXml, devices: &[Facts]) -> Option<String> {
-    let found = free_port(live, true, devices);
+    refused_with(live, Some(live), devices)
+}
+
+/// The same, for a guest whose definition differs from its live document.
+fn refused_with(live: &DomainXml, definition: Option<&DomainXml>, devices: &[Facts]) -> Option<String> {
+    let info = DomainInfo {
+        uuid: live.uuid,
+        name: live.name.clone(),
+        state: DomainState::Running,
+        persistent: definition.is_some(),
+        run: Some(1),
+    };
+    let view = DomainView { info, live: Some(live.clone()), persistent: definition.cloned() };
+    let found = free_port(&view, live, devices);
     assert_eq!(found.result == CheckResult::Fail, found.cure.is_some());
     found.cure.map(|cure| format!("{}; {cure}", found.message))
 }
@@ -24,12 +38,22 @@ fn free_ports_are_counted_for_all_devices_of_a_request_together() {
     assert_eq!(refused(&q35, &vec![vf.clone(); 7]), None);
     let reason = refused(&q35, &vec![vf.clone(); 8]).unwrap();
     assert!(reason.contains("8 PCI Express device(s) requested, room for 7; add 1 port(s)"), "{reason}");
+    // Ports that the definition has already come with the next start.
+    let document = include_str!("../../../tests/data/libvirt-11.3/domain/q35-before.xml");
+    let port = "<controller type='pci' index='30' model='pcie-root-port'><address type='pci' domain='0' bus='0' \
+                slot='0x1c' function='0'/></controller></devices>";
+    let prepared = guest(&document.replace("</devices>", port));
+    let reason = refused_with(&q35, Some(&prepared), &vec![vf.clone(); 8]).unwrap();
+    assert!(reason.contains("start it again: it then has the 8 free port(s) of its definition"), "{reason}");
+    let reason = refused_with(&q35, Some(&prepared), &vec![vf.clone(); 9]).unwrap();
+    assert!(reason.contains("room for 7; add 1 port(s)"), "{reason}");
+    let reason = refused_with(&q35, None, &vec![vf.clone(); 8]).unwrap();
+    assert!(reason.contains("with 8 more pcie-root-port controller(s)"), "{reason}");
     let reason = refused(&q35, &[vf.clone(), edu.clone()]).unwrap();
     assert!(reason.contains("1 conventional PCI device(s) requested, room for 0"), "{reason}");
     assert!(reason.contains("; add a pcie-to-pci-bridge"), "no detach makes a bus for it: {reason}");
     let bridge = "<controller type='pci' index='20' model='pcie-to-pci-bridge'><address type='pci' domain='0' \
                   bus='0' slot='0x1c' function='0'/></controller></devices>";
-    let document = include_str!("../../../tests/data/libvirt-11.3/domain/q35-before.xml");
     let held = "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0' bus='6' slot='0' \
                 function='0'/></source><address type='pci' domain='0' bus='0' slot='0x1b' function='0'/></hostdev>";
     let bridged = guest(&document.replace("</devices>", &(held.to_owned() + bridge)));

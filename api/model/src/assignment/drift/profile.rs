@@ -8,6 +8,9 @@ use super::finding::{Action, Finding, Kind, Source};
 use crate::device::Functions;
 use crate::rules::{ProfileChange, ProfileEntry, Profiles, number_of_vfs};
 
+/// The driver that libvirt binds to pass a function through.
+const VFIO_PCI: &str = "vfio-pci";
+
 /// The input of the comparison of a host with its profile.
 pub struct ProfileComparison<'a> {
     /// The entries for the host.
@@ -117,10 +120,23 @@ impl ProfileComparison<'_> {
             Some(_) => format!("echo {address} >/sys/bus/pci/devices/{address}/driver/unbind; "),
             None => String::new(),
         };
-        let action = Action::Manual(format!(
-            "nothing, for the host may use it: as root, echo {wanted} >/sys/bus/pci/devices/{address}/driver_override; \
-             {unbind}echo {address} >/sys/bus/pci/drivers_probe"
-        ));
+        // libvirt binds vfio-pci, and gives a function that is bound to it back to its host driver.
+        let is_of_libvirt = if wanted == VFIO_PCI {
+            !function.is_on_vfio()
+        } else {
+            function.driver.as_deref() == Some(VFIO_PCI)
+        };
+        // The VFs of a PF vanish with its driver.
+        let has_vfs = matches!(&function.role, Role::Physical { vfs, .. } if !vfs.is_empty());
+        let action = if is_of_libvirt && !has_vfs && !self.is_remote {
+            let (from, to) = (function.driver.clone(), wanted.clone());
+            Action::Profile(ProfileChange::Driver { address, from, to })
+        } else {
+            Action::Manual(format!(
+                "nothing, for the host may use it: as root, echo {wanted} >/sys/bus/pci/devices/{address}/driver_override; \
+                 {unbind}echo {address} >/sys/bus/pci/drivers_probe"
+            ))
+        };
         let is = match &function.driver {
             Some(driver) => format!("it is bound to {driver}"),
             None => "it is bound to no driver".to_owned(),

@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::id::DeviceId;
 use crate::rules::alias::Alias;
 use crate::rules::numa::NumaPolicy;
+use crate::rules::vgpu_choice::VgpuChoice;
 
 /// One part of a request, such as `vf:2`.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Wanted<'a> {
     pub vf: bool,
     /// Further tags that the `extra_info` of each device must have.
     pub tags: &'a BTreeMap<String, String>,
+    /// Which VFs can be of the type of virtual GPU that this part asks for; `None` when it asks for none.
+    pub vgpu: Option<&'a VgpuChoice>,
 }
 
 /// The devices of one host, and what the choice has to know about the host and the guest.

@@ -27,6 +27,8 @@ pub(super) enum Reason<'a> {
     VfHeld(PciAddress),
     /// It is in [`CandidateSet::unavailable`](super::CandidateSet::unavailable), for this reason.
     Unavailable(&'a str),
+    /// It cannot be of the type of virtual GPU that is asked for.
+    Vgpu(String),
     /// The NUMA policy rules it out.
     Numa(String),
     /// The request is for whole IOMMU groups, and the group of this device is not known.
@@ -50,6 +52,7 @@ pub(super) enum Category {
     InUse,
     Relative,
     Unavailable,
+    Vgpu,
     Busy,
     Numa,
     Group,
@@ -64,6 +67,7 @@ impl Category {
             Self::InUse => "in use",
             Self::Relative => "blocked by a PF or VF in use",
             Self::Unavailable => "unavailable",
+            Self::Vgpu => "not to be had of the vGPU type",
             Self::Busy => "blocked by a host driver in their IOMMU group",
             Self::Numa => "excluded by the NUMA policy",
             Self::Group => "excluded by their IOMMU group",
@@ -85,6 +89,7 @@ impl Category {
             Self::Besides => "ask for values that a device_spec gives them",
             Self::NotVf => NOT_VF,
             Self::InUse | Self::Relative => "detach one (GET os-pci_attachments lists them)",
+            Self::Vgpu => "ask for another vGPU type",
             Self::Numa => "ask with another numa_policy",
             Self::Group if other_way => "ask without whole_group",
             Self::Gone => "check whether the host still has them",
@@ -105,6 +110,7 @@ impl Reason<'_> {
             Self::InUse => Some(Category::InUse),
             Self::Hidden | Self::PfHeld(_) | Self::VfHeld(_) => Some(Category::Relative),
             Self::Unavailable(_) => Some(Category::Unavailable),
+            Self::Vgpu(_) => Some(Category::Vgpu),
             Self::Numa(_) => Some(Category::Numa),
             Self::Member(_, reason) => reason.category(),
             Self::NoGroup | Self::Stranger(_) | Self::Family(_) => Some(Category::Group),
@@ -130,7 +136,9 @@ impl Reason<'_> {
             Self::PfHeld(pf) => format!("its PF {pf} is in use"),
             Self::VfHeld(vf) => format!("its VF {vf} is in use"),
             Self::Unavailable(reason) => (*reason).to_owned(),
-            Self::Besides(reason) | Self::NotVf(reason) | Self::Numa(reason) => reason.clone(),
+            Self::Besides(reason) | Self::NotVf(reason) | Self::Vgpu(reason) | Self::Numa(reason) => {
+                reason.clone()
+            }
             Self::NoGroup => "its IOMMU group is not known".to_owned(),
             Self::Stranger(member) => {
                 format!("{member} of its IOMMU group is not assignable: no device_spec lists it")

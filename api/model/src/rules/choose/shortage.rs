@@ -80,10 +80,11 @@ impl Shortage {
         self.left_out.get(&Category::Unavailable).map_or(0, |left_out| left_out.count)
     }
 
-    /// Whether enough units would be free if none were unavailable or blocked by a host driver in its IOMMU group.
+    /// Whether enough units would be free if none were unavailable, blocked by a host driver in its IOMMU group, or of
+    /// another type of virtual GPU.
     pub fn is_unavailable(&self) -> bool {
-        let busy = self.left_out.get(&Category::Busy).map_or(0, |left_out| left_out.count);
-        let unavailable = self.unavailable() + busy;
+        let count = |category| self.left_out.get(&category).map_or(0, |left_out: &LeftOut| left_out.count);
+        let unavailable = self.unavailable() + count(Category::Busy) + count(Category::Vgpu);
         let torn = self.together.is_some() && self.siblings.is_some();
         (unavailable > 0 || torn) && self.free + unavailable >= self.wanted
     }
@@ -145,6 +146,9 @@ impl Shortage {
         }));
         if self.left_out.contains_key(&Category::NotVf) {
             helps.push(NOT_VF.to_owned());
+        }
+        if self.left_out.contains_key(&Category::Vgpu) {
+            helps.push("ask for another vGPU type".to_owned());
         }
         helps.extend(self.fewer.filter(|count| *count > 0).map(|count| format!("ask for {count}")));
         if self.left_out.keys().any(|category| matches!(category, Category::InUse | Category::Relative)) {

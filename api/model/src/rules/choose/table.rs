@@ -202,7 +202,7 @@ impl<'s, 'a> Table<'s, 'a> {
             let left_out = left_out.entry(category);
             left_out.or_insert_with(|| LeftOut { count: 0, first, example: example() }).count += 1;
         }
-        let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
+        let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _, vgpu: _ } = *wanted;
         let nearest = nearest.map(|(device, _, keys)| about(device, keys.join("; ")));
         Shortage {
             requester: alias.requester(),
@@ -222,6 +222,7 @@ impl<'s, 'a> Table<'s, 'a> {
     fn single(&self, wanted: &Wanted<'_>, device: &'a Arc<Device>) -> Result<Order, Reason<'a>> {
         wants(wanted, &device.facts)?;
         self.free(device)?;
+        of_type(wanted, &device.facts)?;
         self.order(wanted, device)
     }
 
@@ -229,6 +230,7 @@ impl<'s, 'a> Table<'s, 'a> {
     fn group(&self, wanted: &Wanted<'_>, members: &[&'a Arc<Device>]) -> Result<Order, Reason<'a>> {
         let requested = members.iter().map(|member| {
             wants(wanted, &member.facts)?;
+            of_type(wanted, &member.facts)?;
             self.order(wanted, member)
         });
         let best = requested.reduce(|one, other| match (one, other) {
@@ -333,6 +335,11 @@ fn wants<'a>(wanted: &Wanted<'_>, facts: &DeviceFacts) -> Result<(), Reason<'a>>
     }
     let differs = |(key, value): (&String, &String)| tag_differs(facts, key, Some(value));
     wanted.tags.iter().find_map(differs).map_or(Ok(()), |differs| Err(Reason::Besides(differs)))
+}
+
+/// Checks whether a device can be of the type of virtual GPU that a part asks for.
+fn of_type<'a>(wanted: &Wanted<'_>, facts: &DeviceFacts) -> Result<(), Reason<'a>> {
+    wanted.vgpu.and_then(|choice| choice.why_not(facts.address)).map_or(Ok(()), |why| Err(Reason::Vgpu(why)))
 }
 
 fn is_held(device: &Device) -> bool {

@@ -113,6 +113,7 @@ fn wanted<'a>(aliases: &'a Inventory, part: &Value) -> Wanted<'a> {
             None => &NO_TAGS,
             Some(tags) => Box::leak(Box::new(tags)),
         },
+        vgpu: None,
     }
 }
 
