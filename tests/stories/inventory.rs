@@ -2,7 +2,7 @@
 
 mod explain;
 mod groups;
-mod guards;
+pub(crate) mod guards;
 mod nics;
 mod open_nodes;
 mod quarantine;

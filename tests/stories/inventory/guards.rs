@@ -6,7 +6,7 @@ use hotslot_tests::{Hotslot, Q35, host};
 
 /// Writes the files of a host whose root file system is on the NVMe 0000:07:00.0 and whose default route uses
 /// 0000:05:00.0.
-pub(super) fn live_on(host: &Path) {
+pub(crate) fn live_on(host: &Path) {
     let root = host.join("root");
     let file = |path: &str, text: &str| {
         let path = root.join(path);
