@@ -124,10 +124,12 @@ install: install-docs ## install target/release/hotslot with its units, manual p
 	install -Dm755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/hotslot
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/hotslot.service | install -Dm644 /dev/stdin $(DESTDIR)$(UNITDIR)/hotslot.service
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/hotslot-helper.service | install -Dm644 /dev/stdin $(DESTDIR)$(UNITDIR)/hotslot-helper.service
-	install -Dm644 -t $(DESTDIR)$(UNITDIR) packaging/hotslot-helper.socket
+	sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/hotslot-hooks.service | install -Dm644 /dev/stdin $(DESTDIR)$(UNITDIR)/hotslot-hooks.service
+	install -Dm644 -t $(DESTDIR)$(UNITDIR) packaging/hotslot-helper.socket packaging/hotslot-hooks.socket
 	install -Dm644 packaging/hotslot.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/hotslot.conf
 	install -Dm644 packaging/hotslot.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf
 	install -Dm644 -t $(SHARE)/hotslot packaging/hotslot.dashboard.json packaging/hotslot.rules.yml hotslot.example.toml
+	install -Dm644 packaging/hotslot.hooks.toml $(SHARE)/hotslot/hooks.example.toml
 	$(BINARY) completions bash | install -Dm644 /dev/stdin $(SHARE)/bash-completion/completions/hotslot
 	$(BINARY) completions zsh | install -Dm644 /dev/stdin $(ZSH)/_hotslot
 	$(BINARY) completions fish | install -Dm644 /dev/stdin $(SHARE)/fish/vendor_completions.d/hotslot.fish
@@ -144,6 +146,7 @@ install-docs:
 uninstall: ## remove what `make install` installed; the configuration and the records stay
 	rm -rf $(DESTDIR)$(PREFIX)/bin/hotslot $(DESTDIR)$(UNITDIR)/hotslot.service \
 	    $(DESTDIR)$(UNITDIR)/hotslot-helper.service $(DESTDIR)$(UNITDIR)/hotslot-helper.socket \
+	    $(DESTDIR)$(UNITDIR)/hotslot-hooks.service $(DESTDIR)$(UNITDIR)/hotslot-hooks.socket \
 	    $(DESTDIR)$(PREFIX)/lib/sysusers.d/hotslot.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hotslot.conf \
 	    $(SHARE)/hotslot $(SHARE)/doc/hotslot $(SHARE)/bash-completion/completions/hotslot \
 	    $(ZSH)/_hotslot $(SHARE)/fish/vendor_completions.d/hotslot.fish \

@@ -124,6 +124,9 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
         column("Attached", "/attached_at"),
         column("Updated", "/updated_at"),
     ];
+    if !attachment["quarantine"].is_null() {
+        lines.push(message("Quarantine", "/quarantine"));
+    }
     if !attachment["ended_at"].is_null() {
         lines.push(column("Ended", "/ended_at"));
     }

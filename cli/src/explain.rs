@@ -193,6 +193,8 @@ fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
         lines.push(format!(
             "in quarantine since {used}: {reason}; check it, then run `hotslot pci cleaned {id}`"
         ));
+    } else if let (Some(used), Some(true)) = (device["used_at"].as_str(), device["scrub"].as_bool()) {
+        lines.push(format!("it was used until {used}, and waits for its scrub, which the service runs"));
     } else if let Some(used) = device["used_at"].as_str() {
         let id = at(device, "/id");
         lines.push(format!(
@@ -344,6 +346,10 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
         }
 
         let broken = json!({ "id": 7, "status": "available", "used_at": "T", "quarantine": "no answer" });
+        let waits =
+            json!({ "id": 7, "status": "available", "used_at": "T", "quarantine": null, "scrub": true });
+        let line = "it was used until T, and waits for its scrub, which the service runs";
+        assert_eq!(state(&waits, &HashMap::new()), ["available", line]);
         let line = "in quarantine since T: no answer; check it, then run `hotslot pci cleaned 7`";
         assert_eq!(state(&broken, &HashMap::new()), ["available", line]);
         let gone = json!({ "address": "0000:00:1f.0", "host": "node1", "status": "removed", "gone_at": "T" });

@@ -1,8 +1,9 @@
-//! `hotslot host-helper`: the process of root that makes the few changes of sysfs that the service asks for. systemd starts it
-//! with its socket (`hotslot-helper.socket`) as standard input, and it ends when nobody has asked for a while.
+//! `hotslot host-helper`: the process of root that makes the few changes of sysfs that the service asks for, or with
+//! `--hooks` runs the administrator's hooks. systemd starts it with its socket (`hotslot-helper.socket`,
+//! `hotslot-hooks.socket`) as standard input, and it ends when nobody has asked for a while.
 //!
 //! It serves one user and root, whom the kernel names (SO_PEERCRED). A request is one line, of a fixed length at most and
-//! within a fixed time; it names a verb, a PCI address and values, and no path ([`Request`]).
+//! within a fixed time; it names a verb, a PCI address and values, and no path or command ([`Request`]).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use hotslot_driver::helper::{MAX_LINE, Request, SEND_LIMIT, answer};
+use hotslot_driver::helper::{MAX_LINE, Request, SEND_LIMIT, Service, answer};
 use hotslot_driver::hypervisor::{Error, ErrorKind};
 use hotslot_driver::pci::PciAddress;
 use nix::unistd::User;
@@ -36,6 +37,9 @@ pub(crate) struct HostHelper {
     /// The user that it serves, besides root.
     #[arg(long, default_value = "hotslot")]
     user: String,
+    /// Runs the hooks of /etc/hotslot/hooks.toml, and changes no file of sysfs.
+    #[arg(long)]
+    hooks: bool,
     /// The directory that contains the host's `sys`.
     #[arg(long, default_value = "/", hide = true)]
     root: PathBuf,
@@ -52,7 +56,8 @@ impl HostHelper {
             format!("there is no user {}; name the user of the service with --user", self.user)
         })?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let served = runtime.block_on(serve(user.uid.as_raw(), self.root));
+        let service = if self.hooks { Service::Hooks } else { Service::Sysfs };
+        let served = runtime.block_on(serve(user.uid.as_raw(), self.root, service));
         // A change that a driver does not end keeps its thread.
         runtime.shutdown_background();
         served.map(|()| Exit::Done)
@@ -60,12 +65,13 @@ impl HostHelper {
 }
 
 /// Serves the socket that is the standard input.
-async fn serve(user: u32, root: PathBuf) -> anyhow::Result<()> {
+async fn serve(user: u32, root: PathBuf, service: Service) -> anyhow::Result<()> {
     let listener = StdListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let started = "host-helper is started by systemd; run systemctl enable --now hotslot-helper.socket";
-    listener.local_addr().context(started)?;
+    let unit = service.unit();
+    let started = || format!("host-helper is started by systemd; run systemctl enable --now {unit}.socket");
+    listener.local_addr().with_context(started)?;
     listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener).context(started)?;
+    let listener = UnixListener::from_std(listener).with_context(started)?;
     let (changing, room) = (Changing::default(), Arc::new(Semaphore::new(CONNECTIONS)));
     loop {
         let place = Arc::clone(&room).acquire_owned().await?;
@@ -82,7 +88,7 @@ async fn serve(user: u32, root: PathBuf) -> anyhow::Result<()> {
         let (changing, root) = (Arc::clone(&changing), root.clone());
         tokio::spawn(async move {
             let _place = place;
-            if let Err(error) = converse(stream, user, &root, &changing).await {
+            if let Err(error) = converse(stream, user, &root, service, &changing).await {
                 eprintln!("hotslot host-helper: {error:#}");
             }
         });
@@ -90,7 +96,13 @@ async fn serve(user: u32, root: PathBuf) -> anyhow::Result<()> {
 }
 
 /// Answers one request.
-async fn converse(mut stream: UnixStream, user: u32, root: &Path, changing: &Changing) -> anyhow::Result<()> {
+async fn converse(
+    mut stream: UnixStream,
+    user: u32,
+    root: &Path,
+    service: Service,
+    changing: &Changing,
+) -> anyhow::Result<()> {
     let peer = stream.peer_cred().context("read who connected")?;
     let outcome = if peer.uid() == user || peer.uid() == 0 {
         let mut line = String::new();
@@ -101,6 +113,10 @@ async fn converse(mut stream: UnixStream, user: u32, root: &Path, changing: &Cha
             return Ok(());
         }
         match Request::parse(&line) {
+            Ok(request) if request.service() != service => {
+                let reason = format!("{}.socket serves that", request.service().unit());
+                Err(Error::new(ErrorKind::Refused, request.operation(), reason))
+            }
             Ok(request) => change(request, peer.uid(), root, changing).await,
             Err(reason) => Err(Error::new(ErrorKind::Refused, "read a request", reason)),
         }
@@ -118,9 +134,13 @@ async fn change(request: Request, user: u32, root: &Path, changing: &Changing) -
     let (address, operation, root) = (request.address(), request.operation(), root.to_owned());
     let all = || changing.lock().unwrap_or_else(PoisonError::into_inner);
     if !all().insert(address) {
-        let reason =
-            format!("an earlier change of {address} has not ended; try again when the driver has ended it");
-        return Err(Error::new(ErrorKind::Refused, operation, reason));
+        let reason = format!("an earlier change of {address} has not ended; try again when it has");
+        // Whoever asks for a hook waits for the earlier one.
+        let kind = match request.service() {
+            Service::Sysfs => ErrorKind::Refused,
+            Service::Hooks => ErrorKind::InUse,
+        };
+        return Err(Error::new(kind, operation, reason));
     }
     let made = tokio::task::spawn_blocking(move || request.make(&root)).await;
     all().remove(&address);

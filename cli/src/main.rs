@@ -522,6 +522,7 @@ mod tests {
             "hotslot pci show 3b:00.1 --host node1",
             "hotslot pci stats --host node1",
             "hotslot pci cleaned 7",
+            "hotslot pci scrub 7",
             "hotslot pci cleaned 3b:00.1 --host node1",
             "hotslot explain 3b:00.1 --host node1",
             "hotslot explain vf --server vm1 --whole-group",

@@ -25,6 +25,7 @@ Examples:
   hotslot pci list --extra physical_network=net1 -l
   hotslot pci show 7
   hotslot pci cleaned 0000:3b:00.1 --host node1
+  hotslot pci scrub 0000:08:00.0
   hotslot pci stats --host node1";
 
 #[derive(Debug, Subcommand)]
@@ -36,6 +37,9 @@ pub(crate) enum PciCommand {
     /// Record that a device that waits for it was cleaned (`one_time_use`) or works again (quarantine), so that it can be
     /// assigned again.
     Cleaned(OneDevice),
+    /// Have a device scrubbed that waits to be cleaned or is in quarantine. The scrub goes on in the background; when it has
+    /// succeeded, the device can be assigned again.
+    Scrub(OneDevice),
     /// Show the number of free devices in each pool.
     Stats {
         /// Only the pools of this host.
@@ -87,7 +91,12 @@ impl PciCommand {
                 output::show(cli.output, &find(cli, &device, host.as_deref()).await?, &lines())?;
                 Ok(Exit::Done)
             }
-            Self::Cleaned(OneDevice { device, host }) => cleaned(cli, &device, host.as_deref()).await,
+            Self::Cleaned(OneDevice { device, host }) => {
+                act(cli, &device, host.as_deref(), "action", &json!({ "cleaned": null })).await
+            }
+            Self::Scrub(OneDevice { device, host }) => {
+                act(cli, &device, host.as_deref(), "scrub", &json!({})).await
+            }
             Self::Stats { host } => stats(cli, host.as_deref()).await,
         }
     }
@@ -174,9 +183,15 @@ async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Resul
     }
 }
 
-async fn cleaned(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
+async fn act(
+    cli: &Cli,
+    name: &DeviceName,
+    host: Option<&str>,
+    what: &str,
+    body: &Value,
+) -> anyhow::Result<Exit> {
     let id = at(&find(cli, name, host).await?, "/id");
-    let answer = cli.client.post(&["os-pci", &id, "action"], &json!({ "cleaned": null })).await?;
+    let answer = cli.client.post(&["os-pci", &id, what], body).await?;
     output::show(cli.output, &answer["pci_device"], &lines())?;
     Ok(Exit::Done)
 }
@@ -201,6 +216,7 @@ fn lines() -> Vec<Column<'static>> {
         column("Updated", "/updated_at"),
         column("Gone", "/gone_at"),
         column("Used", "/used_at"),
+        column("Waits for scrub", "/scrub"),
         column("Quarantine", "/quarantine"),
     ]
 }
@@ -303,8 +319,11 @@ mod tests {
         ];
         let name = "3b:00.1".parse().unwrap();
         let (outcome, requests) = answering(answers, async |client| {
-            let cli = Cli { client, output: Output::TABLE };
-            (cleaned(&cli, &name, Some("2")).await, cleaned(&cli, &name, None).await)
+            let (cli, body) = (Cli { client, output: Output::TABLE }, json!({ "cleaned": null }));
+            (
+                act(&cli, &name, Some("2"), "action", &body).await,
+                act(&cli, &name, None, "action", &body).await,
+            )
         })
         .await;
         assert_eq!(outcome.0.unwrap(), Exit::Done);

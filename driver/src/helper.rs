@@ -1,11 +1,14 @@
-//! Changes of the host's sysfs, for which root's rights are needed and libvirt has no call. A service without these rights
-//! asks the helper (`hotslot host-helper`), a process of root that makes only the changes of [`Request`], and checks each
-//! against what sysfs lists. A service that runs as root makes them itself.
+//! Changes of the host's sysfs and hooks, for which root's rights are needed and libvirt has no call. A service without
+//! these rights asks the helper (`hotslot host-helper`), a process of root that makes only the changes of [`Request`], and
+//! checks each against what sysfs lists. A service that runs as root makes them itself.
 //!
 //! ```text
 //! service ──one line of JSON──▶ /run/hotslot-helper.sock ──▶ helper ──▶ /sys
 //!         ◀──one line of JSON──
+//!         ───────────────────▶ /run/hotslot-hooks.sock ──▶ helper with --hooks ──▶ the command in hooks.toml
 //! ```
+//!
+//! The hooks have a helper of their own, because they need more rights than changes of sysfs.
 
 use std::io::{BufRead as _, BufReader, ErrorKind as IoKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -15,13 +18,46 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
+use crate::hook::When;
 use crate::hypervisor::{Error, ErrorKind};
 use crate::local;
 use crate::pci::PciAddress;
 use crate::vgpu::VgpuChange;
 
-/// The socket of the helper.
-pub const SOCKET: &str = "/run/hotslot-helper.sock";
+/// Which of the two helpers serves a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// The one that changes sysfs.
+    Sysfs,
+    /// The one that runs hooks.
+    Hooks,
+}
+
+impl Service {
+    /// The name of its units, of which the socket is to be enabled.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Sysfs => "hotslot-helper",
+            Self::Hooks => "hotslot-hooks",
+        }
+    }
+
+    /// The path of its socket.
+    fn socket(self) -> &'static Path {
+        Path::new(match self {
+            Self::Sysfs => "/run/hotslot-helper.sock",
+            Self::Hooks => "/run/hotslot-hooks.sock",
+        })
+    }
+
+    /// What only root may do without it.
+    fn work(self) -> &'static str {
+        match self {
+            Self::Sysfs => "change files of sysfs",
+            Self::Hooks => "run hooks",
+        }
+    }
+}
 
 /// The largest length of a request and of an answer, in bytes.
 pub const MAX_LINE: usize = 4096;
@@ -44,6 +80,13 @@ pub enum Request {
         /// The number that it gets; at most what the PF supports.
         to: u32,
     },
+    /// Runs the hook of the class of a function ([`local::run_hook`]). The helper finds the command by itself.
+    RunHook {
+        /// The function.
+        address: PciAddress,
+        /// The moment.
+        when: When,
+    },
 }
 
 /// What the helper answers.
@@ -61,7 +104,15 @@ impl Request {
     pub fn address(&self) -> PciAddress {
         match self {
             Self::SetVgpuType(change) => change.address,
-            Self::SetVfCount { address, .. } => *address,
+            Self::SetVfCount { address, .. } | Self::RunHook { address, .. } => *address,
+        }
+    }
+
+    /// The helper that serves it.
+    pub fn service(&self) -> Service {
+        match self {
+            Self::SetVgpuType(_) | Self::SetVfCount { .. } => Service::Sysfs,
+            Self::RunHook { .. } => Service::Hooks,
         }
     }
 
@@ -70,6 +121,7 @@ impl Request {
         match self {
             Self::SetVgpuType(change) => change.operation(),
             Self::SetVfCount { address, to, .. } => format!("set the number of VFs of {address} to {to}"),
+            Self::RunHook { address, when } => format!("{when} {address}"),
         }
     }
 
@@ -89,6 +141,7 @@ impl Request {
         match self {
             Self::SetVgpuType(change) => local::set_vgpu_type(sysroot, change),
             Self::SetVfCount { address, from, to } => local::set_vf_count(sysroot, *address, *from, *to),
+            Self::RunHook { address, when } => local::run_hook(sysroot, *address, *when),
         }
     }
 }
@@ -112,10 +165,10 @@ pub fn change(request: &Request) -> Result<(), Error> {
     if geteuid().is_root() {
         return request.make(Path::new("/"));
     }
-    ask(Path::new(SOCKET), request)
+    ask(request.service().socket(), request)
 }
 
-/// Checks that this process can make changes.
+/// Checks that this process can make changes of sysfs.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] with what to do.
@@ -123,15 +176,18 @@ pub fn available() -> Result<(), Error> {
     if geteuid().is_root() {
         return Ok(());
     }
-    connect(Path::new(SOCKET), "change files of sysfs").map(drop)
+    let service = Service::Sysfs;
+    connect(service.socket(), service, service.work()).map(drop)
 }
 
-fn connect(socket: &Path, operation: &str) -> Result<UnixStream, Error> {
+fn connect(socket: &Path, service: Service, operation: &str) -> Result<UnixStream, Error> {
     UnixStream::connect(socket).map_err(|error| {
         let why = if matches!(error.kind(), IoKind::NotFound | IoKind::ConnectionRefused) {
-            "the helper of hotslot does not run, and only root may change files of sysfs; run systemctl enable --now \
-             hotslot-helper.socket on the host"
-                .to_owned()
+            format!(
+                "the helper of hotslot does not run, and only root may {}; run systemctl enable --now {}.socket on the host",
+                service.work(),
+                service.unit()
+            )
         } else if error.kind() == IoKind::PermissionDenied {
             format!(
                 "the helper of hotslot serves only the user hotslot ({}: {error}); run the service as that user",
@@ -146,7 +202,7 @@ fn connect(socket: &Path, operation: &str) -> Result<UnixStream, Error> {
 
 fn ask(socket: &Path, request: &Request) -> Result<(), Error> {
     let operation = request.operation();
-    let stream = connect(socket, &operation)?;
+    let stream = connect(socket, request.service(), &operation)?;
     let lost = |error: &dyn std::fmt::Display| {
         Error::new(
             ErrorKind::TimedOut,
@@ -184,15 +240,20 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_two_fixed_verbs_and_nothing_else() {
+    fn requests_are_three_fixed_verbs_and_nothing_else() {
         let text = serde_json::json!(change()).to_string();
         assert_eq!(text, r#"{"address":"0000:41:00.4","from":null,"to":"nvidia-7","verb":"set-vgpu-type"}"#);
         assert_eq!(Request::parse(&text), Ok(change()));
         let count = r#"{"verb":"set-vf-count","address":"0000:41:00.0","from":0,"to":4}"#;
         assert_eq!(Request::parse(count).unwrap().operation(), "set the number of VFs of 0000:41:00.0 to 4");
+        let hook = r#"{"verb":"run-hook","address":"0000:41:00.0","when":"scrub"}"#;
+        assert_eq!(Request::parse(hook).unwrap().operation(), "scrub 0000:41:00.0");
+        assert_eq!(Request::parse(hook).unwrap().service(), Service::Hooks);
         for wrong in [
             "",
             "{}",
+            r#"{"verb":"run-hook","address":"0000:41:00.0","when":"later"}"#,
+            r#"{"verb":"run-hook","address":"0000:41:00.0","when":"scrub","command":["/bin/sh"]}"#,
             "[]",
             r#"{"verb":"write","address":"0000:41:00.4"}"#,
             r#"{"verb":"set-vf-count","address":"../../x","from":0,"to":4}"#,

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::device::HostDevice;
 use crate::domain::DomainXml;
+use crate::hook::{Hooks, When};
 use crate::mdev::{Mdev, MdevType};
 pub use crate::overdue::OverdueCall;
 use crate::ownership::Ownership;
@@ -74,6 +75,16 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`ErrorKind::Refused`] when it has another number or does not support so many, [`ErrorKind::NoDevice`] when it is
     /// no PF, and [`ErrorKind::Unsupported`] on another machine or when the service has not the right to.
     async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error>;
+
+    /// Reads the hooks of the host ([`crate::hook`]); another machine has none. [`ErrorKind::Document`] when the file cannot
+    /// be used.
+    fn hooks(&self) -> Result<Hooks, Error>;
+
+    /// Runs the hook of the class of a function, and waits until it has ended, at most for `limit`; the hook has a limit of
+    /// its own, at which it is killed. [`ErrorKind::Refused`] with the end of its output when it does not succeed,
+    /// [`ErrorKind::InUse`] while an earlier one of the function has not ended, and [`ErrorKind::Unsupported`] on another
+    /// machine or when the service has not the right to.
+    async fn run_hook(&self, address: PciAddress, when: When, limit: Duration) -> Result<(), Error>;
 
     /// Lists the mediated device types that a function's host driver provides; the list is empty when it provides none.
     /// [`ErrorKind::NoDevice`] when the host has no function at this address.

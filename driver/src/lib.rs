@@ -18,7 +18,8 @@
 //! hotplug                plug and unplug: preflight, attach, read back; detach until the device is gone
 //! binding, host_driver   a function for the host's own use: its driver, reset and release
 //! overdue, calls_out     calls that were given up and have not returned
-//! helper                 changes of the host's sysfs by a process that may make them
+//! helper                 changes of the host's sysfs, and hooks, by a process that may make them
+//! hook                   commands of the administrator that run on a host for functions of a class
 //! capture                writes a host's documents into a directory
 //! ```
 
@@ -30,6 +31,7 @@ pub mod device_type;
 pub mod domain;
 pub mod guest;
 pub mod helper;
+pub mod hook;
 pub mod host_driver;
 pub mod hotplug;
 pub mod hypervisor;

@@ -457,7 +457,7 @@ fn a_function_is_compared_with_what_it_was_before() {
     let before = now();
     assert!(before.is_some());
     let why = |link, slows_down| {
-        let before = Condition { link, fatal_errors: None };
+        let before = Condition { link, ..Condition::default() };
         why_unhealthy(tree.path(), address, (address, before), slows_down)
     };
     assert_eq!(why(before, false), None, "no configuration space is known");
@@ -474,6 +474,13 @@ fn a_function_is_compared_with_what_it_was_before() {
     assert!(why(before, true).unwrap().contains("is down"));
     file("config", &[0xff; 256]);
     assert!(why(None, true).unwrap().contains("does not answer"));
+    // A method to reset it, of which there is none now.
+    file("config", &[0; 64]);
+    let before = Condition { had_reset: Some(true), ..Condition::default() };
+    let why_not_reset = || why_unhealthy(tree.path(), address, (address, before), true);
+    assert!(why_not_reset().unwrap().contains("cannot reset 0000:03:00.0 any more"));
+    file("reset_method", b"flr\n");
+    assert_eq!(why_not_reset(), None);
     // A file that is cut off tells nothing.
     file("config", &[0xff; 8]);
     assert_eq!(why(None, true), None);

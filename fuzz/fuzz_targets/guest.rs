@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::guest;
+use hotslot_driver::hook::{Hooks, When};
 use hotslot_driver::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, OverdueCall, Scope,
 };
@@ -90,6 +91,12 @@ impl Hypervisor for Told {
         unknown()
     }
     async fn set_vf_count(&self, _: PciAddress, _: u32, _: u32) -> Result<(), Error> {
+        unknown()
+    }
+    fn hooks(&self) -> Result<Hooks, Error> {
+        unknown()
+    }
+    async fn run_hook(&self, _: PciAddress, _: When, _: Duration) -> Result<(), Error> {
         unknown()
     }
     async fn mdev_types(&self, _: PciAddress) -> Result<Vec<MdevType>, Error> {

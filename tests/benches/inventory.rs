@@ -187,6 +187,7 @@ fn row(
         updated_at: None,
         gone_at: None,
         used_at: None,
+        scrub: false,
         quarantine: None,
     }))
 }

@@ -13,6 +13,7 @@ mod page;
 mod power;
 mod profile;
 mod remote;
+mod scrub;
 mod topologies;
 mod unit;
 mod vgpu;

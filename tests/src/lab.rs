@@ -162,6 +162,13 @@ impl Lab {
         run(forward);
     }
 
+    /// Sends a command to the monitor of the VM's own QEMU, and returns its answer.
+    pub fn monitor(&self, command: &str) -> String {
+        let mut monitor = script("monitor");
+        monitor.arg(command);
+        String::from_utf8_lossy(&run(monitor).stdout).into_owned()
+    }
+
     /// Runs a shell command in the VM, and returns its output.
     pub fn sh(&self, line: &str) -> String {
         sh(line)

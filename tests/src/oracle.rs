@@ -30,6 +30,13 @@ device_spec = ['{"vendor_id": "10de", "product_id": "26b9", "managed": "false"}'
 alias = ['{"name": "vgpu", "vendor_id": "10de", "product_id": "26b9", "device_type": "type-VF"}']
 "#;
 
+/// The `[pci]` configuration for the NVMe controller of the host `small` that the host itself does not use.
+pub const NVME: &str = r#"
+[pci]
+device_spec = ['{"address": "0000:08:00.0"}']
+alias = ['{"name": "nvme", "vendor_id": "1b36", "product_id": "0010", "device_type": "type-PF"}']
+"#;
+
 /// The initial state of a host.
 pub struct Oracle {
     /// The initial driver of each function.
@@ -232,6 +239,12 @@ fn compare_devices(devices: &[&Value], assigned: &Assigned<'_>, all_free: bool, 
         if device["instance_uuid"].as_str() != owner || (status == "allocated") != owner.is_some() {
             found
                 .push(format!("{address} is {status} for {}, and {owner:?} has it", device["instance_uuid"]));
+        }
+        if device["scrub"] == true || device["quarantine"].is_string() {
+            found.push(format!(
+                "{address} waits for its scrub, or is in quarantine: {}",
+                device["quarantine"]
+            ));
         }
         if status == "claimed" || (status != "available" && all_free) {
             found.push(format!("{address} is {status}"));

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hotslot_driver::sim::control;
-use hotslot_tests::oracle::{Oracle, PCI, VGPU};
+use hotslot_tests::oracle::{NVME, Oracle, PCI, VGPU};
 use hotslot_tests::{Answer, Hotslot, Q35, SWITCH, attachments, host, path, postgres};
 use reqwest::Method;
 use serde::Deserialize;
@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 
 /// How long the test waits until everything agrees again. It takes less than a second unless the machine is busy.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it waits before it does what an administrator would do.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long the service may still work on a request after its response.
 const AFTERWARDS: Duration = Duration::from_millis(120);
 /// The number of services that run in parallel.
@@ -45,7 +47,7 @@ struct Steps {
 #[derive(Deserialize)]
 struct Scenario {
     name: String,
-    /// The simulated host: `small` or `vgpu`.
+    /// The simulated host: `small`, `vgpu`, or `nvme`, which is `small` with an NVMe controller to give away.
     #[serde(default = "small")]
     host: String,
     server: String,
@@ -234,8 +236,12 @@ impl<'a> Walk<'a> {
         first: usize,
         every: usize,
     ) -> Self {
-        let pci = if scenario.host == "vgpu" { VGPU } else { PCI };
-        let mut service = Hotslot::bare(&host(&scenario.host), &format!("{CONFIG}{pci}"), |_| ()).await;
+        let (folder, pci) = match scenario.host.as_str() {
+            "vgpu" => ("vgpu", VGPU),
+            "nvme" => ("small", NVME),
+            _ => ("small", PCI),
+        };
+        let mut service = Hotslot::bare(&host(folder), &format!("{CONFIG}{pci}"), |_| ()).await;
         if database == Database::Postgresql {
             service = service.moved_to(&postgres::database().await).await;
         }
@@ -473,9 +479,27 @@ impl<'a> Walk<'a> {
         struck
     }
 
+    /// Has the devices scrubbed whose scrub was refused, as an administrator does.
+    async fn scrub_again(&self) {
+        let devices = self.service.try_get("/v2/t/os-pci/detail").await;
+        let devices = devices.map(|answer| answer.body["pci_devices"].clone()).unwrap_or_default();
+        for device in
+            devices.as_array().into_iter().flatten().filter(|device| device["quarantine"].is_string())
+        {
+            let scrub = format!("/v2/t/os-pci/{}/scrub", device["id"]);
+            self.service.try_send(Method::POST, &scrub, None).await;
+        }
+    }
+
     /// Waits until everything agrees, and returns the number of attachments, which must be one of `expected`.
     async fn settled(&self, when: &str, expected: &[usize]) -> Result<usize, String> {
-        self.oracle.settled(&self.service, PATIENCE).await.map_err(|found| format!("{when}: {found}"))?;
+        let begun = Instant::now();
+        while let Err(found) = self.oracle.settled(&self.service, LOOK).await {
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("{when}: {found}"));
+            }
+            self.scrub_again().await;
+        }
         let there = self.service.attachments(self.server()).await.len();
         if expected.contains(&there) {
             Ok(there)

@@ -70,11 +70,24 @@ pub struct Device {
     pub updated_at: Option<Millis>,
     /// The time since which a device in use has been gone from the host or not assignable.
     pub gone_at: Option<Millis>,
-    /// The time since which a device that was used waits until somebody has looked at it: one with `one_time_use`, or one
-    /// in quarantine.
+    /// The time since which a device that was used waits: for its scrub, or until somebody has looked at it, as one with
+    /// `one_time_use` and one in quarantine.
     pub used_at: Option<Millis>,
+    /// Whether it waits for its scrub, which hotslot runs; then `used_at` is set.
+    pub scrub: bool,
     /// Why it was found not to work after a use; then `used_at` is set, whether it is for one use or not.
     pub quarantine: Option<String>,
+}
+
+/// What becomes of a device after a use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AfterUse {
+    /// It is offered again.
+    Offered,
+    /// It waits for its scrub.
+    Scrub,
+    /// It is in quarantine for this reason.
+    Quarantine(String),
 }
 
 /// The holder of a device.
@@ -132,12 +145,27 @@ impl Device {
         self.facts == chosen.facts && self.used_at.is_none() && self.gone_at.is_none()
     }
 
-    /// Takes the device from its owner. `used` says whether it may have been used; then a device for one use waits to be
-    /// cleaned.
-    pub fn release(&mut self, used: bool, now: Millis) {
+    /// Takes the device from its owner. `used` says what is to become of it when it may have been used; `None` says that it
+    /// was not. A used device for one use waits to be cleaned in any case.
+    pub fn release(&mut self, used: Option<AfterUse>, now: Millis) {
         (self.owner, self.request) = (None, None);
-        if self.quarantine.is_none() {
-            self.used_at = (used && is_for_one_use(&self.facts)).then_some(now);
+        if self.quarantine.is_some() {
+            return;
+        }
+        let waits = |used: &AfterUse| *used != AfterUse::Offered || is_for_one_use(&self.facts);
+        self.used_at = used.as_ref().is_some_and(waits).then_some(now);
+        self.scrub = used == Some(AfterUse::Scrub);
+        if let Some(AfterUse::Quarantine(reason)) = used {
+            self.quarantine = Some(reason);
+        }
+    }
+
+    /// Records that the device was scrubbed, or cleaned by somebody. One for one use still waits for an administrator when
+    /// it was only scrubbed.
+    pub fn clean(&mut self, by_scrub: bool) {
+        (self.scrub, self.quarantine) = (false, None);
+        if !(by_scrub && is_for_one_use(&self.facts)) {
+            self.used_at = None;
         }
     }
 
@@ -161,6 +189,7 @@ impl Device {
             updated_at: None,
             gone_at: None,
             used_at: None,
+            scrub: false,
             quarantine: None,
         }
     }
@@ -202,6 +231,15 @@ pub(crate) const ONE_TIME_USE: &str = "one_time_use";
 /// Whether the device has the tag `one_time_use`, so that after each use an administrator has to clean it.
 pub fn is_for_one_use(facts: &DeviceFacts) -> bool {
     facts.extra_info.get(ONE_TIME_USE).is_some_and(|once| once == "true")
+}
+
+/// The key of `device_spec` that says whether a device is scrubbed after each use.
+pub const SCRUB: &str = "scrub";
+
+/// Whether the `device_spec` of the device says that it is scrubbed after each use, or that it is not; `None` when it says
+/// nothing.
+pub fn wants_scrub(facts: &DeviceFacts) -> Option<bool> {
+    facts.extra_info.get(SCRUB).map(|scrub| scrub == "true")
 }
 
 const MANAGED: &str = "managed";

@@ -27,11 +27,12 @@ string_enum! {
         DeviceGone = "device.gone",
         /// Such a device is back.
         DeviceBack = "device.back",
-        /// A `one_time_use` device was used and waits to be cleaned.
+        /// A device was used and waits: one that is scrubbed, for its scrub, and one with `one_time_use` to be cleaned.
         DeviceUsed = "device.used",
-        /// A device did not work any more after a use, and is assigned to nobody. `to` has the reason.
+        /// A device did not work any more during or after a use, or could not be scrubbed, and is assigned to nobody. `to` has
+        /// the reason.
         DeviceQuarantined = "device.quarantined",
-        /// A `one_time_use` device was cleaned, or a device was released from quarantine.
+        /// A device was scrubbed, a `one_time_use` device was cleaned, or a device was released from quarantine.
         DeviceCleaned = "device.cleaned",
         /// A device was removed from the records.
         DeviceRemoved = "device.removed",

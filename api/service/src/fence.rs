@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use hotslot_driver::device::HostDevice;
+use hotslot_driver::hook::{Hooks, When};
 use hotslot_driver::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, OverdueCall, Scope,
 };
@@ -183,6 +184,15 @@ impl Hypervisor for Fenced {
     async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error> {
         self.pass("change the number of VFs of a PF").await?;
         self.returned(self.hypervisor.set_vf_count(pf, from, to).await).await
+    }
+
+    fn hooks(&self) -> Result<Hooks, Error> {
+        self.hypervisor.hooks()
+    }
+
+    async fn run_hook(&self, address: PciAddress, when: When, limit: Duration) -> Result<(), Error> {
+        self.pass("run a hook").await?;
+        self.returned(self.hypervisor.run_hook(address, when, limit).await).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

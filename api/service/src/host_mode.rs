@@ -66,6 +66,8 @@ impl Hosts {
             return Err(Error::Restricted { mode: HostMode::ReadOnly, reason: reason.unwrap_or_default() });
         }
         let now = self.store.set_host_mode(host.row.id, mode, reason).await?;
+        // What waited for that, such as a scrub.
+        host.queue_rebind();
         tracing::warn!(host = %host.name, "host {} is {mode} now", host.name);
         Ok(now)
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use hotslot_driver::device::HostDevice;
+use hotslot_driver::hook::{Hooks, When};
 use hotslot_driver::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, Event, HostInfo, Hypervisor, OverdueCall, Scope,
 };
@@ -74,6 +75,14 @@ impl Hypervisor for Measured {
 
     async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error> {
         call("set_vf_count", self.0.set_vf_count(pf, from, to)).await
+    }
+
+    fn hooks(&self) -> Result<Hooks, Error> {
+        self.0.hooks()
+    }
+
+    async fn run_hook(&self, address: PciAddress, when: When, limit: Duration) -> Result<(), Error> {
+        call("run_hook", self.0.run_hook(address, when, limit)).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

@@ -177,6 +177,7 @@ fn resources(version: Version) -> OpenApiRouter<App> {
         .routes(routes!(pci::detail))
         .routes(routes!(pci::show))
         .routes(routes!(pci::act))
+        .routes(routes!(pci::scrub))
         .routes(routes!(hypervisors::list))
         .routes(routes!(hypervisors::detail))
         .routes(routes!(hypervisors::show))

@@ -9,12 +9,13 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{OriginalUri, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_model::device::{DevType, Device, DeviceStatus};
 use hotslot_model::id::{DeviceId, HypervisorId, RequestId, ServerId};
 use hotslot_model::rules::Foreign;
 use hotslot_model::texts::Texts;
+use hotslot_service::assignment::Assignments;
 use hotslot_service::error::Error;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::records::Records;
@@ -129,10 +130,13 @@ pub(super) struct PciDevice {
     /// Since when a device in use has been gone from the host, or has not been assignable.
     #[schema(value_type = Option<schema::Time>)]
     gone_at: Option<String>,
-    /// Since when a device has been waiting to be cleaned: one with `one_time_use`, or one in quarantine.
+    /// Since when a device has been waiting: for its scrub, to be cleaned (`one_time_use`), or in quarantine.
     #[schema(value_type = Option<schema::Time>)]
     used_at: Option<String>,
-    /// Why the device is in quarantine: what did not work after a use; null when it is not.
+    /// Whether it waits for its scrub, which erases what its last owner left.
+    scrub: bool,
+    /// Why the device is in quarantine: what did not work during or after a use, or why it was not scrubbed; null when it is
+    /// not.
     quarantine: Option<String>,
     /// Who has the device, in words: a server, the host itself, or a domain into which somebody else put it.
     owner: Option<String>,
@@ -179,6 +183,7 @@ fn full(hosts: &Hosts, device: &Device, foreign: &ForeignOf) -> PciDevice {
         host: hosts.host(device.hypervisor).map(|host| host.name.clone()),
         gone_at: device.gone_at.map(time),
         used_at: device.used_at.map(time),
+        scrub: device.scrub,
         quarantine: device.quarantine.clone(),
         owner: owner(Some(device), foreign),
     }
@@ -498,10 +503,11 @@ pub(super) struct PciDeviceAction {
     request_body(content = PciDeviceAction, example = json!({ "cleaned": null })),
     responses(
         (status = 200, description = "The device, which can be assigned again.", body = PciDeviceAnswer),
-        (status = 409, description = "The device is in use, or does not wait to be cleaned."),
+        (status = 409, description = "The device is in use or being scrubbed, or does not wait to be cleaned."),
     ))]
 pub(super) async fn act(
     State(parts): State<DeviceParts>,
+    State(assignments): State<Arc<Assignments>>,
     Path(path): Path<DevicePath>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -512,7 +518,27 @@ pub(super) async fn act(
         let message = format!("bad body: `cleaned` must be null, not {cleaned}; send {CLEANED}");
         return Err(Error::Invalid(message).into());
     }
-    parts.catalog.cleaned(device.id).await?;
+    assignments.cleaned(&device).await?;
     let device = path.device(&parts.records)?;
     Ok(Json(PciDeviceAnswer { pci_device: full(&parts.hosts, &device, &foreign(&parts.hosts)) }))
+}
+
+/// Has a device scrubbed that waits to be cleaned or is in quarantine, which erases what its last owner left. An extension of
+/// hotslot.
+#[utoipa::path(post, path = "/os-pci/{device_id}/scrub", tag = "PCI devices", params(DevicePath),
+    responses(
+        (status = 202, description = "The device. Its scrub goes on in the background; when it has succeeded, the device can be \
+                                      assigned again.", body = PciDeviceAnswer),
+        (status = 409, description = "The device is in use or being scrubbed, or does not wait to be cleaned."),
+    ))]
+pub(super) async fn scrub(
+    State(parts): State<DeviceParts>,
+    State(assignments): State<Arc<Assignments>>,
+    Path(path): Path<DevicePath>,
+) -> Result<(StatusCode, Json<PciDeviceAnswer>), Fault> {
+    let device = path.device(&parts.records)?;
+    assignments.scrub(&device).await?;
+    let device = path.device(&parts.records)?;
+    let pci_device = full(&parts.hosts, &device, &foreign(&parts.hosts));
+    Ok((StatusCode::ACCEPTED, Json(PciDeviceAnswer { pci_device })))
 }

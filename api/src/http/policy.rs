@@ -73,6 +73,7 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /os-pci/detail", Rule("os_compute_api:os-pci:detail")),
     ("GET /os-pci/{device_id}", Rule("os_compute_api:os-pci:show")),
     ("POST /os-pci/{device_id}/action", Rule("hotslot:device:clean")),
+    ("POST /os-pci/{device_id}/scrub", Rule("hotslot:device:clean")),
     ("GET /os-hypervisors", Rule("os_compute_api:os-hypervisors:list")),
     ("GET /os-hypervisors/detail", Rule("os_compute_api:os-hypervisors:list-detail")),
     ("GET /os-hypervisors/{hypervisor_id}", Rule("os_compute_api:os-hypervisors:show")),

@@ -22,6 +22,8 @@ pub mod system {
     pub const EVENT: &str = "event";
     /// Reading the address of a device from a guest.
     pub const VERIFICATION: &str = "verification";
+    /// Scrubbing devices that were used.
+    pub const SCRUB: &str = "scrub";
     /// Making what the profile of a host says.
     pub const PROFILE: &str = "profile";
 }

@@ -9,7 +9,7 @@ use hotslot_model::assignment::{
     Adopted, Adoption, Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, InnerAddress, Mdev,
     Network, State, Vgpu, VgpuOwner,
 };
-use hotslot_model::device::{Device, Owner};
+use hotslot_model::device::{AfterUse, Device, Owner};
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId};
 use hotslot_model::{DeviceEvent, event};
 
@@ -113,11 +113,12 @@ async fn is_free_for(mut on: Executor<'_>, holder: Holder, row: &Assignment) -> 
 }
 
 impl Store {
-    /// Makes a device available when no open attachment, binding or mediated device holds it.
+    /// Takes a device from its owner when no open attachment, binding or mediated device holds it. `used` says what becomes
+    /// of it.
     ///
     /// # Errors
     /// Returns the error of the database. Then nothing was changed.
-    pub async fn forget(&self, id: DeviceId) -> Result<(), Error> {
+    pub async fn forget(&self, id: DeviceId, used: AfterUse) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         let open = query(
             "SELECT id FROM attachments WHERE device_id = $1 AND ended_at IS NULL
@@ -131,7 +132,7 @@ impl Store {
             return Ok(());
         }
         // It is not known whether it was used.
-        draft.edit(id, |row| row.release(true, now()));
+        draft.edit(id, |row| row.release(Some(used), now()));
         draft.commit().await
     }
 

@@ -6,7 +6,7 @@
 use hotslot_model::assignment::{
     Assignment, AssignmentKey, AssignmentKind, Change, Holder, Observation, Settled, State,
 };
-use hotslot_model::device::DeviceStatus;
+use hotslot_model::device::{AfterUse, Device, DeviceStatus};
 use hotslot_model::event;
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_model::time::Millis;
@@ -98,6 +98,19 @@ impl Store {
     /// # Errors
     /// Returns the error of the database. Then nothing was changed.
     pub async fn settle(&self, seen: &[(AssignmentKey, Observation)]) -> Result<Vec<Change>, Error> {
+        self.settle_and(seen, &|_, _| AfterUse::Offered).await
+    }
+
+    /// As [`settle`](Self::settle). `after` says what becomes of the device of an assignment that ends, when the device may
+    /// have been used.
+    ///
+    /// # Errors
+    /// As `settle`.
+    pub async fn settle_and(
+        &self,
+        seen: &[(AssignmentKey, Observation)],
+        after: &(dyn Fn(&Assignment, &Device) -> AfterUse + Sync),
+    ) -> Result<Vec<Change>, Error> {
         let mut draft = self.draft().await?;
         let mut changes = Vec::new();
         for (key, observation) in seen {
@@ -111,7 +124,8 @@ impl Store {
                 let now = now();
                 write(&mut draft, &row, &next, unrequested, now);
                 draft.emit(event::of_assignment(&row, &next, device.as_deref()));
-                let used = is_used(&draft, &row, observation);
+                let is_used = is_used(&draft, &row, observation);
+                let used = device.as_deref().filter(|_| is_used).map(|device| after(&row, device));
                 match &row {
                     Assignment::Mdev(row) => follow_all(&mut draft, row.parent).await?,
                     Assignment::Attachment(_) | Assignment::Binding(_) => {

@@ -10,6 +10,7 @@ use hotslot_model::device::Owner;
 use hotslot_model::event;
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use hotslot_model::quota::of_aliases;
+use hotslot_model::time::Millis;
 
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
@@ -40,7 +41,9 @@ fn before(columns: &RowReader<'_>) -> Result<Condition, Error> {
     };
     let both = number("link_width")?.zip(number("link_speed")?);
     let link = both.map(|(width, speed)| PortLink { width, speed });
-    Ok(Condition { link, fatal_errors: number("fatal_errors")? })
+    let had_reset = columns.get::<Option<i64>>("had_reset")?.map(|had| had != 0);
+    let class = columns.parse_opt("class")?;
+    Ok(Condition { link, fatal_errors: number("fatal_errors")?, had_reset, class })
 }
 
 pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
@@ -85,9 +88,9 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
         "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
              managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
              physical_network, trusted, whole_group, taken, worker, holder, asked, project_id, vf_settings, link_width,
-             link_speed, fatal_errors, vgpu_type, vgpu_owner)
+             link_speed, fatal_errors, vgpu_type, vgpu_owner, class, had_reset)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-             $23, $24, $25, $26, $27, $28, $29, $30)",
+             $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)",
     )
     .bind(row.id.to_string())
     .bind(row.request.to_string())
@@ -119,6 +122,8 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     .bind(row.before.fatal_errors.map(i64::from))
     .bind(row.vgpu.as_ref().map(|vgpu| vgpu.id.clone()))
     .bind(row.vgpu.as_ref().map(|vgpu| vgpu.owner.as_str()))
+    .bind(row.before.class.map(|class| class.to_string()))
+    .bind(row.before.had_reset.map(i64::from))
 }
 
 fn mac_address_is_taken(error: sqlx::Error) -> Error {
@@ -131,6 +136,20 @@ fn mac_address_is_taken(error: sqlx::Error) -> Error {
 }
 
 impl Store {
+    /// Returns the server that has lost a device since a time although nobody had requested that.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn lost_by(&self, device: DeviceId, since: Millis) -> Result<Option<ServerId>, Error> {
+        let row = query(
+            "SELECT id, server_uuid FROM attachments WHERE device_id = $1 AND unasked = 1 AND ended_at >= $2
+             ORDER BY ended_at DESC LIMIT 1",
+        );
+        let read =
+            |row: &Row| RowReader { table: "attachments", id: row.try_get("id")?, row }.parse("server_uuid");
+        row.bind(device.0).bind(since).one(&self.read, read).await
+    }
+
     /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or none.
     /// Returns the rows in the order of `wanted`; `None` when one of the devices, or a PF or VF of it, is not free any
     /// more. With a key, the request that was made with that key is recorded as well.

@@ -54,6 +54,7 @@ fn device(row: &Row) -> Result<Device, Error> {
         updated_at: columns.get("updated_at")?,
         gone_at: columns.get("gone_at")?,
         used_at: columns.get("used_at")?,
+        scrub: columns.get::<i64>("scrub")? != 0,
         quarantine: columns.get("quarantine")?,
     })
 }
@@ -134,8 +135,8 @@ impl Store {
         Ok(row.map(|row| row.try_get("id").map(DeviceId)).transpose()?)
     }
 
-    /// Records that a device did not work any more after a use, so that it is assigned to nobody until it is
-    /// [`cleaned`](Self::cleaned).
+    /// Records that a device did not work any more during or after a use, or that its scrub failed, so that it is assigned
+    /// to nobody until it is [`cleaned`](Self::cleaned).
     ///
     /// # Errors
     /// Returns the error of the database.
@@ -144,7 +145,42 @@ impl Store {
         draft.edit(id, |row| {
             row.used_at.get_or_insert_with(now);
             row.quarantine = Some(reason.to_owned());
+            row.scrub = false;
         });
+        draft.commit().await
+    }
+
+    /// Records that a device which waits to be cleaned, or is in quarantine, is to be scrubbed.
+    ///
+    /// # Errors
+    /// Returns [`Error::Conflict`] for a device that is in use or does not wait, or the error of the database.
+    pub async fn scrub(&self, id: DeviceId) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        if let Some(device) = draft.device(id) {
+            let address = device.facts.address;
+            if device.owner.is_some() {
+                let status = device.status;
+                return Err(Error::Conflict(format!("{address} is {status}; detach it, then scrub it")));
+            }
+            if device.used_at.is_none() {
+                return Err(Error::Conflict(format!(
+                    "{address} does not wait to be cleaned, and only a device that was used is scrubbed"
+                )));
+            }
+        }
+        draft.edit(id, |row| (row.scrub, row.quarantine) = (true, None));
+        draft.commit().await
+    }
+
+    /// Records that a device was scrubbed. Has no effect on one that does not wait for it any more.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn scrubbed(&self, id: DeviceId) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        if draft.device(id).is_some_and(|device| device.scrub && device.owner.is_none()) {
+            draft.edit(id, |row| row.clean(true));
+        }
         draft.commit().await
     }
 
@@ -164,13 +200,13 @@ impl Store {
             }
             if !is_for_one_use(&device.facts) {
                 return Err(Error::Conflict(format!(
-                    "{address} does not need cleaning: its device_spec does not have one_time_use, and it is not in \
-                     quarantine"
+                    "{address} does not need cleaning: its device_spec does not have one_time_use, it does not wait for its \
+                     scrub, and it is not in quarantine"
                 )));
             }
         }
         draft.edit(id, |row| {
-            (row.used_at, row.quarantine) = (None, None);
+            row.clean(false);
             if row.gone_at.is_some() {
                 row.delete();
             }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Holder, State};
-use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
+use hotslot_model::device::{AfterUse, DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::What;
 use hotslot_model::id::{DeviceId, HypervisorId, RequestId};
 use hotslot_model::identity::Actor;
@@ -153,14 +153,14 @@ impl DeviceTransaction<'_> {
     }
 
     /// Sets a device's status to what the state of its assignment demands. `what` names the assignment in an error. `used`
-    /// says whether the device has to be cleaned once the assignment has ended, where it is for one use.
+    /// says what becomes of the device once the assignment has ended, when it was used.
     pub(super) fn follow(
         &mut self,
         what: &dyn Display,
         device: DeviceId,
         request: RequestId,
         state: State,
-        used: bool,
+        used: Option<AfterUse>,
     ) -> Result<(), Error> {
         let Some(device) = self.device(device) else { return Ok(()) };
         let Some(event) = state.device_event(&device, request) else { return Ok(()) };
@@ -398,7 +398,7 @@ fn update(tx: &mut Transaction, was: &Device, row: &Device, time: Millis, seq: i
         "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
              label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
              request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18,
-             used_at = $19, seq = $20, quarantine = $22
+             used_at = $19, seq = $20, quarantine = $22, scrub = $23
          WHERE id = $1 AND status = $2 AND deleted = $21",
     )
     .bind(row.id.0)
@@ -422,7 +422,8 @@ fn update(tx: &mut Transaction, was: &Device, row: &Device, time: Millis, seq: i
     .bind(row.used_at)
     .bind(seq)
     .bind(if was.status == DeviceStatus::Deleted { was.id.0 } else { 0 })
-    .bind(&row.quarantine);
+    .bind(&row.quarantine)
+    .bind(i64::from(row.scrub));
     tx.put_one(change);
     Ok(())
 }

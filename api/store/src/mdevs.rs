@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hotslot_model::assignment::{InnerAddress, Mdev, MdevReservation, State};
-use hotslot_model::device::{Device, DeviceStatus, Owner};
+use hotslot_model::device::{AfterUse, Device, DeviceStatus, Owner};
 use hotslot_model::event;
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, ServerId};
 use hotslot_model::quota::Resource;
@@ -59,7 +59,8 @@ pub(crate) async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: Device
     let Some(device) = draft.device(parent) else { return Ok(()) };
     let Some(request) = device.request else { return Ok(()) };
     let what = format!("the last of the mediated devices of {}", device.facts.address);
-    let used = device.status == DeviceStatus::Allocated;
+    // The driver of the parent keeps the guests of its mediated devices apart.
+    let used = (device.status == DeviceStatus::Allocated).then_some(AfterUse::Offered);
     draft.follow(&what, parent, request, State::together(&states), used)
 }
 

@@ -3,6 +3,9 @@
 
 use std::path::Path;
 
+use hotslot_driver::hook::{self, Hooks};
+use hotslot_driver::pci::PciClass;
+
 use super::machine::Machine;
 use super::{Finding, Level};
 
@@ -16,7 +19,40 @@ pub(super) fn check(root: &Path) -> Vec<Finding> {
     findings.extend(resizable_bars(&machine));
     findings.extend(acs(&machine));
     findings.extend(huge_pages(&machine));
+    findings.extend(hooks(&machine));
+    findings.extend(scrub(&machine));
     findings
+}
+
+/// Reports whether the hooks of the machine can be used. Returns `None` when it has no file of hooks.
+fn hooks(machine: &Machine<'_>) -> Option<Finding> {
+    if !machine.has(hook::FILE) {
+        return None;
+    }
+    Some(match Hooks::read(&machine.root.join(hook::FILE)) {
+        Ok(_) => Finding::ok("hooks", format!("/{} can be used", hook::FILE)),
+        Err(reason) => {
+            let fix = "correct it; until then no hook runs, and what would run one is refused";
+            Finding::bad("hooks", Level::Warn, reason, fix)
+        }
+    })
+}
+
+/// Reports whether the NVMe controllers of the machine can be erased after they were in a guest. Returns `None` when it has
+/// none.
+fn scrub(machine: &Machine<'_>) -> Option<Finding> {
+    const DEVICES: &str = "/sys/bus/pci/devices";
+    let is_nvme = |address: &String| {
+        let class = machine.read(format!("{DEVICES}/{address}/class"));
+        class.parse::<PciClass>().is_ok_and(PciClass::is_nvme)
+    };
+    machine.names(DEVICES).iter().find(|address| is_nvme(address))?;
+    if ["sbin", "bin"].iter().any(|folder| machine.has(&format!("/usr/{folder}/nvme"))) {
+        return Some(Finding::ok("scrub", "nvme-cli erases NVMe controllers after they were in a guest"));
+    }
+    let says = "nvme-cli is not installed, and an NVMe controller that was in a guest stays in quarantine";
+    let fix = "install the package nvme-cli, or write \"scrub\": \"false\" into the device_spec: docs/devices.md, \"Scrub\"";
+    Some(Finding::bad("scrub", Level::Info, says, fix))
 }
 
 fn iommufd(machine: &Machine<'_>) -> Finding {
@@ -103,6 +139,18 @@ mod tests {
         let root = machine(files);
         let finding = super::check(root.path()).into_iter().find(|finding| finding.check == check)?;
         Some((finding.level, format!("{} / {}", finding.says, finding.fix.unwrap_or_default())))
+    }
+
+    #[test]
+    fn hooks_that_cannot_be_used_and_a_missing_nvme_cli_are_told() {
+        let nvme = ("/sys/bus/pci/devices/0000:01:00.0/class", "0x010802");
+        assert_eq!((found(&[], "hooks"), found(&[], "scrub")), (None, None));
+        let (level, says) = found(&[nvme], "scrub").unwrap();
+        assert!(level == Level::Info && says.contains("install the package nvme-cli"), "{says}");
+        assert_eq!(found(&[nvme, ("/usr/sbin/nvme", "")], "scrub").unwrap().0, Level::Ok);
+        assert_eq!(found(&[("/etc/hotslot/hooks.toml", "")], "hooks").unwrap().0, Level::Ok);
+        let (level, says) = found(&[("/etc/hotslot/hooks.toml", "[[hook]]")], "hooks").unwrap();
+        assert!(level == Level::Warn && says.contains("missing field `class`"), "{says}");
     }
 
     #[test]

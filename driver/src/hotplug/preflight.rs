@@ -322,6 +322,12 @@ fn not_open(facts: &Facts) -> Finding {
         ));
     };
     if let Some(InUse { message, cure }) = open.in_use() {
+        if let Some(drain) = facts.drain.as_ref().filter(|_| facts.managed) {
+            return Finding::pass(format!(
+                "{address} is in use on the host: {message}; {drain} runs before its driver is unbound, and nobody may have \
+                 it open after that"
+            ));
+        }
         return Finding::fail(ErrorKind::InUse, format!("{address} is in use on the host: {message}"))
             .cure(cure);
     }

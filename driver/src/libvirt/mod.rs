@@ -48,6 +48,7 @@ use self::mdev::{as_read, mdevs};
 use crate::calls_out::Subject;
 use crate::capture::Documents;
 use crate::device::HostDevice;
+use crate::hook::{Hooks, When};
 use crate::hypervisor::{
     DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor,
     OverdueCall, Scope,
@@ -264,6 +265,14 @@ impl Hypervisor for Libvirt {
 
     async fn set_vf_count(&self, pf: PciAddress, from: u32, to: u32) -> Result<(), Error> {
         self.change_vf_count(pf, from, to).await
+    }
+
+    fn hooks(&self) -> Result<Hooks, Error> {
+        self.read_hooks()
+    }
+
+    async fn run_hook(&self, address: PciAddress, when: When, limit: Duration) -> Result<(), Error> {
+        self.run_own_hook(address, when, limit).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use super::reset::reset_methods;
 use super::root::Root;
-use crate::pci::PciAddress;
+use crate::pci::{PciAddress, PciClass};
 
 /// The PCI Express link of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +26,17 @@ pub struct Condition {
     /// The fatal errors that the kernel has counted (Linux, Documentation/ABI/testing/sysfs-bus-pci-devices-aer_stats);
     /// `None` when it counts none for this function.
     pub fatal_errors: Option<u32>,
+    /// Whether the host has a way to reset the function; `None` when that is not known.
+    pub had_reset: Option<bool>,
+    /// The class of the function; `None` when it is not known.
+    pub class: Option<PciClass>,
 }
 
-/// Returns what is known about a function now. `port` is the function itself, or its PF.
+/// Returns what the files of the host tell about a function now; its class is not looked up. `port` is the function itself, or its PF.
 pub fn condition(sysroot: Option<&Path>, address: PciAddress, port: PciAddress) -> Condition {
     let fatal_errors = sysroot.and_then(|sysroot| fatal_errors(&Root::new(sysroot), address));
-    Condition { link: link(sysroot, port), fatal_errors }
+    let had_reset = reset_methods(sysroot, address).map(|methods| !methods.is_empty());
+    Condition { link: link(sysroot, port), fatal_errors, had_reset, class: None }
 }
 
 fn fatal_errors(root: &Root, address: PciAddress) -> Option<u32> {
@@ -61,6 +67,16 @@ fn speed(root: &Root, port: PciAddress) -> Option<u32> {
     whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(tenths * 100)
 }
 
+/// Returns that the kernel has counted fatal errors of a function since a use began; `None` when it has not, or that is not
+/// known.
+pub fn new_fatal_errors(sysroot: &Path, address: PciAddress, before: Condition) -> Option<String> {
+    let now = fatal_errors(&Root::new(sysroot), address)?;
+    let more = now.checked_sub(before.fatal_errors?).filter(|more| *more > 0)?;
+    Some(format!(
+        "the kernel has counted fatal PCI Express errors of {address} while it was used (AER): {more}"
+    ))
+}
+
 /// Returns why a function that was just used must not be used again; `None` when nothing is known against it.
 ///
 /// `before` is what was known before the use; its link is that of `port`: the function itself, or its PF. With `slows_down` a lower speed
@@ -79,12 +95,13 @@ pub fn why_unhealthy(
     {
         return Some(format!("{address} does not answer: every byte of its configuration space is 0xff"));
     }
-    if let (Some(before), Some(now)) = (before.fatal_errors, fatal_errors(&root, address))
-        && now > before
-    {
+    if let Some(reason) = new_fatal_errors(sysroot, address, before) {
+        return Some(reason);
+    }
+    let has_no_reset = || reset_methods(Some(sysroot), address).is_some_and(|methods| methods.is_empty());
+    if before.had_reset == Some(true) && has_no_reset() {
         return Some(format!(
-            "the kernel has counted fatal PCI Express errors of {address} while it was used (AER): {}",
-            now - before
+            "the host cannot reset {address} any more (its reset_method is empty), and could before it was used"
         ));
     }
     let before = before.link?;

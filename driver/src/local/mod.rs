@@ -9,6 +9,7 @@
 //! net          addresses, routes and stacked interfaces → the PCI functions below them
 //! reset, bar   the reset methods and the memory of a function
 //! health       whether a function works as before
+//! hooks        runs the hooks of functions
 //! open_nodes   the device nodes of functions, and who has one open
 //! vf_count     the number of VFs of a PF, which it also changes
 //! vf_port      where the settings of a VF are
@@ -25,6 +26,7 @@ mod block;
 mod finding;
 mod guard;
 mod health;
+mod hooks;
 mod mount;
 mod net;
 mod open_nodes;
@@ -38,7 +40,8 @@ mod vgpu;
 pub use self::bar::{Bar, BarKind, bars};
 pub use self::finding::{Guard, GuardKind};
 pub use self::guard::{guards, guards_of_remote};
-pub use self::health::{Condition, PortLink, condition, why_unhealthy};
+pub use self::health::{Condition, PortLink, condition, new_fatal_errors, why_unhealthy};
+pub use self::hooks::run_hook;
 pub use self::open_nodes::{InUse, NodeProcess, OpenNodes, open_nodes};
 pub use self::reset::reset_methods;
 pub use self::vf_count::{OF_ANOTHER_MACHINE, set_vf_count};

@@ -71,6 +71,7 @@ pub(super) enum Operation {
     MaySetVgpuTypes,
     SetVgpuType,
     SetVfCount,
+    RunHook,
     MdevTypes,
     Mdevs,
     CreateMdev,
@@ -97,6 +98,7 @@ impl Operation {
             | Self::SetVfSettings
             | Self::SetVgpuType
             | Self::SetVfCount
+            | Self::RunHook
             | Self::CreateMdev
             | Self::DestroyMdev
             | Self::Agent
@@ -130,6 +132,7 @@ impl Operation {
             | Self::MaySetVgpuTypes
             | Self::SetVgpuType
             | Self::SetVfCount
+            | Self::RunHook
             | Self::MdevTypes
             | Self::Mdevs
             | Self::CreateMdev

@@ -66,6 +66,7 @@ impl Wanted {
             reset,
             bars,
             open_nodes: None,
+            drain: None,
         }
     }
 }

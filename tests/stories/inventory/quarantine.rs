@@ -9,6 +9,11 @@ use serde_json::{Value, json};
 
 use super::guards::{EVERYTHING, live_on};
 
+/// Nothing is scrubbed in these stories.
+fn unscrubbed() -> String {
+    EVERYTHING.replace(r#"{"address": "*"}"#, r#"{"address": "*", "scrub": "false"}"#)
+}
+
 const NVME: &str = "0000:08:00.0";
 
 /// Writes files of a function in the sysfs of a simulated host.
@@ -50,7 +55,7 @@ async fn quarantined(service: &Hotslot) -> String {
 
 #[tokio::test]
 async fn a_device_that_does_not_work_after_its_use_is_quarantined() {
-    let mut service = Hotslot::bare(&host("small"), EVERYTHING, with_links).await;
+    let mut service = Hotslot::bare(&host("small"), &unscrubbed(), with_links).await;
     let spare = async |service: &Hotslot| {
         service.attach(Q35, "spare:1").await.expect(200).body["pci_devices"][0].clone()
     };
@@ -103,7 +108,7 @@ async fn a_device_that_does_not_work_after_its_use_is_quarantined() {
 
 #[tokio::test]
 async fn a_device_that_does_not_answer_is_quarantined_after_any_use() {
-    let service = Hotslot::bare(&host("small"), EVERYTHING, with_links).await;
+    let service = Hotslot::bare(&host("small"), &unscrubbed(), with_links).await;
     let vf = "0000:04:10.0";
     let dead = [0xff; 256];
     let bound = service.accelerator("vf", json!({ "product_id": "10ca", "address": vf })).await;
@@ -128,7 +133,7 @@ async fn a_device_that_does_not_answer_is_quarantined_after_any_use() {
 
 #[tokio::test]
 async fn fatal_errors_that_the_kernel_counts_during_a_use_are_a_reason() {
-    let service = Hotslot::bare(&host("small"), EVERYTHING, with_links).await;
+    let service = Hotslot::bare(&host("small"), &unscrubbed(), with_links).await;
     let count = |total: u32| {
         let counters = format!("Undefined 0\nMalformed TLP {total}\nTOTAL_ERR_FATAL {total}\n");
         write(&service.host_dir(), NVME, &[("aer_dev_fatal", counters.as_bytes())]);

@@ -122,7 +122,7 @@ pub const RULES: &[Rule] = &[
     change("hotslot:attachment:create_by_address", "attach devices that are named by their host addresses"),
     change("hotslot:attachment:trace", "have the time of each step in the answer of an attach or detach"),
     base("hotslot:attachment:delete", SERVER_CHANGE, "detach a device from a server"),
-    change("hotslot:device:clean", "mark a device as cleaned"),
+    change("hotslot:device:clean", "mark a device as cleaned, or have it scrubbed"),
     read("hotslot:host:devices", "list the functions of a host, and explain why one is assignable"),
     change("hotslot:host:set_mode", "freeze, drain or thaw a host"),
     read("hotslot:host:profile", "list what the profile of a host says, and what the host has"),

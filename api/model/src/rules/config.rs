@@ -139,6 +139,7 @@ entry_schema!(
         "managed": { "type": ["string", "boolean"], "description": "false: you bind the device to vfio-pci." },
         "live_migratable": { "type": ["string", "boolean"], "description": "Whether it can be migrated live." },
         "one_time_use": { "type": ["string", "boolean"], "description": "Whether it is cleaned after each use." },
+        "scrub": { "type": ["string", "boolean"], "description": "Whether it is scrubbed after each use." },
         "trusted": { "type": ["string", "boolean"], "description": "Whether a guest may change its filters." },
         "remote_managed": { "type": ["string", "boolean"], "description": "Such a device is never assigned." },
         "physical_network": { "type": "string", "description": "The network of a NIC." },

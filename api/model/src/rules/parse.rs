@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use super::placement;
+use crate::device::SCRUB;
 use crate::hot_unplug::{HOT_UNPLUG, HotUnplug};
 
 /// The reason why an entry is refused.
@@ -51,6 +52,7 @@ pub(super) const TAGS: &[&str] = &[
     "managed",
     "live_migratable",
     "one_time_use",
+    SCRUB,
     HOT_UNPLUG,
     "resource_class",
     "traits",
@@ -115,7 +117,9 @@ pub(super) fn tag(key: &str, value: &Value) -> Result<String, SpecError> {
             "a network of that name cannot be distinguished from null; for a tunnelled network write null \
              without quotes",
         )),
-        ("managed" | "live_migratable" | "one_time_use", value) => Ok(strict_bool(key, value)?.to_string()),
+        ("managed" | "live_migratable" | "one_time_use" | SCRUB, value) => {
+            Ok(strict_bool(key, value)?.to_string())
+        }
         (HOT_UNPLUG, value) => {
             let policy = string(key, value)?.parse::<HotUnplug>();
             Ok(policy.map_err(|error| SpecError::key(key, error))?.to_string())

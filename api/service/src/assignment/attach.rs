@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU32;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hotplug::{self, DetachLimits, PlugFailure, Presence};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
-use hotslot_driver::local;
+use hotslot_driver::local::{self, Condition};
 use hotslot_driver::xml::hostdev::HostdevSpec;
 use hotslot_model::assignment::{
     Assignment, AssignmentKey, AssignmentKind, Attachment, NewAttachment, Observation, Reservation,
@@ -116,8 +116,13 @@ impl Assignments {
             let groups = if takes_groups { Some(self.lock_groups(&host).await?) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice, chosen).await?;
             let _shown = under_way::shown_for(steps.iter().map(|step| step.attachment.id));
-            let unbinding = self.take_groups(&host, scope, &steps);
-            let unbound = metrics::step(KIND, "unbind-group", unbinding).await;
+            let unbound = match self.drain_all(&host, scope, &steps).await {
+                Ok(()) => {
+                    let unbinding = self.take_groups(&host, scope, &steps);
+                    metrics::step(KIND, "unbind-group", unbinding).await
+                }
+                Err(failure) => Err(failure),
+            };
             drop(groups);
             let plugged = match unbound {
                 Ok(()) => self.plug_all(&host, &view, scope, steps).await,
@@ -192,6 +197,22 @@ impl Assignments {
             }
         }
         Err(Error::Busy("other requests took the devices first; try again".into()))
+    }
+
+    /// Runs the drain hooks of the devices that are about to be taken from their host drivers, before the first is. A
+    /// device that is only added to a definition is taken by libvirt, at the start of the server.
+    async fn drain_all(self: &Arc<Self>, host: &Host, scope: Scope, steps: &[Step]) -> Result<(), Failure> {
+        if scope == Scope::Config {
+            return Ok(());
+        }
+        for (index, step) in steps.iter().enumerate() {
+            if let Err(error) = self.drain(host, &step.found, step.attachment.managed, KIND).await {
+                let leftover = Leftover::Nothing;
+                let failed = Failed { step: index, leftover, before: leftover, after: leftover, error };
+                return Err(self.undo(host, steps, failed, None).await);
+            }
+        }
+        Ok(())
     }
 
     /// Unbinds the devices that share an IOMMU group from their host drivers, unless they are only added to a
@@ -403,11 +424,14 @@ fn new_attachment(
         managed,
         network: request.network.as_ref().map(NetworkRequest::settled),
         vgpu: vgpu.clone(),
-        before: local::condition(
-            host.hypervisor.sysroot(),
-            found.address,
-            device.facts.parent_addr.unwrap_or(found.address),
-        ),
+        before: Condition {
+            class: found.class,
+            ..local::condition(
+                host.hypervisor.sysroot(),
+                found.address,
+                device.facts.parent_addr.unwrap_or(found.address),
+            )
+        },
         whole_group: request.whole_group || goes_with_others,
         to_rebind: (managed || request.whole_group) && found.blocks_its_group(),
         siblings,

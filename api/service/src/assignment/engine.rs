@@ -207,7 +207,8 @@ impl Assignments {
         if seen.is_empty() {
             return Ok(Vec::new());
         }
-        let changes = self.store.settle(seen).await?;
+        let after = |row: &Assignment, device: &Device| self.after_use(row, device);
+        let changes = self.store.settle_and(seen, &after).await?;
         for Change { was, row, address } in changes.iter().filter(|change| change.was != change.row.state()) {
             tracing::info!(
                 attachment.id = %row.id(), owner = %row.owner(), from = %was, to = %row.state(),
@@ -223,15 +224,15 @@ impl Assignments {
         Ok(changes)
     }
 
-    /// Has the host read again after an assignment has ended: the device may have changed while it was in use, and its
-    /// IOMMU group may have to be rebound to its host drivers.
+    /// Has the host read again after an assignment has ended: the device may have changed while it was in use, its IOMMU
+    /// group may have to be rebound to its host drivers, and it may wait for its scrub.
     fn has_ended(&self, row: &Assignment, address: Option<PciAddress>) {
         let Some(host) = self.hosts.host(row.hypervisor()) else { return };
         address.into_iter().for_each(|address| host.queue_device_scan(address));
         if let Some(server) = row.server() {
             host.settled(server);
         }
-        if row.kind() == AssignmentKind::Attachment {
+        if row.kind() != AssignmentKind::Mdev {
             host.queue_rebind();
         }
     }

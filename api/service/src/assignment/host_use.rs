@@ -89,8 +89,14 @@ impl Assignments {
 
     async fn bind_all(&self, host: &Host, steps: &[Step], driver: HostDriver) -> Result<(), Error> {
         for (index, step) in steps.iter().enumerate() {
-            let bound =
-                binding::bind(host.hypervisor.as_ref(), &step.facts, driver, self.binding_policy()).await;
+            let function = &step.facts.device;
+            let to_drain = driver == HostDriver::Vfio;
+            let bound = match self.drain(host, function, to_drain, AssignmentKind::Binding).await {
+                Ok(()) => {
+                    binding::bind(host.hypervisor.as_ref(), &step.facts, driver, self.binding_policy()).await
+                }
+                Err(refused) => Err(refused),
+            };
             let address = step.facts.device.address;
             host.queue_device_scan(address);
             match bound {

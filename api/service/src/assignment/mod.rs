@@ -22,6 +22,9 @@
 //! select_mdev, select_host   the same for mediated devices and for the host's own use
 //! owner       the project that owns a server
 //! policy      which devices a running guest may be requested to release
+//! drain       prepares the host for taking a function from its driver
+//! scrub       erases what the last owner of a device left
+//! health      quarantines a device that does not work during or after a use
 //! quiesce     prepares a running guest for the removal of a device
 //! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
 //! vgpu        the types of VFs that are virtual GPUs; vgpu_choice: those that a request asks for
@@ -32,6 +35,7 @@ mod assignments;
 pub(crate) mod attach;
 mod candidates;
 mod choosing;
+mod drain;
 mod drift;
 mod dry_run;
 mod engine;
@@ -52,6 +56,7 @@ mod release;
 mod repair;
 pub(crate) mod request;
 mod retry;
+mod scrub;
 mod select;
 mod select_host;
 mod select_mdev;

@@ -265,7 +265,7 @@ async fn make_profile(service: &Arc<Assignments>, host: &Arc<Host>) {
     }
 }
 
-/// Rebinds functions to their host drivers and releases unfinished bindings whenever that is requested. Requests that
+/// Rebinds functions to their host drivers, releases unfinished bindings and starts scrubs whenever that is requested. Requests that
 /// arrive meanwhile are served together. Work that fails is repeated.
 pub(crate) async fn rebind_in_background(service: Arc<Assignments>, host: Arc<Host>) {
     let (mut retry, mut is_left) = (RETRY.0, false);
@@ -287,10 +287,12 @@ pub(crate) async fn rebind_in_background(service: Arc<Assignments>, host: Arc<Ho
         }
         // Work under the current process id, so that a process which takes over finishes what this one began.
         let work = async {
-            (
+            let done = (
                 actor::scope(system::COMPARISON, service.rebind_host_drivers(&host)).await,
                 actor::scope(system::COMPARISON, service.settle_bindings(&host)).await,
-            )
+            );
+            service.scrub_what_waits(&host);
+            done
         };
         let (given, settled) = actor::as_process(service.store.new_worker(), work).await;
         is_left = given.is_err() || settled.is_err();
@@ -351,6 +353,11 @@ impl Assignments {
         {
             failed(host, "removing mediated devices whose records have ended", &error);
             left.mdevs = true;
+        }
+        if todo.everything
+            && let Err(error) = actor::scope(why, self.watch_health(host)).await
+        {
+            failed(host, "reading the error counters of devices in use", &error);
         }
         if todo.everything && !left.everything {
             host.set_synced(true);

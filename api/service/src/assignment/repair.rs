@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use hotslot_driver::device::HostDevice;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, Policy};
 use hotslot_driver::hypervisor::{DetachScope, DomainView, Scope};
@@ -11,7 +12,7 @@ use hotslot_model::assignment::drift::is_gone;
 use hotslot_model::assignment::{
     Action, Assignment, AssignmentKind, Attachment, Finding, Mdev, Observation, State, Trigger,
 };
-use hotslot_model::device::Device;
+use hotslot_model::device::{AfterUse, Device};
 use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::AttachmentId;
 use hotslot_store::actor;
@@ -74,7 +75,12 @@ impl Assignments {
                     }
                 }
                 (Action::Rebind(_) | Action::SetVgpuType(_), _) => pending_rebind = true,
-                (Action::Free(device), _) => self.store.forget(*device).await?,
+                (Action::Free(device), _) => {
+                    // It is not known whether it was used.
+                    let row = self.store.device(*device);
+                    let used = row.map_or(AfterUse::Offered, |row| self.after_use_by(&row, None, false));
+                    self.store.forget(*device, used).await?;
+                }
                 (Action::Profile(change), _) => {
                     let (service, host, change) = (Arc::clone(self), Arc::clone(host), change.clone());
                     let task = async move { service.change_to_profile(&host, &change).await };
@@ -215,7 +221,11 @@ impl Assignments {
         // Only the running guest is checked, because the definition has the device already.
         let view = DomainView { persistent: None, ..view };
         match row {
-            Assignment::Attachment(row) => self.may_be_plugged(host, &view, row).await?,
+            Assignment::Attachment(row) => {
+                let found = self.may_be_plugged(host, &view, row).await?;
+                let drained = self.drain(host, &found, row.managed, AssignmentKind::Attachment).await;
+                drained.map_err(host.error(format!("plugging {} into server {server}", found.address)))?;
+            }
             Assignment::Mdev(row) => {
                 self.has_room(host, &view, 1).await?;
                 self.make_again(host, row).await?;
@@ -228,24 +238,29 @@ impl Assignments {
         plugged.await.map_err(host.error(format!("plugging {} into server {server}", spec.source())))
     }
 
-    /// Checks whether a function can be plugged into a guest.
+    /// Checks whether a function can be plugged into a guest, and returns it as it is on the host.
     ///
     /// # Errors
     /// The first check that failed; errors of the hypervisor.
-    async fn may_be_plugged(&self, host: &Host, view: &DomainView, row: &Attachment) -> Result<(), Error> {
+    async fn may_be_plugged(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        row: &Attachment,
+    ) -> Result<HostDevice, Error> {
         let device = self.device_of(row)?;
         let address = device.facts.address;
         let context = || format!("plugging {address} into server {}", row.server);
         let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
         let availability = self.catalog.availability(host).await?;
-        let mut facts = [availability.facts(found, &device)];
+        let mut facts = [availability.facts(found.clone(), &device)];
         availability.add_open_nodes(&mut facts).await?;
         let policy = Policy { require_reset: self.config.get().attach.require_reset, whole_groups: false };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         match verdict.refusal() {
             Some(refusal) => Err(host.error(context())(refusal.error.clone())),
-            None => Ok(()),
+            None => Ok(found),
         }
     }
 

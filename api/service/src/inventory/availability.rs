@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::hook::{Hooks, When};
 use hotslot_driver::hotplug;
 use hotslot_driver::hypervisor::OverdueCall;
 use hotslot_driver::local::{self, BarKind, Guard, GuardKind, OpenNodes};
@@ -41,6 +42,8 @@ pub struct Availability {
     changing: BTreeSet<PciAddress>,
     /// The functions that an overdue call may still change.
     overdue: BTreeMap<PciAddress, OverdueCall>,
+    /// The hooks of the host; none when they cannot be read.
+    hooks: Hooks,
 }
 
 /// How host drivers count when the availability of a device is determined.
@@ -107,6 +110,7 @@ impl Catalog {
             disabled,
             changing,
             overdue,
+            hooks: host.hypervisor.hooks().unwrap_or_default(),
         })
     }
 }
@@ -275,6 +279,7 @@ impl Availability {
         let bound = || if drivers == HostDrivers::Blocks { self.unbound(device) } else { None };
         let reason = self
             .unavailable_itself(device)
+            .or_else(|| self.with_what_waits(device, devices))
             .or_else(bound)
             .or_else(|| self.under_call(address))
             .or_else(|| self.guarded(address, drivers))
@@ -303,6 +308,16 @@ impl Availability {
         device.facts.parent_addr.is_some_and(is_held) || vfs.iter().copied().any(is_held)
     }
 
+    /// Returns why a VF is unavailable because its PF waits for its scrub, or a PF because of one of its VFs: what is to be
+    /// erased can be reached through either.
+    fn with_what_waits(&self, device: &Device, devices: DevicesByAddress<'_>) -> Option<String> {
+        let address = device.facts.address;
+        let waits = |relative: &PciAddress| devices(*relative).is_some_and(|relative| relative.scrub);
+        let relative =
+            device.facts.parent_addr.iter().chain(self.vfs(address)).find(|relative| waits(relative))?;
+        Some(format!("{relative} waits for its scrub, and {address} belongs to it"))
+    }
+
     /// Returns why a device is unavailable to everybody, as far as the device itself is the reason.
     fn unavailable_itself(&self, device: &Device) -> Option<String> {
         let (address, card) = (device.facts.address, card_of(&device.facts));
@@ -319,6 +334,9 @@ impl Availability {
             return Some(format!(
                 "{address} is in quarantine: {reason}; check it, then `hotslot pci cleaned {address}`"
             ));
+        }
+        if device.scrub {
+            return Some(format!("{address} was used and waits for its scrub, which hotslot runs"));
         }
         if device.used_at.is_some() {
             return Some(format!(
@@ -381,7 +399,17 @@ impl Availability {
                 reason: format!("{}: {}", guard.kind, guard.reason),
                 overridden: self.unguarded.contains(&address),
             });
-        hotplug::Facts { device, guard, managed, reset, bars, open_nodes: None }
+        let drain = self.hooks.step(When::Drain, device.class).filter(|_| device.may_block_its_group());
+        let drain = drain.map(|step| step.name().to_owned());
+        hotplug::Facts {
+            device,
+            guard,
+            managed,
+            reset,
+            bars,
+            open_nodes: None,
+            drain,
+        }
     }
 
     /// Adds to the facts which processes of the host have device nodes of the functions open.

@@ -2,14 +2,12 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use hotslot_model::id::DeviceId;
 use hotslot_model::rules::{Inventory, Rules};
 use hotslot_store::Store;
 use tokio::sync::Mutex;
 
 use crate::config::Config;
 use crate::current::Current;
-use crate::error::Error;
 use crate::hosts::Hosts;
 
 /// The rules in force, and the device table that follows them and the hosts.
@@ -40,13 +38,5 @@ impl Catalog {
     /// Which devices are assignable, and by which names.
     pub fn inventory(&self) -> Arc<Inventory> {
         Arc::clone(&self.rules().inventory)
-    }
-
-    /// Records that a device for one use was cleaned, or that one in quarantine works, so that it is assignable again.
-    ///
-    /// # Errors
-    /// [`Error::Conflict`] when it is in use, or does not need cleaning; the database's.
-    pub async fn cleaned(&self, id: DeviceId) -> Result<(), Error> {
-        Ok(self.store.cleaned(id).await?)
     }
 }

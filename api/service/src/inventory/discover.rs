@@ -19,6 +19,10 @@ use super::catalog::Catalog;
 use crate::error::Error;
 use crate::host::Host;
 
+/// How long after the unrequested end of an attachment its device counts as lost when it disappears from the host, in
+/// milliseconds.
+const LOST: i64 = 10_000;
+
 /// How many addresses a line of the log names.
 const NAMED: usize = 20;
 
@@ -54,6 +58,7 @@ impl Catalog {
         let (now, at) = read(host, &before, looked.as_ref()).await?;
         let named = looked.unwrap_or_default();
         let (on_host, conflicts) = inventory.on(&now);
+        self.note_lost(host, &before, &now).await?;
         // If the table is not updated completely, because of an error or of devices in use, the next scan compares all
         // devices.
         let by = recorded_by.take();
@@ -97,6 +102,39 @@ impl Catalog {
         let complete = outcome.gone_in_use.is_empty() && outcome.changed_in_use == 0;
         *recorded_by = complete.then_some((inventory, conflicts));
         Ok(outcome)
+    }
+}
+
+impl Catalog {
+    /// Quarantines the devices that have disappeared from the host while they were attached to a running guest, or right after one had
+    /// lost them although nobody had requested that: the device was pulled out, or has died. A VF whose PF is there was
+    /// removed with the others.
+    async fn note_lost(&self, host: &Host, before: &Functions, now: &Functions) -> Result<(), Error> {
+        let parent = |address: &PciAddress| match before.get(address).map(|function| &function.role) {
+            Some(Role::Virtual { parent }) => Some(*parent),
+            Some(Role::Plain | Role::Physical { .. }) | None => None,
+        };
+        let vanished = before.keys().filter(|address| now.get(address).is_none());
+        let alone =
+            vanished.filter(|address| parent(address).is_none_or(|parent| now.get(&parent).is_none()));
+        let alone: BTreeSet<_> = alone.copied().collect();
+        if alone.is_empty() {
+            return Ok(());
+        }
+        let rows = self.store.devices_of(host.row.id).into_iter();
+        for device in rows.filter(|row| alone.contains(&row.facts.address) && row.quarantine.is_none()) {
+            let address = device.facts.address;
+            let had = match device.server() {
+                // What was seen in the guest last may be older than the attach.
+                Some(server) => host.server(server).await?.and_then(|view| view.live).map(|_| server),
+                None => self.store.lost_by(device.id, hotslot_store::now() - LOST).await?,
+            };
+            let Some(server) = had else { continue };
+            let reason = format!("it disappeared from the host while server {server} had it");
+            tracing::error!(host = %host.name, pci.address = %address, "{address} is quarantined: {reason}");
+            self.store.quarantine(device.id, &reason).await?;
+        }
+        Ok(())
     }
 }
 

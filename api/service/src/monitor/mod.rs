@@ -155,7 +155,7 @@ impl Monitor {
     }
 
     fn of_hosts(&self, registry: &mut Registry, recorded: Option<&Recorded>) {
-        let [connected, synced, used, limit, stuck, stuck_for, quarantined]: [Gauges<1>; 7] =
+        let [connected, synced, used, limit, stuck, stuck_for, quarantined, to_scrub]: [Gauges<1>; 8] =
             Default::default();
         let (devices, drift): (Gauges<3>, Gauges<2>) = Default::default();
         for host in self.hosts.iter() {
@@ -169,12 +169,14 @@ impl Monitor {
             stuck.set(of, calls.len() as f64);
             let oldest = calls.iter().map(|call| call.elapsed).max().unwrap_or_default();
             stuck_for.set(of, oldest.as_secs_f64());
-            let (mut counts, mut in_quarantine) = (BTreeMap::<_, u32>::new(), 0_u32);
+            let (mut counts, mut in_quarantine, mut waiting) = (BTreeMap::<_, u32>::new(), 0_u32, 0_u32);
             for device in self.store.devices_of(host.row.id) {
                 in_quarantine += u32::from(device.quarantine.is_some());
+                waiting += u32::from(device.scrub);
                 *counts.entry((device.facts.dev_type, device.status)).or_default() += 1;
             }
             quarantined.set(of, in_quarantine.into());
+            to_scrub.set(of, waiting.into());
             for ((kind, status), count) in counts {
                 let labels = [of[0], ("type", kind.as_str()), ("status", status.as_str())];
                 devices.set(labels, count.into());
@@ -208,7 +210,12 @@ impl Monitor {
             "How long ago the oldest of them began",
         );
         devices.register(registry, "devices", "PCI functions on record, by host, type and status");
-        quarantined.register(registry, "devices_quarantined", "PCI functions that did not work after a use");
+        quarantined.register(
+            registry,
+            "devices_quarantined",
+            "PCI functions that did not work during or after a use, or were not scrubbed",
+        );
+        to_scrub.register(registry, "devices_to_scrub", "PCI functions that wait for their scrub");
         drift.register(
             registry,
             "drift_findings",

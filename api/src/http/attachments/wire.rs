@@ -54,6 +54,9 @@ pub(in crate::http) struct Wire {
     status: AttachmentState,
     /// Why the attachment is in this state; null when there is nothing to say.
     status_reason: Option<String>,
+    /// Why nobody gets the device after this server: it has failed in the guest, or disappeared from the host; null when
+    /// nothing is known against it, when the attachment has ended, and for callers who may not see hosts.
+    quarantine: Option<String>,
     /// The alias that the device was requested by; null when it was adopted.
     alias: Option<String>,
     /// Whether the device is also in the definition, so that it survives a power cycle.
@@ -167,6 +170,7 @@ fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
         inner_address_source: attachment.inner.map(|inner| inner.source),
         status: attachment.state,
         status_reason: attachment.reason,
+        quarantine: device.quarantine.clone().filter(|_| attachment.ended_at.is_none()),
         alias: Some(attachment.alias).filter(|alias| !alias.is_empty()),
         persistent: attachment.persistent,
         // An attach that was given up is also removed by force, but no caller requested that, so it is not shown.
@@ -199,7 +203,7 @@ impl Wire {
             .to_owned()
         });
         let holder = self.holder.and_then(|holder| holder.split(':').next().map(str::to_owned));
-        Self { dev_id: None, address: None, host: None, holder, status_reason, ..self }
+        Self { dev_id: None, address: None, host: None, holder, status_reason, quarantine: None, ..self }
     }
 }
 

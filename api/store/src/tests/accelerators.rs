@@ -3,6 +3,7 @@
 use hotslot_driver::binding::HostDriver;
 use hotslot_model::accelerator::AccSpec;
 use hotslot_model::assignment::{Holder, NewBinding};
+use hotslot_model::device::AfterUse;
 use hotslot_model::event::EventKind;
 use hotslot_model::id::AcceleratorId;
 
@@ -56,7 +57,7 @@ async fn accelerator_names_are_unique_and_an_accelerator_holds_one_request(recor
     assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Allocated);
     assert_eq!(store.held_by(holder).await.unwrap().len(), 1);
     // `forget` does not free a device that its host holds, although it has no attachment.
-    store.forget(vf.id).await.unwrap();
+    store.forget(vf.id, AfterUse::Offered).await.unwrap();
     assert_eq!(records.at("0000:04:10.0").owner, Some(Owner::Host));
     store.settle(&[(key, Observation::Removed { reason: Some("why".into()) })]).await.unwrap();
     let free = records.at("0000:04:10.0");

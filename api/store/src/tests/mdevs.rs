@@ -1,6 +1,7 @@
 //! Mediated devices and the status of their parent device.
 
 use hotslot_model::assignment::{Adopted, Adoption, Assignment, Holder, MdevReservation};
+use hotslot_model::device::AfterUse;
 use hotslot_model::id::AcceleratorId;
 
 use super::*;
@@ -102,7 +103,7 @@ async fn a_parent_device_is_not_claimed_as_a_whole_and_its_holder_gets_no_second
     let second = AttachmentId(Uuid::new_v4());
     assert!(matches!(reserve(second).await.unwrap_err(), Error::Conflict(_)));
     assert!(matches!(store.purge_accelerator(accelerator).await.unwrap_err(), Error::Conflict(_)));
-    store.forget(records.at(PARENT).id).await.unwrap();
+    store.forget(records.at(PARENT).id, AfterUse::Offered).await.unwrap();
     assert!(records.claim(&[PARENT]).await.is_none());
     assert_eq!(records.held(PARENT), (Some(Owner::Host), DeviceStatus::Claimed));
     records.settle_mdev(id, REMOVED).await;

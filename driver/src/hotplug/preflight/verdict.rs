@@ -20,13 +20,15 @@ pub struct Facts {
     pub bars: Option<Vec<Bar>>,
     /// The device nodes, and who has one open; `None` when that is not known.
     pub open_nodes: Option<OpenNodes>,
+    /// The hook that runs before the function is taken from its host driver; `None` when there is none.
+    pub drain: Option<String>,
 }
 
 impl From<HostDevice> for Facts {
     /// The facts that the hypervisor alone reports: guard, reset methods, BARs and device nodes are not
     /// known.
     fn from(device: HostDevice) -> Self {
-        Self { device, guard: None, managed: true, reset: None, bars: None, open_nodes: None }
+        Self { device, guard: None, managed: true, reset: None, bars: None, open_nodes: None, drain: None }
     }
 }
 

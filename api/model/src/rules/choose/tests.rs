@@ -42,6 +42,7 @@ pub(in crate::rules) fn device(id: i64, row: &Value) -> Device {
         updated_at: None,
         gone_at: None,
         used_at: None,
+        scrub: false,
         quarantine: None,
     }
 }
