@@ -401,15 +401,7 @@ impl Availability {
             });
         let drain = self.hooks.step(When::Drain, device.class).filter(|_| device.may_block_its_group());
         let drain = drain.map(|step| step.name().to_owned());
-        hotplug::Facts {
-            device,
-            guard,
-            managed,
-            reset,
-            bars,
-            open_nodes: None,
-            drain,
-        }
+        hotplug::Facts { device, guard, managed, reset, bars, open_nodes: None, drain }
     }
 
     /// Adds to the facts which processes of the host have device nodes of the functions open.
