@@ -32,6 +32,8 @@ string_enum! {
         /// A device did not work any more during or after a use, or could not be scrubbed, and is assigned to nobody. `to` has
         /// the reason.
         DeviceQuarantined = "device.quarantined",
+        /// An administrator has a device scrubbed that waits to be cleaned or is in quarantine.
+        DeviceScrub = "device.scrub",
         /// A device was scrubbed, a `one_time_use` device was cleaned, or a device was released from quarantine.
         DeviceCleaned = "device.cleaned",
         /// A device was removed from the records.
@@ -294,6 +296,9 @@ pub fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
     }
     if let (None, Some(reason)) = (&was.quarantine, &row.quarantine) {
         events.push(of(EventKind::DeviceQuarantined, None, Some(reason.as_str().into())));
+    }
+    if row.scrub && !was.scrub && was.used_at.is_some() {
+        events.push(of(EventKind::DeviceScrub, None, None));
     }
     let since = if row.quarantine.is_some() { was.used_at.or(row.used_at) } else { was.used_at };
     for (was, is, begins, ends) in [

@@ -179,6 +179,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::DeviceUsed
             | EventKind::DeviceQuarantined
             | EventKind::DeviceCleaned
+            | EventKind::DeviceScrub
             | EventKind::AttachmentGivenBack
             | EventKind::BindingState
             | EventKind::MdevState
