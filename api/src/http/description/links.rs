@@ -38,7 +38,7 @@ const LINKS: &[(&str, &str, &[&str], Passed)] = &[
     ("servers_detail", "200", &["attachments_create", "attachments_list"], SERVER),
     ("attachments_create", "200", &["attachments_show", "attachments_delete"], ATTACHMENT),
     ("attachments_delete", "202", &["attachments_show"], SAME_ATTACHMENT),
-    ("pci_devices_list", "200", &["pci_devices_show", "pci_devices_act"], DEVICE),
+    ("pci_devices_list", "200", &["pci_devices_show", "pci_devices_act", "pci_devices_scrub"], DEVICE),
     (
         "hypervisors_list",
         "200",

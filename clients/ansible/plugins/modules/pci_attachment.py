@@ -61,8 +61,8 @@ options:
   vgpu_type:
     description:
       - The type of virtual GPU that the VFs are to be of, for VFs whose driver makes virtual GPUs of them.
-      - It is the id of the type, such as C(nvidia-1155), because the service records the id. C(hotslot device show) lists
-        the types.
+      - It is the id of the type, such as C(nvidia-1155), because the service records the id. C(hotslot device show)
+        lists the types.
     type: str
   mac_address:
     description:
@@ -449,7 +449,7 @@ def main() -> None:
     if module.params["mac_address"] and module.params["count"] != 1:
         module.fail_json(msg="mac_address applies to one device, so count must be 1")
     if module.params["vgpu_type"] and not VGPU_TYPE.fullmatch(module.params["vgpu_type"]):
-        module.fail_json(msg="vgpu_type must be the id of a type, such as nvidia-1155; `hotslot device show` lists them")
+        module.fail_json(msg="vgpu_type must be the id of a type, such as nvidia-1155 (`hotslot device show` has them)")
     try:
         pci = connected(module.params)
         server = pci.find_server(module.params["server"])
