@@ -14,6 +14,10 @@ pub(super) const PROGRAM: &str = "nvme";
 const CAN_FORMAT: u64 = 1 << 1;
 const CAN_MANAGE: u64 = 1 << 3;
 
+/// The bits of Controller Multi-path I/O and Namespace Sharing Capabilities (CMIC) that say whether the NVM subsystem may have
+/// other controllers, or the controller is of a VF. Others may then use the same namespaces.
+const HAS_OTHERS: u64 = 1 << 1 | 1 << 2;
+
 /// Formats all namespaces of a controller, also those that are not attached to it. `controllers` are those that the kernel
 /// made of the function.
 ///
@@ -38,8 +42,14 @@ pub(super) fn format(controllers: &[String], limit: Duration, program: &str) -> 
             format!("`{}` failed: {error}", words.join(" "))
         })
     };
-    let can =
-        json(&run(&["id-ctrl", &device, "--output-format=json"])?)?["oacs"].as_u64().unwrap_or_default();
+    let about = json(&run(&["id-ctrl", &device, "--output-format=json"])?)?;
+    if about["cmic"].as_u64().unwrap_or_default() & HAS_OTHERS != 0 {
+        return Err(format!(
+            "{device} is of an NVM subsystem with several controllers (CMIC), so another one may use its namespaces; write a \
+             scrub hook for class `NVMe controller` that erases what belongs to this one"
+        ));
+    }
+    let can = about["oacs"].as_u64().unwrap_or_default();
     if can & CAN_FORMAT == 0 {
         return Err(format!(
             "{device} cannot format its namespaces (OACS); write a scrub hook for class `NVMe controller` that erases it \
@@ -83,10 +93,10 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(20);
 
     /// A program in the place of nvme that writes down what it was asked.
-    fn program(dir: &Path, oacs: u64, list: &str, format: &str) -> String {
+    fn program(dir: &Path, (cmic, oacs): (u64, u64), list: &str, format: &str) -> String {
         let (path, log) = (dir.join("nvme"), dir.join("log"));
         let script = format!(
-            "#!/bin/sh\necho \"$1 $2 $3 $4 $5\" >>{}\ncase $1 in\nid-ctrl) echo warning >&2; echo '{{\"oacs\":{oacs}}}';;\n\
+            "#!/bin/sh\necho \"$1 $2 $3 $4 $5\" >>{}\ncase $1 in\nid-ctrl) echo warning >&2; echo '{{\"cmic\":{cmic},\"oacs\":{oacs}}}';;\n\
              list-ns) echo '{list}';;\nformat) {format};;\nesac\n",
             log.display()
         );
@@ -105,7 +115,7 @@ mod tests {
             (done, fs::read_to_string(dir.path().join("log")).unwrap())
         };
         let two = r#"{"nsid_list":[{"nsid":1},{"nsid":7}]}"#;
-        let (done, log) = of(0x0a, two, "true");
+        let (done, log) = of((1, 0x0a), two, "true");
         assert_eq!(done, Ok(()));
         let formats: Vec<_> = log.lines().filter(|line| line.starts_with("format")).collect();
         assert_eq!(
@@ -116,17 +126,22 @@ mod tests {
             ]
         );
         assert!(log.contains("list-ns /dev/nvme3 --output-format=json --all"), "{log}");
-        let (done, log) = of(0x02, r#"{"nsid_list":[]}"#, "true");
+        let (done, log) = of((0, 0x02), r#"{"nsid_list":[]}"#, "true");
         assert!(done.is_ok() && !log.contains("--all") && !log.contains("format /dev"), "{log}");
-        let (done, log) = of(0x02, two, "echo NVMe status: namespace is locked; exit 1");
+        let (done, log) = of((0, 0x02), two, "echo NVMe status: namespace is locked; exit 1");
         let error = done.unwrap_err();
         assert!(error.contains("--namespace-id=1") && error.contains("namespace is locked"), "{error}");
         assert!(!log.contains("--namespace-id=7"), "{log}");
-        for (oacs, list, says) in
-            [(0, two, "cannot format"), (2, "no json", "not understood"), (2, "{}", "not")]
-        {
-            let error = of(oacs, list, "true").0.unwrap_err();
-            assert!(error.contains(says), "{error}");
+        for (oacs, list, says) in [
+            ((0, 0), two, "cannot format"),
+            ((0, 2), "no json", "not understood"),
+            ((0, 2), "{}", "not"),
+            ((2, 2), two, "several controllers"),
+            ((4, 2), two, "several controllers"),
+        ] {
+            let (done, log) = of(oacs, list, "true");
+            let error = done.unwrap_err();
+            assert!(error.contains(says) && !log.contains("format /dev"), "{error} {log}");
         }
         let error = format(&["nvme3".into()], LIMIT, "/no/such/nvme").unwrap_err();
         assert!(error.contains("install nvme-cli on the host"), "{error}");
