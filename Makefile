@@ -5,6 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 export RUSTDOCFLAGS := -D warnings
 STEP := tools/step
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Build the programs together with the tests. Tests enable more features of dependencies, so building the programs alone
 # would compile most dependencies twice.
 BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
@@ -30,11 +31,11 @@ demo-stop: ## stop the service and the lab that `make demo` left running
 # The long tests rarely fail, so they have targets of their own. The lab and the package have the program of the quick tests
 # here, because a release takes a quarter of an hour to build; `make long-lab-test` and `make package-test` have the release.
 # The lab uses one core, so the package is tested beside it.
-TESTED := $(or $(CARGO_TARGET_DIR),target)/debug/hotslot-in-lab
-test: check lab-requirements lab ## all tests except the long ones, including the tests in the lab and of the package
-	@strip --strip-debug --preserve-dates -o $(TESTED) $(or $(CARGO_TARGET_DIR),target)/debug/hotslot
+TESTED := $(TARGET)/debug/hotslot-in-lab
+test: check lab-requirements lab ## all tests except the long ones, including the quick tests in the lab and the test of the package
+	@strip --strip-debug --preserve-dates -o $(TESTED) $(TARGET)/debug/hotslot
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line BINARY=$(TESTED) COMPRESSION='-Zgzip -z1' lab-test package-test
-	@rm $(or $(CARGO_TARGET_DIR),target)/hotslot_*.deb
+	@rm $(TARGET)/hotslot_*.deb
 
 # Tests wait most of the time, so more of them run at once than there are cores.
 check: requirements ## the quick tests: format, lints, licences, docs, tests on the simulated host
@@ -113,7 +114,7 @@ release: ## build target/release/hotslot (needs the requirements of `make requir
 PREFIX ?= /usr/local
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSCONFDIR ?= /etc
-BINARY ?= $(or $(CARGO_TARGET_DIR),target)/release/hotslot
+BINARY ?= $(TARGET)/release/hotslot
 SHARE := $(DESTDIR)$(PREFIX)/share
 CONFIGURATION := $(DESTDIR)$(SYSCONFDIR)/hotslot/hotslot.toml
 # zsh looks into the first below /usr, and into the second below /usr/local.

@@ -160,6 +160,11 @@ impl Device {
         }
     }
 
+    /// Whether its scrub can run now: it waits for it, nobody has it, and the host has it.
+    pub fn can_be_scrubbed(&self) -> bool {
+        self.scrub && self.owner.is_none() && self.gone_at.is_none()
+    }
+
     /// Records that the device was scrubbed, or cleaned by somebody. One for one use still waits for an administrator when
     /// it was only scrubbed.
     pub fn clean(&mut self, by_scrub: bool) {

@@ -124,8 +124,8 @@ impl Store {
                 let now = now();
                 write(&mut draft, &row, &next, unrequested, now);
                 draft.emit(event::of_assignment(&row, &next, device.as_deref()));
-                let is_used = is_used(&draft, &row, observation);
-                let used = device.as_deref().filter(|_| is_used).map(|device| after(&row, device));
+                let ends_use = next.state.is_final() && is_used(&draft, &row, observation);
+                let used = device.as_deref().filter(|_| ends_use).map(|device| after(&row, device));
                 match &row {
                     Assignment::Mdev(row) => follow_all(&mut draft, row.parent).await?,
                     Assignment::Attachment(_) | Assignment::Binding(_) => {

@@ -32,7 +32,8 @@ pub struct Condition {
     pub class: Option<PciClass>,
 }
 
-/// Returns what the files of the host tell about a function now; its class is not looked up. `port` is the function itself, or its PF.
+/// Returns what the files of the host tell about a function now; its class is not looked up. `port` is the function itself,
+/// or its PF.
 pub fn condition(sysroot: Option<&Path>, address: PciAddress, port: PciAddress) -> Condition {
     let fatal_errors = sysroot.and_then(|sysroot| fatal_errors(&Root::new(sysroot), address));
     let had_reset = reset_methods(sysroot, address).map(|methods| !methods.is_empty());

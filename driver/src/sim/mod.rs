@@ -72,7 +72,7 @@ use uuid::Uuid;
 
 use crate::calls_out::{Overdue, Subject};
 use crate::device::HostDevice;
-use crate::hook::{Hooks, OF_ANOTHER_MACHINE, Step, When};
+use crate::hook::{Hooks, When};
 use crate::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Lifecycle, Scope,
 };
@@ -83,9 +83,6 @@ use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
 use crate::vf::VfSettings;
 use crate::vgpu::{VgpuChange, VgpuVf};
-
-/// The file of the hooks, in the directory of the host. Their commands run as the user of this process.
-const HOOKS: &str = "hooks.toml";
 
 /// The interval of the checks whether another process has changed something.
 const OTHERS: Duration = Duration::from_millis(50);
@@ -327,33 +324,11 @@ impl Hypervisor for Sim {
     }
 
     fn hooks(&self) -> Result<Hooks, Error> {
-        let dir = self.inner.lock().dir.clone();
-        if self.remote {
-            return Ok(Hooks::default());
-        }
-        let read = Hooks::read(&dir.join(HOOKS));
-        read.map_err(|reason| Error::new(ErrorKind::Document, "read the hooks", reason))
+        self.read_hooks()
     }
 
     async fn run_hook(&self, address: PciAddress, when: When, limit: Duration) -> Result<(), Error> {
-        let what = format!("{when} {address}");
-        if self.remote {
-            return Err(Error::new(ErrorKind::Unsupported, what, OF_ANOTHER_MACHINE));
-        }
-        let hooks = self.hooks()?;
-        let find = move |host: &mut Host, _, _| host.hook(&hooks, address, when);
-        let found = self.call(Operation::RunHook, Subject::Function(address), &what, find).await?;
-        // What is built in has nothing to erase here.
-        let Some(step) = found.filter(Step::is_configured) else { return Ok(()) };
-        let run = tokio::task::spawn_blocking(move || {
-            step.run(address, &[]).map_err(|reason| format!("{}: {reason}", step.name()))
-        });
-        match tokio::time::timeout(limit, run).await {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(reason))) => Err(Error::new(ErrorKind::Refused, what, reason)),
-            Ok(Err(panic)) => Err(Error::new(ErrorKind::Refused, what, panic)),
-            Err(_) => Err(refusal::late(limit).of(what)),
-        }
+        self.run_own_hook(address, when, limit).await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {

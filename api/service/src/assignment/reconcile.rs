@@ -265,8 +265,8 @@ async fn make_profile(service: &Arc<Assignments>, host: &Arc<Host>) {
     }
 }
 
-/// Rebinds functions to their host drivers, releases unfinished bindings and starts scrubs whenever that is requested. Requests that
-/// arrive meanwhile are served together. Work that fails is repeated.
+/// Rebinds functions to their host drivers, releases unfinished bindings and starts scrubs whenever that is requested.
+/// Requests that arrive meanwhile are served together. Work that fails is repeated.
 pub(crate) async fn rebind_in_background(service: Arc<Assignments>, host: Arc<Host>) {
     let (mut retry, mut is_left) = (RETRY.0, false);
     loop {

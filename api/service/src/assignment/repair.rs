@@ -253,14 +253,17 @@ impl Assignments {
         let context = || format!("plugging {address} into server {}", row.server);
         let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
         let availability = self.catalog.availability(host).await?;
-        let mut facts = [availability.facts(found.clone(), &device)];
+        let mut facts = [availability.facts(found, &device)];
         availability.add_open_nodes(&mut facts).await?;
         let policy = Policy { require_reset: self.config.get().attach.require_reset, whole_groups: false };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         match verdict.refusal() {
             Some(refusal) => Err(host.error(context())(refusal.error.clone())),
-            None => Ok(found),
+            None => {
+                let [facts] = facts;
+                Ok(facts.device)
+            }
         }
     }
 

@@ -84,9 +84,8 @@ impl Assignments {
 
     /// Starts to scrub the devices of a host that wait for it, each in a task of its own.
     pub(super) fn scrub_what_waits(self: &Arc<Self>, host: &Arc<Host>) {
-        let is_ready =
-            |device: &Arc<Device>| device.scrub && device.owner.is_none() && device.gone_at.is_none();
-        for device in self.store.devices_of(host.row.id).into_iter().filter(is_ready) {
+        let devices = self.store.devices_of(host.row.id).into_iter();
+        for device in devices.filter(|device| device.can_be_scrubbed()) {
             let (service, host) = (Arc::clone(self), Arc::clone(host));
             let work = async move {
                 let address = device.facts.address;
@@ -121,9 +120,8 @@ impl Assignments {
         let begun = Instant::now();
         loop {
             self.store.refresh().await?;
-            let waits =
-                |device: &Arc<Device>| device.scrub && device.owner.is_none() && device.gone_at.is_none();
-            let Some(device) = self.store.device(id).filter(waits) else { return Ok(()) };
+            let device = self.store.device(id).filter(|device| device.can_be_scrubbed());
+            let Some(device) = device else { return Ok(()) };
             match self.hosts.expect_open(host, HostChange::Other).await {
                 Err(Error::Restricted { .. }) => return Ok(()),
                 open => open?,

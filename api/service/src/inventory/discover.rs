@@ -106,9 +106,9 @@ impl Catalog {
 }
 
 impl Catalog {
-    /// Quarantines the devices that have disappeared from the host while they were attached to a running guest, or right after one had
-    /// lost them although nobody had requested that: the device was pulled out, or has died. A VF whose PF is there was
-    /// removed with the others.
+    /// Quarantines the devices that have disappeared from the host while they were attached to a running guest, or right
+    /// after one had lost them although nobody had requested that: the device was pulled out, or has died. A VF whose PF
+    /// is there was removed with the others.
     async fn note_lost(&self, host: &Host, before: &Functions, now: &Functions) -> Result<(), Error> {
         let parent = |address: &PciAddress| match before.get(address).map(|function| &function.role) {
             Some(Role::Virtual { parent }) => Some(*parent),

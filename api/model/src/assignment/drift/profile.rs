@@ -1,5 +1,6 @@
 //! The host profile: what it says against what a host has.
 
+use hotslot_driver::binding::HostDriver;
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vgpu::{VgpuChange, VgpuVf, ids};
@@ -7,9 +8,6 @@ use hotslot_driver::vgpu::{VgpuChange, VgpuVf, ids};
 use super::finding::{Action, Finding, Kind, Source};
 use crate::device::Functions;
 use crate::rules::{ProfileChange, ProfileEntry, Profiles, number_of_vfs};
-
-/// The driver that libvirt binds to pass a function through.
-const VFIO_PCI: &str = "vfio-pci";
 
 /// The input of the comparison of a host with its profile.
 pub struct ProfileComparison<'a> {
@@ -121,11 +119,9 @@ impl ProfileComparison<'_> {
             None => String::new(),
         };
         // libvirt binds vfio-pci, and gives a function that is bound to it back to its host driver.
-        let is_of_libvirt = if wanted == VFIO_PCI {
-            !function.is_on_vfio()
-        } else {
-            function.driver.as_deref() == Some(VFIO_PCI)
-        };
+        let vfio = HostDriver::Vfio.to_string();
+        let is_of_libvirt =
+            if *wanted == vfio { !function.is_on_vfio() } else { function.driver.as_ref() == Some(&vfio) };
         // The VFs of a PF vanish with its driver.
         let has_vfs = matches!(&function.role, Role::Physical { vfs, .. } if !vfs.is_empty());
         let action = if is_of_libvirt && !has_vfs && !self.is_remote {
