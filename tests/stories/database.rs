@@ -235,7 +235,7 @@ async fn a_killed_restore_leaves_the_old_database_or_the_new_one() {
 async fn on_postgresql_a_kill_between_two_plugs_undoes_the_first() {
     let mut service = Hotslot::on("small").await.moved_to(&postgres::database().await).await;
     let kept = service.attach(Q35, "e1000e:1").await.expect(200).body["pci_devices"][0].clone();
-    service.sim("latency attach 300");
+    service.sim("fault attach hang nth=2");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:2" } });
     let post = client.post(format!("{}{}", service.url(), attachments(Q35))).json(&body).send();

@@ -11,7 +11,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::socket::at_socket;
-use crate::users::{as_nobody, chmod};
+use crate::users::{as_nobody, chmod, program_for_all};
 
 /// Callers by the headers of a proxy: scope and roles.
 const CALLERS: [(&str, &str); 14] = [
@@ -262,12 +262,9 @@ async fn headers_over_tcp_need_the_proxys_secret() {
     assert_eq!(ready, json!({ "status": "ready" }), "without identity there are no details");
 }
 
-/// Runs the command line as the user nobody at a socket. The program is copied to where every user may run it.
+/// Runs the command line as the user nobody at a socket.
 fn nobody_runs(dir: &Path, socket: &Path, command: &str) -> (Option<i32>, String) {
-    let program = dir.join("hotslot");
-    if !program.exists() {
-        fs::copy(binary(), &program).unwrap();
-    }
+    let program = program_for_all(dir);
     let output = as_nobody(&format!("{} {command} --url unix:{}", program.display(), socket.display()));
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }

@@ -71,7 +71,7 @@ async fn two_processes_on_one_host_work_in_parallel_and_one_is_killed() {
         other.delete(&path(&row)).await.expect(200);
     }
 
-    one.sim("latency attach 500");
+    one.sim("fault attach hang nth=2");
     let cut_off = attaching(&one, Q35, "vf:2");
     other.until("the first is plugged", async || one.plugged().len() == 2).await;
     one.kill();
@@ -84,7 +84,7 @@ async fn two_processes_on_one_host_work_in_parallel_and_one_is_killed() {
 #[tokio::test]
 async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
     let (one, other) = two().await;
-    one.sim("latency attach 1500");
+    one.sim("fault attach hang nth=2");
     let stopped = attaching(&one, Q35, "vf:2");
     other.until("the first is plugged", async || one.plugged().len() == 2).await;
     stands_still(&one, &other, Q35).await;
@@ -92,6 +92,7 @@ async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
     // Other attachments have the devices by the time that the process resumes.
     let given = devices(&other.attach(I440FX, "vf:2").await.expect(200));
     one.signal("CONT");
+    one.sim("fault clear");
     let answer = stopped.await.unwrap().expect(503);
     assert!(answer.message().contains("another process took over its work"), "{}", answer.message());
     one.until("it is ready", async || one.get("/readyz").await.status == 200).await;
@@ -102,7 +103,6 @@ async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
     }
     assert_eq!(one.plugged().len(), 4, "live and in the definition, twice");
     // The process continues to work under a new id.
-    one.sim("latency attach 0");
     let again = devices(&one.attach(Q35, "e1000e:1").await.expect(200));
     for row in given.iter().chain(&again) {
         other.delete(&path(row)).await.expect(200);
@@ -114,13 +114,14 @@ async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
 #[tokio::test]
 async fn a_late_call_of_a_paused_process_is_undone() {
     let (one, other) = two().await;
-    one.sim("latency attach 1500");
+    one.sim("fault attach hang");
     let stopped = attaching(&one, Q35, "e1000e:1");
     other.until("it is reserved", async || !other.attachments(Q35).await.is_empty()).await;
     stands_still(&one, &other, Q35).await;
     assert!(other.attachments(Q35).await.is_empty() && one.plugged().is_empty());
     // Its call completes and plugs a device that is free by now.
     one.signal("CONT");
+    one.sim("fault clear");
     stopped.await.unwrap().expect(503);
     one.until("nothing is left of the attach", async || one.plugged().is_empty()).await;
     for service in [&one, &other] {
@@ -136,7 +137,7 @@ async fn a_late_call_of_a_paused_process_is_undone() {
 async fn a_process_paused_in_a_detach_does_not_overwrite_the_other() {
     let (one, other) = two().await;
     let row = devices(&one.attach(Q35, "vf:1").await.expect(200)).remove(0);
-    one.sim("latency detach 1500");
+    one.sim("fault detach hang");
     let (api, path_of) = ((*one).clone(), path(&row));
     let stopped = tokio::spawn(async move { api.delete(&path_of).await });
     other
@@ -148,6 +149,7 @@ async fn a_process_paused_in_a_detach_does_not_overwrite_the_other() {
     assert!(other.attachments(Q35).await.is_empty(), "the other one has done it");
     let given = devices(&other.attach(Q35, "vf:2").await.expect(200));
     one.signal("CONT");
+    one.sim("fault clear");
     let answer = stopped.await.unwrap();
     assert!([200, 503].contains(&answer.status), "{}", answer.body);
     one.until("it is ready", async || one.get("/readyz").await.status == 200).await;

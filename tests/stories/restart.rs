@@ -95,7 +95,7 @@ async fn a_kill_between_plug_and_record_keeps_the_attachment() {
 #[tokio::test]
 async fn a_kill_between_two_plugs_undoes_the_first() {
     let mut service = Hotslot::on("small").await;
-    service.sim("latency attach 300");
+    service.sim("fault attach hang nth=2");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let post = client
         .post(format!("{}{}", service.url(), attachments(Q35)))
@@ -120,7 +120,7 @@ async fn a_kill_while_taking_a_group_rebinds_its_members() {
         |_| (),
     )
     .await;
-    service.sim("latency attach 3000");
+    service.sim("fault attach hang");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
     let post = client.post(format!("{}{}", service.url(), attachments(Q35))).json(&body).send();
@@ -146,7 +146,7 @@ async fn a_kill_while_taking_a_group_rebinds_its_members() {
 async fn a_kill_before_the_unplug_request_does_not_lose_it() {
     let mut service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
-    service.sim("latency detach 3000");
+    service.sim("fault detach hang");
     let path = format!("{}/{}", attachments(Q35), vf["attachment_id"].as_str().unwrap());
     service.delete(&path.replace("/v2/t/", "/v3/")).await.expect(202);
     service.kill();

@@ -105,7 +105,7 @@ async fn a_retry_after_a_kill_finds_the_attached_devices() {
 #[tokio::test]
 async fn a_retry_after_a_kill_halfway_attaches_anew() {
     let mut service = Hotslot::on("small").await;
-    service.sim("latency attach 500");
+    service.sim("fault attach hang nth=2");
     let body = VF.replace("vf:1", "vf:2");
     let gone = attach_and_go(&service, "k1", &body);
     service.until("the host has the first", async || service.plugged().len() == 2).await;

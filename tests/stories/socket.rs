@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hotslot_tests::{Hotslot, Q35, attachments, binary};
 
-use crate::users::{as_nobody, chmod, mode};
+use crate::users::{as_nobody, chmod, mode, program_for_all};
 
 /// Returns the service on a unix socket in a directory that does not exist yet, started with this umask.
 pub(crate) async fn at_socket(umask: &str, config: &str) -> (Hotslot, PathBuf, tempfile::TempDir) {
@@ -36,8 +36,7 @@ async fn the_socket_has_the_configured_mode_and_group_with_any_umask() {
     }
     // A user outside of the group learns how to join it. The program is copied to a place where every user may run it.
     let (mut service, socket, dir) = at_socket("022", "socket_group = \"1\"\n").await;
-    let program = dir.path().join("hotslot");
-    fs::copy(binary(), &program).unwrap();
+    let program = program_for_all(dir.path());
     let output = as_nobody(&format!("{} host list --url unix:{}", program.display(), socket.display()));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(5), "{error}");

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hotslot_tests::binary;
@@ -15,6 +15,15 @@ pub(crate) fn as_nobody(line: &str) -> Output {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "sh", "-c", line]);
     command.output().expect("setpriv")
+}
+
+/// Copies the program to where every user may run it. Another process makes the copy: a file that this process has open
+/// for writing is also open in the programs that other tests start at this moment, and Linux does not run such a file.
+pub(crate) fn program_for_all(dir: &Path) -> PathBuf {
+    let program = dir.join("hotslot");
+    let copied = Command::new("cp").args(["--no-clobber", "--"]).arg(binary()).arg(&program).status();
+    assert!(copied.expect("cp").success());
+    program
 }
 
 pub(crate) fn mode(path: &Path) -> u32 {

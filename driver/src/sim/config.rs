@@ -229,7 +229,7 @@ pub(super) struct Fault {
 pub(super) enum Action {
     /// The call fails.
     Fail,
-    /// The call hangs.
+    /// The call hangs. With a text, it fails afterwards.
     Hang,
     /// The connection breaks.
     Away,

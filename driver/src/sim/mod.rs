@@ -533,7 +533,7 @@ impl Inner {
                 let mut unhang = self.lock().unhang.subscribe();
                 let forever = Duration::from_secs(u64::from(u32::MAX));
                 let _ = tokio::time::timeout(fault.duration().unwrap_or(forever), unhang.changed()).await;
-                Ok(())
+                fault.text.as_deref().map_or(Ok(()), |text| Err(Refusal::new(fault.kind, text)))
             }
             Action::Crash => {
                 // The error is ignored: a guest that does not run cannot crash.

@@ -74,13 +74,14 @@ async fn a_failed_bind_gives_the_reason_and_leaves_nothing() {
     profile(&service, "loaded", json!([{ "resources:FPGA": "1", "accel:bitstream_id": "7" }])).await;
     let arq = requests(&service, "qat").await.remove(0);
     let card = provider(&service, QAT).await;
-    service.sim("fault attach fail text=the-bus-is-on-fire");
-    service.sim("latency attach 500");
+    service.sim("fault attach hang text=the-bus-is-on-fire");
     patch(&service, &arq, target(&card, G1)).await.expect(202);
     assert_eq!(shown(&service, &arq).await["state"], "BindStarted");
     // A client that waits for the bind gets 423 until the bind is settled.
     service.get(&format!("{ARQS}?instance={G1}&bind_state=resolved")).await.expect(423);
     assert_eq!(patch(&service, &arq, nowhere()).await.status, 409);
+    service.until("the call hangs", async || service.log().contains("a fault applies to Attach")).await;
+    service.sim("fault clear");
     let failed = becomes(&service, &arq, "BindFailed").await;
     assert!(failed["state_reason"].as_str().unwrap().contains("the-bus-is-on-fire"), "{failed}");
     service.get(&format!("{ARQS}?instance={G1}&bind_state=resolved")).await.expect(200);
