@@ -11,8 +11,8 @@ use std::sync::Arc;
 use hotslot_driver::device::{HostDevice, IommuGroup, Role};
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::local::{
-    Bar, BarKind, Condition, Guard, GuardKind, PortLink, VfPort, bars, condition, guards, open_nodes,
-    reset_methods, vf_port, vfio_dev, why_unhealthy,
+    Bar, BarKind, Condition, Guard, GuardKind, PortLink, VfPort, bars, condition, guards, new_fatal_errors,
+    open_nodes, reset_methods, vf_port, vfio_dev, why_unhealthy,
 };
 use hotslot_driver::pci::{PciAddress, PciClass, PciId};
 use hotslot_driver::sim::Sim;
@@ -495,6 +495,43 @@ fn a_function_is_compared_with_what_it_was_before() {
     ] {
         file("aer_dev_fatal", counters.as_bytes());
         assert_eq!(counted(), expected, "{counters}");
+    }
+}
+
+#[test]
+fn fatal_errors_at_the_root_port_are_found_whatever_is_between() {
+    let tree = tempfile::tempdir().unwrap();
+    let (bus, devices) = ("sys/devices/pci0000:00/0000:00:1c.0", tree.path().join("sys/bus/pci/devices"));
+    std::fs::create_dir_all(&devices).unwrap();
+    for path in
+        [bus, &format!("{bus}/0000:02:00.0/0000:03:00.0/0000:04:00.0"), &format!("{bus}/0000:05:00.0")]
+    {
+        let (folder, link) = (tree.path().join(path), devices.join(path.rsplit('/').next().unwrap()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::os::unix::fs::symlink(folder, link).unwrap();
+    }
+    let count =
+        |total: &str| write(&tree.path().join(bus).join("aer_rootport_total_err_fatal"), total.as_bytes());
+    for address in [at("0000:04:00.0"), at("0000:05:00.0")] {
+        let now = || condition(Some(tree.path()), address, address);
+        count("2\n");
+        let before = now();
+        assert_eq!((before.fatal_errors, before.port_errors), (None, Some(2)));
+        let new = |before| new_fatal_errors(tree.path(), address, before);
+        assert_eq!(new(before), None);
+        count("3\n");
+        let expected = format!(
+            "the kernel has counted fatal PCI Express errors at 0000:00:1c.0, the root port above {address}, while {address} \
+             was used (AER): 1"
+        );
+        assert_eq!(new(before), Some(expected));
+        // What was not known before the use, and a counter that began again, are no reason.
+        assert_eq!(
+            (new(Condition::default()), new(Condition { port_errors: Some(9), ..before })),
+            (None, None)
+        );
+        count("many\n");
+        assert_eq!(now().port_errors, None);
     }
 }
 

@@ -184,20 +184,41 @@ async fn a_device_whose_reset_was_taken_away_is_quarantined_after_its_use() {
     lab.expect_nothing_left().await;
 }
 
+/// Puts a device that reports its errors in the place of the NVMe device of the lab; QEMU's network cards report none.
+async fn with_reporter(lab: &Lab) -> String {
+    let address = lab.sh("lab-devices nvme");
+    lab.monitor(r#"{"execute": "device_del", "arguments": {"id": "nvme0"}}"#);
+    let driver =
+        format!("basename $(readlink /sys/bus/pci/devices/{address}/driver) 2>/dev/null || echo none");
+    lab.until_sh("the disk is gone", &driver, "none").await;
+    let source =
+        json!({ "execute": "object-add", "arguments": { "qom-type": "rng-builtin", "id": "source" } });
+    lab.monitor(&source.to_string());
+    let device = json!({ "execute": "device_add", "arguments": { "driver": "virtio-rng-pci", "id": "reporter",
+        "rng": "source", "bus": "lab13", "aer": true, "iommu_platform": true } });
+    lab.monitor(&device.to_string());
+    lab.until_sh("its driver is bound", &driver, "virtio-pci").await;
+    lab.until("hotslot knows it", async || lab.device(&address).await["product_id"] == "1044").await;
+    address
+}
+
 #[tokio::test]
 #[ignore = "takes minutes: make long-lab-test"]
 async fn a_fatal_error_of_a_device_in_a_guest_is_a_quarantine_while_the_guest_has_it() {
-    let e1000e = hotslot_tests::lab::sh("lab-devices e1000e");
-    let config = CONFIG.replace(
-        r#"'{"vendor_id": "8086", "product_id": "10d3"}'"#,
-        &format!(r#"'{{"address": "{e1000e}"}}'"#),
-    );
-    assert_ne!(config, CONFIG);
+    let config = CONFIG
+        .replace(
+            "device_spec = [",
+            "device_spec = [\n  '{\"vendor_id\": \"1af4\", \"product_id\": \"1044\"}',",
+        )
+        .replace(
+            "alias = [",
+            "alias = [\n  '{\"name\": \"rng\", \"vendor_id\": \"1af4\", \"product_id\": \"1044\"}',",
+        );
     let lab = Lab::with(&format!("{config}\n[reconcile]\ninterval = 2\n")).await;
-    let attached = lab.attach_one("q35", "e1000e").await;
-    assert_eq!(attached["address"], e1000e);
-    // The plain e1000e is the second card of the Vagrantfile.
-    lab.monitor("pcie_aer_inject_error nic2 DLP");
+    let address = with_reporter(&lab).await;
+    let attached = lab.attach_one("q35", "rng").await;
+    assert_eq!(attached["address"], address);
+    lab.monitor("pcie_aer_inject_error reporter DLP");
     let shown = async || {
         let shown = lab.get(&hotslot_tests::path(&attached)).await.expect(200).body;
         shown["pciAttachment"]["quarantine"].clone()

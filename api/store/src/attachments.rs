@@ -43,7 +43,8 @@ fn before(columns: &RowReader<'_>) -> Result<Condition, Error> {
     let link = both.map(|(width, speed)| PortLink { width, speed });
     let had_reset = columns.get::<Option<i64>>("had_reset")?.map(|had| had != 0);
     let class = columns.parse_opt("class")?;
-    Ok(Condition { link, fatal_errors: number("fatal_errors")?, had_reset, class })
+    let (fatal_errors, port_errors) = (number("fatal_errors")?, number("port_errors")?);
+    Ok(Condition { link, fatal_errors, port_errors, had_reset, class })
 }
 
 pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
@@ -88,9 +89,9 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
         "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
              managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
              physical_network, trusted, whole_group, taken, worker, holder, asked, project_id, vf_settings, link_width,
-             link_speed, fatal_errors, vgpu_type, vgpu_owner, class, had_reset)
+             link_speed, fatal_errors, vgpu_type, vgpu_owner, class, had_reset, port_errors)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-             $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)",
+             $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33)",
     )
     .bind(row.id.to_string())
     .bind(row.request.to_string())
@@ -124,6 +125,7 @@ pub(super) fn new_row(row: &Attachment, to_rebind: bool, worker: Option<&str>) -
     .bind(row.vgpu.as_ref().map(|vgpu| vgpu.owner.as_str()))
     .bind(row.before.class.map(|class| class.to_string()))
     .bind(row.before.had_reset.map(i64::from))
+    .bind(row.before.port_errors.map(i64::from))
 }
 
 fn mac_address_is_taken(error: sqlx::Error) -> Error {

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use super::reset::reset_methods;
-use super::root::Root;
+use super::root::{Root, functions};
 use crate::pci::{PciAddress, PciClass};
 
 /// The PCI Express link of a port.
@@ -23,9 +23,12 @@ pub struct PortLink {
 pub struct Condition {
     /// The link of the function, or of its PF; `None` when it is not known.
     pub link: Option<PortLink>,
-    /// The fatal errors that the kernel has counted (Linux, Documentation/ABI/testing/sysfs-bus-pci-devices-aer_stats);
-    /// `None` when it counts none for this function.
+    /// The fatal errors of the function that the kernel has counted (Linux,
+    /// Documentation/ABI/testing/sysfs-bus-pci-devices-aer); `None` when it counts none for this function.
     pub fatal_errors: Option<u32>,
+    /// The fatal errors that the root port above the function has received, of any function below it (the same document);
+    /// `None` when the host shows no such port, or its kernel counts none for it.
+    pub port_errors: Option<u32>,
     /// Whether the host has a way to reset the function; `None` when that is not known.
     pub had_reset: Option<bool>,
     /// The class of the function; `None` when it is not known.
@@ -35,15 +38,25 @@ pub struct Condition {
 /// Returns what the files of the host tell about a function now; its class is not looked up. `port` is the function itself,
 /// or its PF.
 pub fn condition(sysroot: Option<&Path>, address: PciAddress, port: PciAddress) -> Condition {
-    let fatal_errors = sysroot.and_then(|sysroot| fatal_errors(&Root::new(sysroot), address));
+    let root = sysroot.map(Root::new);
+    let fatal_errors = root.as_ref().and_then(|root| fatal_errors(root, address));
+    let port_errors = root.as_ref().and_then(|root| Some(port_errors(root, address)?.1));
     let had_reset = reset_methods(sysroot, address).map(|methods| !methods.is_empty());
-    Condition { link: link(sysroot, port), fatal_errors, had_reset, class: None }
+    Condition { link: link(sysroot, port), fatal_errors, port_errors, had_reset, class: None }
 }
 
 fn fatal_errors(root: &Root, address: PciAddress) -> Option<u32> {
     let counters = root.read(format!("sys/bus/pci/devices/{address}/aer_dev_fatal")).ok()?;
     let total = counters.lines().find_map(|line| line.strip_prefix("TOTAL_ERR_FATAL "))?;
     total.trim().parse().ok()
+}
+
+/// Returns the root port above a function, and how many fatal errors it has received. Linux counts only there when a device
+/// reports a fatal error: its link may be broken, so that Linux does not ask the device which error it was.
+fn port_errors(root: &Root, address: PciAddress) -> Option<(PciAddress, u32)> {
+    let path = root.resolve(format!("sys/bus/pci/devices/{address}"))?;
+    let total = |port| root.word(format!("sys/bus/pci/devices/{port}/aer_rootport_total_err_fatal"));
+    functions(&path).find_map(|port| Some((port, total(port)?.parse().ok()?)))
 }
 
 /// Returns the link of a function as it is now. Returns `None` when it is unknown: the host is remote, the function has
@@ -68,13 +81,19 @@ fn speed(root: &Root, port: PciAddress) -> Option<u32> {
     whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(tenths * 100)
 }
 
-/// Returns that the kernel has counted fatal errors of a function since a use began; `None` when it has not, or that is not
-/// known.
+/// Returns that the kernel has counted fatal errors of a function, or at the root port above it, since a use began; `None`
+/// when it has not, or that is not known.
 pub fn new_fatal_errors(sysroot: &Path, address: PciAddress, before: Condition) -> Option<String> {
-    let now = fatal_errors(&Root::new(sysroot), address)?;
-    let more = now.checked_sub(before.fatal_errors?).filter(|more| *more > 0)?;
+    let root = Root::new(sysroot);
+    let more = |now: u32, before: Option<u32>| now.checked_sub(before?).filter(|more| *more > 0);
+    let counted = "the kernel has counted fatal PCI Express errors";
+    if let Some(more) = fatal_errors(&root, address).and_then(|now| more(now, before.fatal_errors)) {
+        return Some(format!("{counted} of {address} while it was used (AER): {more}"));
+    }
+    let (port, now) = port_errors(&root, address)?;
+    let more = more(now, before.port_errors)?;
     Some(format!(
-        "the kernel has counted fatal PCI Express errors of {address} while it was used (AER): {more}"
+        "{counted} at {port}, the root port above {address}, while {address} was used (AER): {more}"
     ))
 }
 

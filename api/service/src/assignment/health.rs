@@ -58,7 +58,7 @@ impl Assignments {
         let Some(root) = host.hypervisor.sysroot().map(PathBuf::from) else { return Ok(()) };
         let rows = self.store.attachments().await?.into_iter();
         let here = rows.filter(|row| row.hypervisor == host.row.id && row.state == State::Attached);
-        let counted = here.filter(|row| row.before.fatal_errors.is_some());
+        let counted = here.filter(|row| row.before.fatal_errors.or(row.before.port_errors).is_some());
         let watched = counted.filter_map(|row| {
             let device = self.store.device(row.device).filter(|device| device.quarantine.is_none())?;
             Some((device.id, device.facts.address, row))
