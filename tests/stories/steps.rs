@@ -467,8 +467,8 @@ impl<'a> Walk<'a> {
             What::Line(_) => drop(control(&self.service.host_dir(), "fault clear")),
             What::Page(_) => self.service.limit_files(None),
         }
-        // A service that was being killed when the fault was cleared dies soon.
-        let dying = self.kills() && self.service.ended(Duration::from_millis(30)).await;
+        // A service that was being killed when the fault was cleared does not answer any more.
+        let dying = self.kills() && self.service.try_get("/healthz").await.is_none();
         let struck = dying || self.struck();
         if struck && self.kills() {
             assert!(self.service.ended(PATIENCE).await, "the service was not killed");
