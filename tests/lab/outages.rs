@@ -184,3 +184,35 @@ async fn hotslot_is_killed_between_plug_and_record() {
     assert_eq!(lab.driver(&row["address"]), "igbvf");
     lab.expect_nothing_left().await;
 }
+
+/// libvirtd waits in the call, with the lock of the guest, until the driver has let go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make long-lab-test"]
+async fn a_driver_that_hangs_in_its_removal_is_shown_as_stuck_and_the_service_goes_on() {
+    let lab = Lab::with(&format!("[libvirt]\nattach_timeout = 8\n{CONFIG}")).await;
+    lab.sh("lab-modules load mdev; guest boot i440fx");
+    let hold = |on: u8| lab.sh(&format!("echo {on} >/sys/module/lab_mdev/parameters/hold_removal"));
+    hold(1);
+    let watch = lab.watch();
+    let answer = lab.attach(id("i440fx"), "edu:1").await;
+    assert!([409, 503, 504].contains(&answer.status), "{} {}", answer.status, answer.body);
+    println!("{} {}", answer.status, answer.message());
+    let stuck = async || {
+        lab.get("/v2.1/os-hypervisors/1").await.expect(200).body["hypervisor"]["stuck_calls"].clone()
+    };
+    assert_eq!(stuck().await.as_array().map(Vec::len), Some(1), "{}", stuck().await);
+    let row = lab.get("/v2/t/os-pci_attachments").await.expect(200).body["pciAttachment"][0].clone();
+    assert_eq!(row["status"], "detaching", "{row:#}");
+    let held = row["address"].as_str().expect("an address").to_owned();
+    assert_eq!(lab.device(&held).await["status"], "allocated", "nobody else gets it");
+    assert!(watch.longest().await < Duration::from_secs(5), "a driver that hangs holds the API up");
+    hold(0);
+    lab.until("the call has returned", async || stuck().await.as_array().is_none_or(Vec::is_empty)).await;
+    lab.until("nothing is left of the attach", async || lab.attachments(id("i440fx")).await.is_empty()).await;
+    lab.until("the driver has the card again", async || {
+        lab.driver(&Value::from(held.as_str())) == "lab_mdev"
+    })
+    .await;
+    lab.sh("guest off i440fx; lab-modules unload");
+    lab.expect_nothing_left().await;
+}

@@ -9,6 +9,7 @@
  *
  * There is no MODULE_DEVICE_TABLE: the kernel would load the module when it finds an edu.
  */
+#include <linux/delay.h>
 #include <linux/mdev.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -356,10 +357,17 @@ static int card_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	return error;
 }
 
+/* A driver that waits in its remove function, as one does whose device is still in use. */
+static bool hold_removal;
+module_param(hold_removal, bool, 0644);
+MODULE_PARM_DESC(hold_removal, "wait in the removal of a card while this is set");
+
 static void card_remove(struct pci_dev *pdev)
 {
 	struct card *card = pci_get_drvdata(pdev);
 
+	while (READ_ONCE(hold_removal))
+		msleep(100);
 	mdev_unregister_parent(&card->parent);
 	kfree(card);
 }
