@@ -8,6 +8,7 @@ use hotslot_model::device::{Device, DeviceFacts, is_for_one_use, wants_scrub};
 use hotslot_model::id::{DeviceId, EventId, HypervisorId};
 use hotslot_model::scan::{Comparison, ScanOutcome, ScanScope};
 use hotslot_model::texts::Interner;
+use hotslot_model::time::Millis;
 use uuid::Uuid;
 
 use crate::cache::{DeviceCache, HostDevices};
@@ -191,13 +192,15 @@ impl Store {
         draft.commit().await
     }
 
-    /// Records that a device was scrubbed. Has no effect on one that does not wait for it any more.
+    /// Records that a device was scrubbed that has waited since `used_at`. Has no effect on one that does not wait any more,
+    /// or waits since a later use.
     ///
     /// # Errors
     /// Returns the error of the database.
-    pub async fn scrubbed(&self, id: DeviceId) -> Result<(), Error> {
+    pub async fn scrubbed(&self, id: DeviceId, used_at: Option<Millis>) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        if draft.device(id).is_some_and(|device| device.scrub && device.owner.is_none()) {
+        let waits = |device: &Device| device.scrub && device.owner.is_none() && device.used_at == used_at;
+        if draft.device(id).is_some_and(|device| waits(&device)) {
             draft.edit(id, Device::scrubbed);
         }
         draft.commit().await

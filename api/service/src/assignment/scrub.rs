@@ -148,7 +148,7 @@ impl Assignments {
                 function => function.map_err(host.error(format!("read {address}")))?,
             };
             if self.wants_scrub(&device) == Some(false) {
-                return Ok(self.store.scrubbed(id).await?);
+                return Ok(self.store.scrubbed(id, device.used_at).await?);
             }
             if self.is_held(host, &function) {
                 return Ok(());
@@ -188,7 +188,7 @@ impl Assignments {
             match host.hypervisor.run_hook(address, When::Scrub, step.limit() + GRACE).await {
                 Ok(()) => {
                     tracing::info!(host = %host.name, pci.address = %address, "{address} was scrubbed");
-                    self.store.scrubbed(id).await?;
+                    self.store.scrubbed(id, device.used_at).await?;
                     host.queue_device_scan(address);
                     return Ok(());
                 }
