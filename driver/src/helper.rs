@@ -62,6 +62,9 @@ impl Service {
 /// The largest length of a request and of an answer, in bytes.
 pub const MAX_LINE: usize = 4096;
 
+/// The largest length of the message of an answer that would be too long, in characters. None takes more than four bytes.
+const MAX_MESSAGE: usize = 900;
+
 /// How long a request may take to be sent.
 pub const SEND_LIMIT: Duration = Duration::from_secs(5);
 
@@ -148,11 +151,15 @@ impl Request {
 
 /// Writes the answer of the helper, a line without its end.
 pub fn answer(outcome: Result<(), Error>) -> String {
-    let answer = match outcome {
-        Ok(()) => Answer::Done,
-        Err(error) => Answer::Refused { kind: error.kind, message: error.message },
+    let Err(Error { kind, message, .. }) = outcome else {
+        return serde_json::json!(Answer::Done).to_string();
     };
-    serde_json::json!(answer).to_string()
+    let line = serde_json::json!(Answer::Refused { kind, message: message.clone() }).to_string();
+    if line.len() < MAX_LINE {
+        return line;
+    }
+    let start = message.chars().take(MAX_MESSAGE).chain(['…']).collect();
+    serde_json::json!(Answer::Refused { kind, message: start }).to_string()
 }
 
 /// Makes a change of the files of this machine: by itself as root, or else through the helper. It waits until the driver has
@@ -274,7 +281,8 @@ mod tests {
         assert!(missing.message.contains("systemctl enable --now hotslot-helper.socket"), "{missing}");
         let listener = UnixListener::bind(&socket).unwrap();
         let refused = Error::new(ErrorKind::NoDevice, "x", "no such VF");
-        let answers = [answer(Ok(())), answer(Err(refused)), String::new()];
+        let long = Error::new(ErrorKind::Refused, "x", "\u{1b}\u{1f680}".repeat(3000));
+        let answers = [answer(Ok(())), answer(Err(refused)), answer(Err(long)), String::new()];
         let helper = std::thread::spawn(move || {
             for answer in answers {
                 let (mut stream, _) = listener.accept().unwrap();
@@ -287,6 +295,8 @@ mod tests {
         assert_eq!(ask(&socket, &change()), Ok(()));
         let refused = ask(&socket, &change()).unwrap_err();
         assert_eq!((refused.kind, refused.message.as_str()), (ErrorKind::NoDevice, "no such VF"));
+        let long = ask(&socket, &change()).unwrap_err();
+        assert_eq!(long.kind, ErrorKind::Refused, "the whole line was read: {long}");
         assert_eq!(ask(&socket, &change()).unwrap_err().kind, ErrorKind::TimedOut);
         helper.join().unwrap();
     }

@@ -10,10 +10,10 @@ mod nvme;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, Metadata};
-use std::io::ErrorKind;
+use std::fs::{self, File, Metadata};
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::geteuid;
@@ -106,12 +106,15 @@ impl Hooks {
     /// of this process, own or can write is wrong too.
     pub fn read(path: &Path) -> Result<Self, String> {
         let wrong = |reason: String| format!("{}: {reason}", path.display());
-        let content = match fs::read_to_string(path) {
+        let mut file = match File::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
-            content => content.map_err(|error| wrong(error.to_string()))?,
+            file => file.map_err(|error| wrong(error.to_string()))?,
         };
-        let metadata = fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
+        // The file that is read, also when another one gets its name meanwhile.
+        let metadata = file.metadata().map_err(|error| wrong(error.to_string()))?;
         expect_private(&metadata).map_err(|reason| wrong(format!("{reason}, and hooks run as root")))?;
+        let mut content = String::new();
+        file.read_to_string(&mut content).map_err(|error| wrong(error.to_string()))?;
         Self::parse(&content).map_err(wrong)
     }
 
@@ -223,26 +226,37 @@ impl Step {
     pub(crate) fn run(&self, address: PciAddress, controllers: &[String]) -> Result<(), String> {
         match &self.work {
             Work::Command(words) => {
-                let program = words.first().map(Path::new).unwrap_or(Path::new(""));
-                let metadata =
-                    fs::metadata(program).map_err(|error| format!("{}: {error}", program.display()))?;
-                expect_private(&metadata).map_err(|reason| format!("{}: {reason}", program.display()))?;
+                let program = private_program(words.first().map(Path::new).unwrap_or(Path::new("")))?;
                 let address = address.to_string();
                 let words: Vec<_> = words.iter().map(|word| word.replace(ADDRESS, &address)).collect();
-                command::run(&words, self.limit).map(drop)
+                command::run(&program, &words, self.limit).map(drop)
             }
             Work::FormatNvme => nvme::format(controllers, self.limit, nvme::PROGRAM),
         }
     }
 }
 
-/// Checks that only root, or the user of this process, can change a file.
+/// Returns the path of a program without symbolic links, when only root, or the user of this process, can change the program
+/// or put another one in its place.
+fn private_program(program: &Path) -> Result<PathBuf, String> {
+    let at = |path: &Path, reason: String| format!("{}: {reason}", path.display());
+    let real = fs::canonicalize(program).map_err(|error| at(program, error.to_string()))?;
+    for path in real.ancestors().chain(program.ancestors()) {
+        let metadata = fs::metadata(path).map_err(|error| at(path, error.to_string()))?;
+        expect_private(&metadata).map_err(|reason| at(path, reason))?;
+    }
+    Ok(real)
+}
+
+/// Checks that only root, or the user of this process, can change a file, or replace the files in a directory. In a directory
+/// with the sticky bit, such as `/tmp`, nobody can replace the files of others.
 fn expect_private(metadata: &Metadata) -> Result<(), String> {
     let owner = metadata.uid();
     if owner != 0 && owner != geteuid().as_raw() {
         return Err(format!("it belongs to user {owner}; give it to root (chown root)"));
     }
-    if metadata.mode() & 0o022 != 0 {
+    let is_sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
+    if metadata.mode() & 0o022 != 0 && !is_sticky {
         return Err("others than its owner can write it; take that away (chmod go-w)".into());
     }
     Ok(())
@@ -329,6 +343,14 @@ mod tests {
         let error = step.run(NVME.parse().unwrap(), &[]).unwrap_err();
         assert!(error.contains("chmod go-w"), "{error}");
         mode(&program, 0o755);
+        // Whoever can write the directory can put another program there.
+        for open in [0o777, 0o770] {
+            mode(dir.path(), open);
+            let error = step.run(NVME.parse().unwrap(), &[]).unwrap_err();
+            let says = format!("{}: others than its owner can write it", dir.path().display());
+            assert!(error.contains(&says), "{error}");
+        }
+        mode(dir.path(), 0o755);
         let error = step.run(NVME.parse().unwrap(), &[]).unwrap_err();
         assert_eq!(error, "it ended with exit status: 3; the end of its output: scrubs 0000:08:00.0");
     }

@@ -118,6 +118,8 @@ async fn a_device_that_disappears_while_a_guest_has_it_is_quarantined() {
     let refused = service.attach(Q35, "nvme:1").await.expect(409);
     assert!(refused.message().contains("disappeared from the host"), "{}", refused.message());
     let id = &service.device(ADDRESS).await["id"];
+    let refused = service.post(&format!("/v2.1/os-pci/{id}/scrub"), json!({})).await.expect(409);
+    assert!(refused.message().contains("is not scrubbed, as its device_spec says"), "{}", refused.message());
     service.post(&format!("/v2.1/os-pci/{id}/action"), json!({ "cleaned": null })).await.expect(200);
     let attached = service.attach(Q35, "nvme:1").await.expect(200).body["pci_devices"][0].clone();
     // One that a person takes away when nobody has it is only gone.

@@ -290,3 +290,212 @@ async fn nothing_is_scrubbed_on_a_frozen_host() {
     until_offered(&service).await;
     assert_eq!(runs(&service), 1);
 }
+
+/// A script of a hook that notes each run, and whether the test said that a guest has the device.
+fn noted(host: &Path) -> String {
+    let (log, held) = (host.join("log"), host.join("held"));
+    format!("test -e {} && echo held >>{log} || echo free >>{log}", held.display(), log = log.display())
+}
+
+fn notes(service: &Hotslot) -> String {
+    fs::read_to_string(service.host_dir().join("log")).unwrap_or_default()
+}
+
+/// Changes the document of a device of the host.
+fn rewrite(host: &Path, address: &str, from: &str, to: &str) {
+    let name = address.replace([':', '.'], "_");
+    let file = host.join(format!("devices/pci_{name}.xml"));
+    let document = fs::read_to_string(&file).unwrap();
+    assert!(document.contains(from), "{document}");
+    fs::write(&file, document.replace(from, to)).unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_erased_while_a_guest_has_it_by_another_tool() {
+    let unmanaged = NVME.replace("0000:08:00.0\"", "0000:08:00.0\", \"managed\": \"false\"");
+    let service = Hotslot::bare(&host("small"), &unmanaged, |host| {
+        rewrite(host, ADDRESS, "<name>nvme</name>", "<name>vfio-pci</name>");
+        hooks(host, &[("NVMe controller", "scrub", "exit 1", "")]);
+    })
+    .await;
+    use_it(&service).await;
+    until_quarantined(&service).await;
+    let host = service.host_dir();
+    hooks(&host, &[("NVMe controller", "scrub", &noted(&host), "")]);
+    fs::write(host.join("held"), "").unwrap();
+    service.sim("plug i440fx 0000:08:00.0 live");
+    let foreign = async || device(&service).await["owner"].is_string();
+    service.until("hotslot knows it", foreign).await;
+    act(&service, "scrub").await.expect(202);
+    // A second device that ends its use has the host look again what waits.
+    service.post("/v2.1/drift", json!({})).await;
+    assert_eq!(device(&service).await["scrub"], true);
+    fs::remove_file(host.join("held")).unwrap();
+    service.sim("unplug i440fx 0000:08:00.0 live");
+    until_offered(&service).await;
+    assert_eq!(notes(&service), "free\n");
+}
+
+#[tokio::test]
+async fn a_device_that_failed_is_erased_when_it_is_released_from_quarantine() {
+    let service = Hotslot::bare(&host("small"), NVME, |_| ()).await;
+    let attached = attach(&service).await;
+    service.sim("device remove 0000:08:00.0");
+    service.until("it is in quarantine", async || device(&service).await["quarantine"].is_string()).await;
+    service.delete(&path(&attached)).await.expect(200);
+    service.sim("device add 0000:08:00.0");
+    service.until("it is back", async || device(&service).await["gone_at"].is_null()).await;
+    assert_eq!(runs(&service), 0);
+    // It works again, says the administrator. That does not say that it is empty.
+    act(&service, "cleaned").await.expect(200);
+    until_offered(&service).await;
+    assert_eq!(runs(&service), 1);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_scrub_that_is_due_is_not_dropped_with_its_hook() {
+    let vf = "[pci]\ndevice_spec = ['{\"product_id\": \"10ca\"}']\n\
+              alias = ['{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\"}']\n";
+    let service = Hotslot::bare(&host("small"), vf, |host| {
+        hooks(host, &[("network controller", "scrub", "exit 1", "")]);
+    })
+    .await;
+    let attached = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    let address = attached["address"].as_str().unwrap();
+    service.delete(&path(&attached)).await.expect(200);
+    let reason = async || service.device(address).await["quarantine"].as_str().unwrap_or_default().to_owned();
+    service.until("it is in quarantine", async || reason().await.contains("exit status: 1")).await;
+    hooks(&service.host_dir(), &[]);
+    let id = &service.device(address).await["id"];
+    service.post(&format!("/v2.1/os-pci/{id}/scrub"), json!({})).await.expect(202);
+    let says = "write a scrub hook for class `network controller`";
+    service.until("it is in quarantine again", async || reason().await.contains(says)).await;
+    // The device_spec has the last word.
+    service.post(&format!("/v2.1/os-pci/{id}/action"), json!({ "cleaned": null })).await.expect(200);
+    assert_eq!(service.device(address).await["used_at"], Value::Null);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_device_spec_that_is_changed_while_a_guest_has_a_device_counts() {
+    let off = NVME.replace("0000:08:00.0\"", "0000:08:00.0\", \"scrub\": \"false\"");
+    let service = Hotslot::bare(&host("small"), &off, |_| ()).await;
+    let attached = attach(&service).await;
+    service.reconfigure(", \"scrub\": \"false\"", "");
+    service.post("/v2.1/service/reload", json!({})).await.expect(200);
+    service.delete(&path(&attached)).await.expect(200);
+    until_offered(&service).await;
+    assert_eq!(runs(&service), 1);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn another_disk_in_the_place_of_one_that_waits_is_not_erased() {
+    let service = Hotslot::bare(&host("small"), NVME, |host| {
+        hooks(host, &[("NVMe controller", "scrub", "exit 1", "")]);
+    })
+    .await;
+    use_it(&service).await;
+    until_quarantined(&service).await;
+    let (host, id) = (service.host_dir(), device(&service).await["id"].clone());
+    service.sim("device remove 0000:08:00.0");
+    service.until("it is gone", async || device(&service).await["gone_at"].is_string()).await;
+    let document = fs::read_to_string(host.join("devices/pci_0000_08_00_0.xml")).unwrap();
+    let other = host.join("other.xml");
+    fs::write(&other, document.replace("0x0010", "0x0011")).unwrap();
+    hooks(&host, &[("NVMe controller", "scrub", &noted(&host), "")]);
+    service.sim(&format!("device add {}", other.display()));
+    let there = async || service.functions().await.get(ADDRESS).is_some();
+    service.until("the other one is there", there).await;
+    act(&service, "scrub").await.expect(202);
+    service.post("/v2.1/drift", json!({})).await;
+    let row = device(&service).await;
+    assert_eq!((&row["id"], &row["product_id"], &row["scrub"]), (&id, &json!("0010"), &json!(true)));
+    let refused = service.attach(Q35, "nvme:1").await.expect(409);
+    assert!(refused.message().contains("another device is at 0000:08:00.0 now"), "{}", refused.message());
+    // Its owner has thrown the old one away.
+    act(&service, "cleaned").await.expect(200);
+    service.until("the other one is offered", async || device(&service).await["product_id"] == "0011").await;
+    assert_ne!(device(&service).await["id"], id);
+    assert_eq!(device(&service).await["used_at"], Value::Null);
+    assert_eq!(notes(&service), "");
+}
+
+#[tokio::test]
+async fn another_disk_in_the_place_of_one_that_a_guest_had_is_not_erased() {
+    let mut service = Hotslot::bare(&host("small"), NVME, |host| {
+        hooks(host, &[("NVMe controller", "scrub", &noted(host), "")]);
+    })
+    .await;
+    let attached = attach(&service).await;
+    // The machine is off, and its disk is replaced.
+    service.kill();
+    rewrite(&service.host_dir(), ADDRESS, "0x0010", "0x0011");
+    service.start_again().await;
+    service.delete(&path(&attached)).await.expect(200);
+    service
+        .until("it is withheld", async || {
+            let row = device(&service).await;
+            row["quarantine"].is_string() || row["gone_at"].is_string()
+        })
+        .await;
+    assert_eq!(notes(&service), "");
+    let row = device(&service).await;
+    assert!(row["used_at"].is_string(), "{row:#}");
+}
+
+#[tokio::test]
+async fn what_a_pf_was_not_erased_of_is_not_given_away_by_its_vfs() {
+    let (pf, vf) = ("0000:04:00.0", "0000:04:10.0");
+    let config = "[pci]\ndevice_spec = ['{\"address\": \"0000:04:00.0\"}', '{\"product_id\": \"10ca\"}']\n\
+                  alias = ['{\"name\": \"pf\", \"vendor_id\": \"8086\", \"product_id\": \"10c9\", \"device_type\": \"type-PF\"}', \
+                  '{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\", \"device_type\": \"type-VF\"}']\n";
+    let service = Hotslot::bare(&host("small"), config, |host| {
+        hooks(host, &[("network controller", "scrub", "exit 1", "")]);
+    })
+    .await;
+    let attached = service.attach(Q35, "pf:1").await;
+    let attached = attached.expect(200).body["pci_devices"][0].clone();
+    service.delete(&path(&attached)).await.expect(200);
+    let quarantined = async |address: &str| service.device(address).await["quarantine"].is_string();
+    service.until("the PF is in quarantine", async || quarantined(pf).await).await;
+    service.sim("vfs 0000:04:00.0 2");
+    service.until("the VFs are back", async || service.device(vf).await.is_object()).await;
+    let refused = service.attach(Q35, "vf:1").await.expect(409);
+    assert!(refused.message().contains("0000:04:00.0 was not scrubbed"), "{}", refused.message());
+    let act = async |address: &str, action: &str| {
+        let id = &service.device(address).await["id"];
+        match action {
+            "scrub" => service.post(&format!("/v2.1/os-pci/{id}/scrub"), json!({})).await.expect(202),
+            action => {
+                let body = json!({ action: null });
+                service.post(&format!("/v2.1/os-pci/{id}/action"), body).await.expect(200)
+            }
+        };
+    };
+    // A PF is not erased under a VF that a guest has.
+    let host = service.host_dir();
+    hooks(&host, &[("network controller", "scrub", &noted(&host), "")]);
+    fs::write(host.join("held"), "").unwrap();
+    service.sim("plug i440fx 0000:04:10.0 live");
+    service.until("hotslot knows it", async || service.device(vf).await["owner"].is_string()).await;
+    act(pf, "scrub").await;
+    service.post("/v2.1/drift", json!({})).await;
+    assert_eq!(service.device(pf).await["scrub"], true);
+    fs::remove_file(host.join("held")).unwrap();
+    service.sim("unplug i440fx 0000:04:10.0 live");
+    service.until("it is offered", async || service.device(pf).await["used_at"].is_null()).await;
+    assert_eq!(notes(&service), "free\n");
+
+    // The other way round.
+    hooks(&host, &[("network controller", "scrub", "exit 1", "")]);
+    let attached = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.delete(&path(&attached)).await.expect(200);
+    service
+        .until("the VF is in quarantine", async || quarantined(attached["address"].as_str().unwrap()).await)
+        .await;
+    let refused = service.attach(Q35, "pf:1").await.expect(409);
+    assert!(refused.message().contains("was not scrubbed"), "{}", refused.message());
+    act(attached["address"].as_str().unwrap(), "cleaned").await;
+}

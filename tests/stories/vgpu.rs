@@ -56,6 +56,19 @@ async fn drift(service: &Hotslot) -> Vec<Value> {
 }
 
 #[tokio::test]
+async fn a_virtual_gpu_is_not_scrubbed_by_the_hook_of_its_class() {
+    let service = Hotslot::bare(&host("vgpu"), VGPU, |host| {
+        crate::scrub::hooks(host, &[("display controller", "scrub", "exit 1", "")]);
+    })
+    .await;
+    let vf = device(attach(&service, TYPE).await);
+    service.delete(&path(&vf)).await.expect(200);
+    let row = service.device(VF).await;
+    assert_eq!((&row["scrub"], &row["used_at"]), (&json!(false), &Value::Null));
+    service.expect_clean().await;
+}
+
+#[tokio::test]
 async fn a_type_is_set_before_the_plug_and_taken_away_after_the_detach() {
     let service = vgpus().await;
     for name in [TYPE, "1155", "NVIDIA L40S-24Q"] {

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use hotslot_driver::device::{HostDevice, Role};
-use hotslot_driver::pci::{PciAddress, PciId};
+use hotslot_driver::hook::{Hooks, When};
+use hotslot_driver::pci::{PciAddress, PciClass, PciId};
 use uuid::Uuid;
 
 pub use crate::functions::{Functions, IommuGroups};
@@ -73,9 +74,11 @@ pub struct Device {
     /// The time since which a device that was used waits: for its scrub, or until somebody has looked at it, as one with
     /// `one_time_use` and one in quarantine.
     pub used_at: Option<Millis>,
-    /// Whether it waits for its scrub, which hotslot runs; then `used_at` is set.
+    /// Whether it waits for its scrub, which hotslot runs; then `used_at` is set. One in quarantine is scrubbed when it is
+    /// released from it.
     pub scrub: bool,
-    /// Why it was found not to work after a use; then `used_at` is set, whether it is for one use or not.
+    /// Why it was found not to work, or was not scrubbed, after a use; then `used_at` is set, whether it is for one use or
+    /// not.
     pub quarantine: Option<String>,
 }
 
@@ -149,28 +152,40 @@ impl Device {
     /// was not. A used device for one use waits to be cleaned in any case.
     pub fn release(&mut self, used: Option<AfterUse>, now: Millis) {
         (self.owner, self.request) = (None, None);
+        self.scrub = used == Some(AfterUse::Scrub);
         if self.quarantine.is_some() {
             return;
         }
         let waits = |used: &AfterUse| *used != AfterUse::Offered || is_for_one_use(&self.facts);
         self.used_at = used.as_ref().is_some_and(waits).then_some(now);
-        self.scrub = used == Some(AfterUse::Scrub);
         if let Some(AfterUse::Quarantine(reason)) = used {
             self.quarantine = Some(reason);
         }
     }
 
-    /// Whether its scrub can run now: it waits for it, nobody has it, and the host has it.
-    pub fn can_be_scrubbed(&self) -> bool {
-        self.scrub && self.owner.is_none() && self.gone_at.is_none()
+    /// Whether it waits for its scrub, and for no person.
+    pub fn waits_for_scrub(&self) -> bool {
+        self.scrub && self.quarantine.is_none()
     }
 
-    /// Records that the device was scrubbed, or cleaned by somebody. One for one use still waits for an administrator when
-    /// it was only scrubbed.
-    pub fn clean(&mut self, by_scrub: bool) {
-        (self.scrub, self.quarantine) = (false, None);
-        if !(by_scrub && is_for_one_use(&self.facts)) {
+    /// Whether its scrub can run now: it waits for it, nobody has it, and the host has it.
+    pub fn can_be_scrubbed(&self) -> bool {
+        self.waits_for_scrub() && self.owner.is_none() && self.gone_at.is_none()
+    }
+
+    /// Records that the device was scrubbed. One for one use, or in quarantine, still waits for an administrator.
+    pub fn scrubbed(&mut self) {
+        self.scrub = false;
+        if self.quarantine.is_none() && !is_for_one_use(&self.facts) {
             self.used_at = None;
+        }
+    }
+
+    /// Records that an administrator has looked at the device. One that was in quarantine before its scrub waits for that
+    /// now; any other is assignable again.
+    pub fn cleaned(&mut self) {
+        if self.quarantine.take().is_none() || !self.scrub {
+            (self.scrub, self.used_at) = (false, None);
         }
     }
 
@@ -245,6 +260,15 @@ pub const SCRUB: &str = "scrub";
 /// nothing.
 pub fn wants_scrub(facts: &DeviceFacts) -> Option<bool> {
     facts.extra_info.get(SCRUB).map(|scrub| scrub == "true")
+}
+
+/// Whether a device is scrubbed after each use: as its `device_spec` says ([`wants_scrub`]), or else when it is storage or
+/// its class has a hook for that. When the hooks cannot be read, it may have one.
+pub fn is_scrubbed(wants: Option<bool>, class: Option<PciClass>, hooks: Option<&Hooks>) -> bool {
+    wants.unwrap_or_else(|| {
+        class.is_some_and(PciClass::is_storage)
+            || hooks.is_none_or(|hooks| hooks.step(When::Scrub, class).is_some())
+    })
 }
 
 const MANAGED: &str = "managed";

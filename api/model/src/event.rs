@@ -297,7 +297,7 @@ pub fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
     if let (None, Some(reason)) = (&was.quarantine, &row.quarantine) {
         events.push(of(EventKind::DeviceQuarantined, None, Some(reason.as_str().into())));
     }
-    if row.scrub && !was.scrub && was.used_at.is_some() {
+    if row.waits_for_scrub() && !was.waits_for_scrub() && was.used_at.is_some() {
         events.push(of(EventKind::DeviceScrub, None, None));
     }
     let since = if row.quarantine.is_some() { was.used_at.or(row.used_at) } else { was.used_at };

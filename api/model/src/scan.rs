@@ -131,6 +131,14 @@ impl Comparison {
             let address = device.facts.address;
             let place = moves.moved.get(&address).copied().unwrap_or(address);
             let moved = place != address;
+            // What waits after a use, such as for its scrub, is this device and not the one that has taken its place.
+            let waits = device.used_at.is_some() && !device.status.is_held();
+            let is_at = |facts: &DeviceFacts| facts.address == address;
+            let there = seen.iter().find(|facts| waits && !moved && is_at(facts));
+            if there.is_some_and(|there| identity::is_another(&device.facts, there)) {
+                displaced.push(device);
+                continue;
+            }
             match by_address.entry(place) {
                 Entry::Vacant(vacant) => drop(vacant.insert((moved, device))),
                 Entry::Occupied(mut there) if moved => displaced.push(there.insert((moved, device)).1),

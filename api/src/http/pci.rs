@@ -133,7 +133,7 @@ pub(super) struct PciDevice {
     /// Since when a device has been waiting: for its scrub, to be cleaned (`one_time_use`), or in quarantine.
     #[schema(value_type = Option<schema::Time>)]
     used_at: Option<String>,
-    /// Whether it waits for its scrub, which erases what its last owner left.
+    /// Whether it waits for its scrub, which erases what its last owner left; one in quarantine is scrubbed when it is released.
     scrub: bool,
     /// Why the device is in quarantine: what did not work during or after a use, or why it was not scrubbed; null when it is
     /// not.
@@ -502,7 +502,8 @@ pub(super) struct PciDeviceAction {
 #[utoipa::path(post, path = "/os-pci/{device_id}/action", tag = "PCI devices", params(DevicePath),
     request_body(content = PciDeviceAction, example = json!({ "cleaned": null })),
     responses(
-        (status = 200, description = "The device, which can be assigned again.", body = PciDeviceAnswer),
+        (status = 200, description = "The device, which can be assigned again, once it was scrubbed if that is due.",
+         body = PciDeviceAnswer),
         (status = 409, description = "The device is in use or being scrubbed, or does not wait to be cleaned."),
     ))]
 pub(super) async fn act(
@@ -519,7 +520,13 @@ pub(super) async fn act(
         return Err(Error::Invalid(message).into());
     }
     assignments.cleaned(&device).await?;
-    let device = path.device(&parts.records)?;
+    // The record of a device that is gone ends with that.
+    let forgotten = || {
+        let mut row = Device::clone(&device);
+        row.cleaned();
+        Arc::new(row)
+    };
+    let device = path.device(&parts.records).unwrap_or_else(|_| forgotten());
     Ok(Json(PciDeviceAnswer { pci_device: full(&parts.hosts, &device, &foreign(&parts.hosts)) }))
 }
 

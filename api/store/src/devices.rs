@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use hotslot_model::device::{Device, DeviceFacts, is_for_one_use};
+use hotslot_model::device::{Device, DeviceFacts, is_for_one_use, wants_scrub};
 use hotslot_model::id::{DeviceId, EventId, HypervisorId};
 use hotslot_model::scan::{Comparison, ScanOutcome, ScanScope};
 use hotslot_model::texts::Interner;
+use hotslot_model::time::Millis;
 use uuid::Uuid;
 
 use crate::cache::{DeviceCache, HostDevices};
@@ -135,8 +136,8 @@ impl Store {
         Ok(row.map(|row| row.try_get("id").map(DeviceId)).transpose()?)
     }
 
-    /// Records that a device did not work any more during or after a use, or that its scrub failed, so that it is assigned
-    /// to nobody until it is [`cleaned`](Self::cleaned).
+    /// Records that a device did not work any more during or after a use, so that it is assigned to nobody until it is
+    /// [`cleaned`](Self::cleaned), and neither before a scrub for which it waits.
     ///
     /// # Errors
     /// Returns the error of the database.
@@ -145,15 +146,28 @@ impl Store {
         draft.edit(id, |row| {
             row.used_at.get_or_insert_with(now);
             row.quarantine = Some(reason.to_owned());
-            row.scrub = false;
         });
+        draft.commit().await
+    }
+
+    /// Records that the scrub of a device failed, so that it is assigned to nobody until it is [`cleaned`](Self::cleaned), or
+    /// another scrub succeeds. Has no effect on one that does not wait for its scrub any more.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn not_scrubbed(&self, id: DeviceId, reason: &str) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        if draft.device(id).is_some_and(|device| device.waits_for_scrub() && device.owner.is_none()) {
+            draft.edit(id, |row| (row.scrub, row.quarantine) = (false, Some(reason.to_owned())));
+        }
         draft.commit().await
     }
 
     /// Records that a device which waits to be cleaned, or is in quarantine, is to be scrubbed.
     ///
     /// # Errors
-    /// Returns [`Error::Conflict`] for a device that is in use or does not wait, or the error of the database.
+    /// Returns [`Error::Conflict`] for a device that is in use, does not wait or is never scrubbed, or the error of the
+    /// database.
     pub async fn scrub(&self, id: DeviceId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         if let Some(device) = draft.device(id) {
@@ -167,25 +181,33 @@ impl Store {
                     "{address} does not wait to be cleaned, and only a device that was used is scrubbed"
                 )));
             }
+            if wants_scrub(&device.facts) == Some(false) {
+                return Err(Error::Conflict(format!(
+                    "{address} is not scrubbed, as its device_spec says (\"scrub\": \"false\"); change that, or offer it as \
+                     it is: `hotslot pci cleaned {address}`"
+                )));
+            }
         }
         draft.edit(id, |row| (row.scrub, row.quarantine) = (true, None));
         draft.commit().await
     }
 
-    /// Records that a device was scrubbed. Has no effect on one that does not wait for it any more.
+    /// Records that a device was scrubbed that has waited since `used_at`. Has no effect on one that does not wait any more,
+    /// or waits since a later use.
     ///
     /// # Errors
     /// Returns the error of the database.
-    pub async fn scrubbed(&self, id: DeviceId) -> Result<(), Error> {
+    pub async fn scrubbed(&self, id: DeviceId, used_at: Option<Millis>) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        if draft.device(id).is_some_and(|device| device.scrub && device.owner.is_none()) {
-            draft.edit(id, |row| row.clean(true));
+        let waits = |device: &Device| device.scrub && device.owner.is_none() && device.used_at == used_at;
+        if draft.device(id).is_some_and(|device| waits(&device)) {
+            draft.edit(id, Device::scrubbed);
         }
         draft.commit().await
     }
 
     /// Records that a `one_time_use` device has been cleaned, or that a device is released from quarantine, so that it is
-    /// available again. Has no effect on a `one_time_use` device that was not used since.
+    /// available again, or waits for the scrub that is due. Has no effect on a `one_time_use` device that was not used since.
     ///
     /// # Errors
     /// Returns [`Error::Conflict`] for a device that is in use or does not have `one_time_use`, or the error of the
@@ -206,8 +228,8 @@ impl Store {
             }
         }
         draft.edit(id, |row| {
-            row.clean(false);
-            if row.gone_at.is_some() {
+            row.cleaned();
+            if row.gone_at.is_some() && row.used_at.is_none() {
                 row.delete();
             }
         });

@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -26,18 +27,19 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long the rest of the output is waited for when the command has ended: a process that it has left may hold the pipe.
 const REST: Duration = Duration::from_millis(500);
 
-/// Runs a command in a process group of its own, with an empty environment and standard input. Returns the end of what it
-/// wrote to its output and its errors. A command that has not ended at its limit is killed with its group, and waited for,
-/// however long the kernel takes for that.
+/// Runs a command in a process group of its own, with an empty environment and standard input. `program` is where the first
+/// of the words was found. Returns the end of what it wrote to its output and its errors. A command that has not ended at its
+/// limit is killed with its group, and waited for, however long the kernel takes for that.
 ///
 /// # Errors
 /// Why it did not succeed, with the end of its output, for people.
-pub(super) fn run(words: &[String], limit: Duration) -> Result<String, String> {
-    let (program, arguments) = words.split_first().ok_or("it is empty")?;
-    let not_started = |error: std::io::Error| format!("{program} cannot be started: {error}");
+pub(super) fn run(program: &Path, words: &[String], limit: Duration) -> Result<String, String> {
+    let (name, arguments) = words.split_first().ok_or("it is empty")?;
+    let not_started = |error: std::io::Error| format!("{name} cannot be started: {error}");
     let (mut reader, writer) = std::io::pipe().map_err(not_started)?;
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().env("PATH", PATH).current_dir("/").process_group(0);
+    // Some programs do what their name says.
+    command.arg0(name).args(arguments).env_clear().env("PATH", PATH).current_dir("/").process_group(0);
     command.stdin(Stdio::null()).stdout(writer.try_clone().map_err(not_started)?).stderr(writer);
     let mut child = command.spawn().map_err(not_started)?;
     // The pipe ends when no process has its other end.
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
 
     fn sh(script: &str, limit: Duration) -> Result<String, String> {
-        run(&["/bin/sh".into(), "-c".into(), script.into()], limit)
+        run(Path::new("/bin/sh"), &["/bin/sh".into(), "-c".into(), script.into()], limit)
     }
 
     const LONG: Duration = Duration::from_secs(20);
@@ -119,7 +121,7 @@ mod tests {
             error.contains("output: …") && error.ends_with("/ line 2999") && error.len() < 800,
             "{error}"
         );
-        let error = run(&["/no/such/program".into()], LONG).unwrap_err();
+        let error = run(Path::new("/no/such/program"), &["/no/such/program".into()], LONG).unwrap_err();
         assert!(error.contains("/no/such/program cannot be started: No such file"), "{error}");
     }
 

@@ -1,6 +1,7 @@
 //! The scrub of NVMe controllers: every namespace is formatted with a user data erase (NVM Express Base Specification,
 //! "Format NVM command", Secure Erase Settings 1), by nvme-cli.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -9,6 +10,9 @@ use super::command;
 
 /// The program of nvme-cli.
 pub(super) const PROGRAM: &str = "nvme";
+
+/// The largest number of namespaces that a controller lists at once (Identify, CNS 02h and 10h).
+const LISTED: usize = 1024;
 
 /// The bits of Optional Admin Command Support (OACS) that say whether a controller can format and manage namespaces.
 const CAN_FORMAT: u64 = 1 << 1;
@@ -33,7 +37,7 @@ pub(super) fn format(controllers: &[String], limit: Duration, program: &str) -> 
     let run = |arguments: &[&str]| {
         let words: Vec<_> = [program].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
         let left = until.saturating_duration_since(Instant::now());
-        command::run(&words, left).map_err(|error| {
+        command::run(Path::new(program), &words, left).map_err(|error| {
             if error.contains("cannot be started") {
                 return format!(
                     "{error}; install nvme-cli on the host, or write a scrub hook for class `NVMe controller`"
@@ -43,13 +47,14 @@ pub(super) fn format(controllers: &[String], limit: Duration, program: &str) -> 
         })
     };
     let about = json(&run(&["id-ctrl", &device, "--output-format=json"])?)?;
-    if about["cmic"].as_u64().unwrap_or_default() & HAS_OTHERS != 0 {
+    let number = |key: &str| about[key].as_u64().ok_or_else(|| unreadable(&about.to_string()));
+    if number("cmic")? & HAS_OTHERS != 0 {
         return Err(format!(
             "{device} is of an NVM subsystem with several controllers (CMIC), so another one may use its namespaces; write a \
              scrub hook for class `NVMe controller` that erases what belongs to this one"
         ));
     }
-    let can = about["oacs"].as_u64().unwrap_or_default();
+    let can = number("oacs")?;
     if can & CAN_FORMAT == 0 {
         return Err(format!(
             "{device} cannot format its namespaces (OACS); write a scrub hook for class `NVMe controller` that erases it \
@@ -62,6 +67,12 @@ pub(super) fn format(controllers: &[String], limit: Duration, program: &str) -> 
     }
     let listed = json(&run(&list)?)?;
     let namespaces = listed["nsid_list"].as_array().ok_or_else(|| unreadable(&listed.to_string()))?;
+    if namespaces.len() >= LISTED {
+        return Err(format!(
+            "{device} has {LISTED} namespaces or more, of which not all are listed; write a scrub hook for class `NVMe \
+             controller` that erases them"
+        ));
+    }
     for namespace in namespaces {
         let id = namespace["nsid"].as_u64().ok_or_else(|| unreadable(&listed.to_string()))?;
         let left = until.saturating_duration_since(Instant::now()).as_millis().min(u128::from(u32::MAX));
@@ -143,6 +154,14 @@ mod tests {
             let error = done.unwrap_err();
             assert!(error.contains(says) && !log.contains("format /dev"), "{error} {log}");
         }
+        let program = program(dir.path(), (0, 2), two, "true");
+        let script = fs::read_to_string(&program).unwrap().replace("\"cmic\":0,", "");
+        fs::write(&program, script).unwrap();
+        let error = format(&["nvme3".into()], LIMIT, &program).unwrap_err();
+        assert!(error.contains("not understood"), "what is not told is not assumed: {error}");
+        let many = (1..=1024).map(|id| format!(r#"{{"nsid":{id}}}"#)).collect::<Vec<_>>().join(",");
+        let (done, log) = of((0, 2), &format!(r#"{{"nsid_list":[{many}]}}"#), "true");
+        assert!(done.unwrap_err().contains("not all are listed") && !log.contains("format /dev"), "{log}");
         let error = format(&["nvme3".into()], LIMIT, "/no/such/nvme").unwrap_err();
         assert!(error.contains("install nvme-cli on the host"), "{error}");
         assert!(format(&[], LIMIT, "nvme").unwrap_err().contains("no controller"));

@@ -1,11 +1,17 @@
 //! Runs the hooks of functions of this machine.
 
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::libc::O_EXCL;
+use nix::sys::stat::{major, minor};
+
 use super::guard::guards;
-use super::open_nodes::{InUse, open_nodes};
+use super::open_nodes::{InUse, open_nodes_also_by_guests};
 use super::root::Root;
 use crate::device::{HostDevice, Role};
 use crate::hook::{self, Hooks, When};
@@ -53,18 +59,59 @@ pub fn run_hook(sysroot: &Path, address: PciAddress, when: When) -> Result<(), E
         };
         wait(|| controllers().first().is_some_and(is_live));
     }
+    let (mut found, mut held) = (Vec::new(), Vec::new());
     if when == When::Scrub {
         // udev reads a disk that has just appeared.
         let mut reason = None;
         wait(|| {
+            (found, held) = (controllers(), Vec::new());
             reason = why_used(sysroot, &root, address, class, driver.clone());
+            if reason.is_none() && step.needs_driver() {
+                match hold(&root, &folder, &found) {
+                    Ok(files) => held = files,
+                    Err(why) => reason = Some(why),
+                }
+            }
             reason.is_none()
         });
         if let Some(reason) = reason {
             return Err(refused(format!("nothing was done, because {reason}")));
         }
     }
-    step.run(address, &controllers()).map_err(|reason| refused(format!("{}: {reason}", step.name())))
+    let done = step.run(address, &found);
+    drop(held);
+    done.map_err(|reason| refused(format!("{}: {reason}", step.name())))
+}
+
+/// Opens the NVMe controllers of a function and their disks. As long as they are open, the kernel gives the number of a
+/// controller to no other one, and its disks to no file system, array or map, and no swap.
+///
+/// # Errors
+/// Why that is not possible, for people: a name belongs to another function by now, or something has a disk.
+fn hold(root: &Root, folder: &str, controllers: &[String]) -> Result<Vec<File>, String> {
+    let mut held = Vec::new();
+    for controller in controllers {
+        let not = |error: io::Error| format!("/dev/{controller} cannot be opened: {error}");
+        let node = File::open(root.at(format!("dev/{controller}"))).map_err(not)?;
+        let is = node.metadata().map_err(not)?;
+        let number = format!("{}:{}", major(is.rdev()), minor(is.rdev()));
+        let inside = format!("{folder}/nvme/{controller}");
+        if !is.file_type().is_char_device() || root.word(format!("{inside}/dev")) != Some(number) {
+            return Err(format!("/dev/{controller} is not its controller any more"));
+        }
+        held.push(node);
+        let is_disk =
+            |name: &String| name.strip_prefix(controller.as_str()).is_some_and(|end| end.starts_with('n'));
+        for disk in root.list(&inside).into_iter().filter(is_disk) {
+            match OpenOptions::new().read(true).custom_flags(O_EXCL).open(root.at(format!("dev/{disk}"))) {
+                Ok(file) => held.push(file),
+                // A namespace without a size has no node.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(format!("the host uses /dev/{disk}: {error}")),
+            }
+        }
+    }
+    Ok(held)
 }
 
 /// Waits until a condition holds, or the patience is over.
@@ -75,7 +122,7 @@ fn wait(mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Returns what the host does with a function; `None` when nothing is known.
+/// Returns what the host or a guest does with a function; `None` when nothing is known.
 fn why_used(
     sysroot: &Path,
     root: &Root,
@@ -112,7 +159,8 @@ fn why_used(
     if let Some(guard) = found.get(&address).and_then(|guards| guards.first()) {
         return Some(format!("the host needs {address}: {}: {}", guard.kind, guard.reason));
     }
-    let InUse { message, cure } = open_nodes(sysroot, &[device]).get(&address)?.in_use()?;
+    let open = open_nodes_also_by_guests(sysroot, &[device]);
+    let InUse { message, cure } = open.get(&address)?.in_use()?;
     Some(format!("{address} is in use on the host: {message}; {cure}"))
 }
 
@@ -175,6 +223,65 @@ mod tests {
         fs::write(&file, "[[hook]]\n").unwrap();
         let error = run_hook(dir.path(), gpu, When::Drain).unwrap_err();
         assert!(error.message.contains("hooks.toml: line 1: missing field"), "{error}");
+    }
+
+    #[test]
+    fn a_hook_does_not_scrub_what_a_guest_has() {
+        let dir = host();
+        let at = |path: &str| dir.path().join(path);
+        let hook = "[[hook]]\nclass = \"display controller\"\nwhen = \"scrub\"\ncommand = [\"/bin/true\"]\n";
+        fs::create_dir_all(at("etc/hotslot")).unwrap();
+        fs::write(at(hook::FILE), hook).unwrap();
+        assert_eq!(run_hook(dir.path(), GPU.parse().unwrap(), When::Scrub), Ok(()));
+        // Another tool has given it to a guest: QEMU has the node of its IOMMU group open.
+        let folders = [
+            "sys/kernel/iommu_groups/12",
+            "sys/devices/virtual/vfio/12",
+            "sys/dev/char",
+            "dev/vfio",
+            "proc/77/fd",
+        ];
+        folders.iter().for_each(|folder| fs::create_dir_all(at(folder)).unwrap());
+        let group = at("sys/bus/pci/devices").join(GPU).join("iommu_group");
+        symlink("../../../../kernel/iommu_groups/12", group).unwrap();
+        symlink("../../devices/virtual/vfio/12", at("sys/dev/char/1:3")).unwrap();
+        fs::write(at("sys/devices/virtual/vfio/12/uevent"), "DEVNAME=vfio/12\n").unwrap();
+        symlink("/dev/null", at("dev/vfio/12")).unwrap();
+        symlink(at("dev/vfio/12"), at("proc/77/fd/9")).unwrap();
+        fs::write(at("proc/77/status"), "Name:\tqemu-system-x86\nUid:\t0\t0\t0\t0\n").unwrap();
+        fs::write(
+            at("proc/77/cgroup"),
+            "0::/machine.slice/machine-qemu\\x2d1\\x2dweb.scope/libvirt/emulator\n",
+        )
+        .unwrap();
+        fs::write(at("proc/1/stat"), "1 (init) S\n").unwrap();
+        let error = run_hook(dir.path(), GPU.parse().unwrap(), When::Scrub).unwrap_err();
+        let says = "has /dev/vfio/12 open; end that use first (detach it from the guest)";
+        assert!(error.message.contains(says) && !error.message.contains("kill"), "{error}");
+    }
+
+    #[test]
+    fn the_node_of_a_controller_is_held_while_it_is_the_one_of_the_function() {
+        let dir = host();
+        let root = Root::new(dir.path());
+        let folder = format!("sys/bus/pci/devices/{NVME}");
+        let at = |path: &str| dir.path().join(path);
+        fs::create_dir_all(at(&folder).join("nvme/nvme3/nvme3n1")).unwrap();
+        fs::create_dir_all(at(&folder).join("nvme/nvme3/power")).unwrap();
+        fs::create_dir_all(at("dev")).unwrap();
+        let held = || hold(&root, &folder, &["nvme3".into()]).map(|files| files.len());
+        assert!(held().unwrap_err().contains("/dev/nvme3 cannot be opened: No such file"));
+        // A device number that every machine has.
+        symlink("/dev/null", at("dev/nvme3")).unwrap();
+        let number = at(&folder).join("nvme/nvme3/dev");
+        for other in [None, Some("1:5\n")] {
+            other.iter().for_each(|text| fs::write(&number, text).unwrap());
+            assert_eq!(held(), Err("/dev/nvme3 is not its controller any more".into()));
+        }
+        fs::write(&number, "1:3\n").unwrap();
+        assert_eq!(held(), Ok(1), "a namespace without a node");
+        fs::write(at("dev/nvme3n1"), "").unwrap();
+        assert_eq!(held(), Ok(2));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct NodeProcess {
     pub unit: Option<String>,
     /// The node that it has open.
     pub node: String,
+    /// Whether it is a guest of libvirt that has the function on VFIO.
+    pub guest: bool,
 }
 
 /// The use of a function by processes of the host.
@@ -68,13 +70,15 @@ impl OpenNodes {
         let more = self.processes.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(", and {more} more") } else { String::new() };
         let named: Vec<_> = self.processes.iter().take(NAMED).map(NodeProcess::to_string).collect();
-        let (units, alone): (Vec<_>, Vec<_>) =
-            self.processes.iter().partition(|process| process.unit.is_some());
+        let of_host = self.processes.iter().filter(|process| !process.guest);
+        let (units, alone): (Vec<_>, Vec<_>) = of_host.partition(|process| process.unit.is_some());
         let units: BTreeSet<_> = units.iter().filter_map(|process| process.unit.as_deref()).collect();
         let alone: BTreeSet<_> = alone.iter().map(|process| process.id.to_string()).collect();
         let stop = (!units.is_empty()).then(|| format!("systemctl stop {}", join(units)));
         let kill = (!alone.is_empty()).then(|| format!("kill {}", join(alone)));
-        let ways: Vec<_> = stop.into_iter().chain(kill).collect();
+        let guest = self.processes.iter().any(|process| process.guest);
+        let detach = guest.then(|| "detach it from the guest".to_owned());
+        let ways: Vec<_> = stop.into_iter().chain(kill).chain(detach).collect();
         let cure = format!("end that use first ({})", ways.join("; "));
         (!named.is_empty()).then(|| InUse { message: named.join(", ") + &more, cure })
     }
@@ -91,7 +95,7 @@ fn join(words: BTreeSet<impl Into<String>>) -> String {
 
 impl fmt::Display for NodeProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, command, user, unit, node } = self;
+        let Self { id, command, user, unit, node, guest: _ } = self;
         let of_unit = unit.as_ref().map(|unit| format!(" of {unit}")).unwrap_or_default();
         write!(f, "process {id} ({command}{of_unit}, user {user}) has {node} open")
     }
@@ -129,6 +133,16 @@ struct Node {
 /// Returns the device nodes of each function, and which processes have them open. A guest of libvirt that has a function
 /// on VFIO is not reported, because its document tells which functions it has.
 pub fn open_nodes(sysroot: &Path, devices: &[HostDevice]) -> BTreeMap<PciAddress, OpenNodes> {
+    let mut found = open_nodes_also_by_guests(sysroot, devices);
+    found.values_mut().for_each(|open| open.processes.retain(|process| !process.guest));
+    found
+}
+
+/// As [`open_nodes`], and also reports the guests of libvirt.
+pub(super) fn open_nodes_also_by_guests(
+    sysroot: &Path,
+    devices: &[HostDevice],
+) -> BTreeMap<PciAddress, OpenNodes> {
     let root = Root::new(sysroot);
     let mut found: BTreeMap<_, OpenNodes> =
         devices.iter().map(|device| (device.address, OpenNodes::default())).collect();
@@ -261,15 +275,12 @@ fn open_files(root: &Root, id: u32, nodes: &BTreeMap<Number, Node>) -> Result<BT
     Ok(open)
 }
 
-/// Describes a process. Returns `None` when it has ended, and for a guest of libvirt that has a function on VFIO.
+/// Describes a process. Returns `None` when it has ended.
 fn process(root: &Root, id: u32, node: &str) -> Option<NodeProcess> {
     let status = root.read(format!("proc/{id}/status")).ok()?;
     let field = |name: &str| Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned());
     let cgroup = root.read(format!("proc/{id}/cgroup")).unwrap_or_default();
     let is_guest = cgroup.contains("/machine-qemu") || cgroup.contains(".libvirt-qemu");
-    if is_guest && node.starts_with("/dev/vfio/") {
-        return None;
-    }
     let unit = cgroup.lines().find_map(|line| line.rsplit_once(':')?.1.strip_prefix("/system.slice/"));
     let unit = unit.and_then(|path| path.split('/').find(|part| part.ends_with(".service")));
     let uid: u32 = field("Uid:")?.split_whitespace().next()?.parse().ok()?;
@@ -280,5 +291,6 @@ fn process(root: &Root, id: u32, node: &str) -> Option<NodeProcess> {
         user: user.map_or_else(|| uid.to_string(), |user| user.name),
         unit: unit.map(|unit| text::escape(unit).into_owned()),
         node: node.to_owned(),
+        guest: is_guest && node.starts_with("/dev/vfio/"),
     })
 }

@@ -62,6 +62,33 @@ pub fn is_same(was: &DeviceFacts, now: &DeviceFacts) -> bool {
     kind_of(was) == kind_of(now) && !differ(serial) && (both_have_serials || !differ(slot))
 }
 
+/// Whether the device that is at an address now is certainly another one than the device that was there before. Whether a VF
+/// carries a vDPA device does not matter.
+pub fn is_another(was: &DeviceFacts, now: &DeviceFacts) -> bool {
+    let alone = |facts: &DeviceFacts| match facts.dev_type {
+        DevType::Vdpa => DevType::Vf,
+        known @ (DevType::Pci | DevType::Pf | DevType::Vf) => known,
+    };
+    let ids = |facts: &DeviceFacts| (facts.vendor_id, facts.product_id, alone(facts));
+    let now_serial = now.extra_info.get(CARD_SERIAL_NUMBER);
+    let other_slot = || slot(was).zip(slot(now)).is_some_and(|(was, now)| was != now);
+    let no_serials = now_serial.is_none() || was.extra_info.get(CARD_SERIAL_NUMBER).is_none();
+    ids(was) != ids(now) || has_another_serial(was, now_serial) || no_serials && other_slot()
+}
+
+/// Whether a serial number is certainly not that of a device. The number of a namespace at the end of the serial number of an
+/// NVMe disk (`…_1`) does not count, because a guest may have changed the namespaces.
+pub fn has_another_serial(facts: &DeviceFacts, now: Option<&str>) -> bool {
+    let of_card = |serial: &str| match serial.rsplit_once('_') {
+        Some((card, namespace)) if namespace.len() <= 3 && namespace.parse::<u16>().is_ok() => {
+            card.to_owned()
+        }
+        Some(_) | None => serial.to_owned(),
+    };
+    let was = facts.extra_info.get(CARD_SERIAL_NUMBER);
+    was.zip(now).is_some_and(|(was, now)| of_card(was) != of_card(now))
+}
+
 /// The devices that have changed their addresses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Moves {

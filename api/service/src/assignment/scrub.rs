@@ -7,14 +7,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotslot_driver::device::HostDevice;
+use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hook::{Hooks, When};
-use hotslot_driver::hypervisor::{self, ErrorKind};
+use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::pci::{PciAddress, PciClass};
 use hotslot_model::assignment::Assignment;
-use hotslot_model::device::{AfterUse, Device, is_managed, wants_scrub};
+use hotslot_model::device::{AfterUse, Device, is_managed, is_scrubbed, parent, wants_scrub};
 use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::DeviceId;
+use hotslot_model::rules::identity;
 use hotslot_store::actor::{self, system};
 use tokio::time::Instant;
 
@@ -39,19 +40,14 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// The pause before a scrub is tried again while an earlier one runs, which an earlier service may have begun.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// Whether a device is scrubbed after each use: as its `device_spec` says, or else when it is storage or its class has a
-/// hook for that. When the hooks cannot be read, it may have one.
-fn is_scrubbed(device: &Device, class: Option<PciClass>, hooks: Result<&Hooks, &hypervisor::Error>) -> bool {
-    wants_scrub(&device.facts).unwrap_or_else(|| {
-        class.is_some_and(PciClass::is_storage)
-            || hooks.map_or(true, |hooks| hooks.step(When::Scrub, class).is_some())
-    })
-}
-
 impl Assignments {
     /// Returns what becomes of a device after an assignment in which it was used.
     pub(super) fn after_use(&self, row: &Assignment, device: &Device) -> AfterUse {
         match row {
+            // The driver of the PF keeps the guests of virtual GPUs apart.
+            Assignment::Attachment(row) if row.vgpu.is_some() && self.wants_scrub(device) != Some(true) => {
+                AfterUse::Offered
+            }
             Assignment::Attachment(row) => self.after_use_by(device, row.before.class, true),
             Assignment::Binding(_) => self.after_use_by(device, None, false),
             // The driver of the parent keeps the guests of mediated devices apart.
@@ -65,14 +61,18 @@ impl Assignments {
     pub(super) fn after_use_by(&self, device: &Device, before: Option<PciClass>, by_guest: bool) -> AfterUse {
         let address = device.facts.address;
         let host = self.hosts.host(device.hypervisor);
-        let class = host.and_then(|host| host.functions().get(&address)?.class).or(before);
+        // What it was for the last owner counts as well as what it says to be now.
+        let classes = [host.and_then(|host| host.functions().get(&address)?.class), before];
         let hooks = host.map_or_else(|| Ok(Hooks::default()), |host| host.hypervisor.hooks());
-        if !is_scrubbed(device, class, hooks.as_ref()) {
+        let wants = self.wants_scrub(device);
+        if !classes.iter().any(|class| is_scrubbed(wants, *class, hooks.as_ref().ok())) {
             return AfterUse::Offered;
         }
-        let is_configured = wants_scrub(&device.facts).is_some()
-            || hooks
-                .is_ok_and(|hooks| hooks.step(When::Scrub, class).is_some_and(|step| step.is_configured()));
+        let has_hook = |hooks: Hooks| {
+            let mut steps = classes.iter().filter_map(|class| hooks.step(When::Scrub, *class));
+            steps.any(|step| step.is_configured())
+        };
+        let is_configured = wants.is_some() || hooks.is_ok_and(has_hook);
         if by_guest || is_configured {
             return AfterUse::Scrub;
         }
@@ -80,6 +80,19 @@ impl Assignments {
             "it was used, but is not known to have been in a guest, and its data is erased only when that is asked for: \
              `hotslot pci scrub {address}`"
         ))
+    }
+
+    /// Returns whether the rules say that a device is scrubbed; `None` when they say nothing. A device in use keeps what they
+    /// said when it was given away. When they say something else now, the one that has it erased counts.
+    fn wants_scrub(&self, device: &Device) -> Option<bool> {
+        let functions = self.hosts.host(device.hypervisor).map(|host| host.functions()).unwrap_or_default();
+        let function = functions.get(&device.facts.address);
+        let now = function.and_then(|now| self.catalog.inventory().facts(now, parent(&functions, now)));
+        let then = wants_scrub(&device.facts);
+        match now.map(|now| wants_scrub(&now)) {
+            Some(now) if now != then => [now, then].contains(&Some(true)).then_some(true),
+            Some(_) | None => then,
+        }
     }
 
     /// Starts to scrub the devices of a host that wait for it, each in a task of its own.
@@ -134,13 +147,23 @@ impl Assignments {
                 Err(error) if error.kind == ErrorKind::NoDevice => return Ok(()),
                 function => function.map_err(host.error(format!("read {address}")))?,
             };
+            if self.wants_scrub(&device) == Some(false) {
+                return Ok(self.store.scrubbed(id, device.used_at).await?);
+            }
+            if self.is_held(host, &function) {
+                return Ok(());
+            }
+            let serial = host.functions().get(&address).and_then(|known| known.serial.clone());
+            if !identity::is_still(&device.facts, &function)
+                || identity::has_another_serial(&device.facts, serial.as_deref())
+            {
+                let why = "another device is at its address now, and nothing of that is erased";
+                return self.not_scrubbed(host, &device, why).await;
+            }
             let hooks = match host.hypervisor.hooks() {
                 Ok(hooks) => hooks,
                 Err(error) => return self.not_scrubbed(host, &device, &error.to_string()).await,
             };
-            if !is_scrubbed(&device, function.class, Ok(&hooks)) {
-                return Ok(self.store.scrubbed(id).await?);
-            }
             let Some(step) = hooks.step(When::Scrub, function.class) else {
                 let class = function.class.map_or("unknown", PciClass::description);
                 let why = format!(
@@ -165,7 +188,7 @@ impl Assignments {
             match host.hypervisor.run_hook(address, When::Scrub, step.limit() + GRACE).await {
                 Ok(()) => {
                     tracing::info!(host = %host.name, pci.address = %address, "{address} was scrubbed");
-                    self.store.scrubbed(id).await?;
+                    self.store.scrubbed(id, device.used_at).await?;
                     host.queue_device_scan(address);
                     return Ok(());
                 }
@@ -177,6 +200,17 @@ impl Assignments {
                 Err(error) => return self.not_scrubbed(host, &device, &error.message).await,
             }
         }
+    }
+
+    /// Whether a guest has a function, which another tool may have given to it, or a server has a VF of it.
+    fn is_held(&self, host: &Host, function: &HostDevice) -> bool {
+        let in_guests = host.in_guests();
+        let vfs = if let Role::Physical { vfs, .. } = &function.role { vfs.as_slice() } else { &[] };
+        in_guests.contains(&function.address)
+            || vfs.iter().any(|vf| in_guests.contains(vf))
+            || self.store.with_devices_of(host.row.id, |devices| {
+                vfs.iter().any(|vf| devices.at(*vf).is_some_and(|row| row.owner.is_some()))
+            })
     }
 
     /// Whether a server has another function of the IOMMU group of a function.
@@ -196,16 +230,24 @@ impl Assignments {
         tracing::error!(host = %host.name, pci.address = %address, "{address} was not scrubbed: {why}");
         let reason =
             format!("it was not scrubbed after its use: {why}; `hotslot pci scrub {address}` tries it again");
-        Ok(self.store.quarantine(device.id, &reason).await?)
+        Ok(self.store.not_scrubbed(device.id, &reason).await?)
     }
 
-    /// Records that a device for one use was cleaned, or that one in quarantine works, so that it is assignable again.
+    /// Records that a device for one use was cleaned, or that one in quarantine works, so that it is assignable again, once
+    /// it was scrubbed if that is due.
     ///
     /// # Errors
     /// [`Error::Conflict`] when it is in use or being scrubbed, or does not need cleaning; the database's.
     pub async fn cleaned(&self, device: &Device) -> Result<(), Error> {
-        let Some(_turn) = self.scrub_turn(device).await? else { return Err(is_being_scrubbed(device)) };
-        Ok(self.store.cleaned(device.id).await?)
+        let Some(turn) = self.scrub_turn(device).await? else { return Err(is_being_scrubbed(device)) };
+        self.store.cleaned(device.id).await?;
+        drop(turn);
+        if let Some(host) = self.hosts.host(device.hypervisor) {
+            // Another device may be at the address of one that was gone.
+            host.queue_device_scan(device.facts.address);
+            host.queue_rebind();
+        }
+        Ok(())
     }
 
     /// Has a device scrubbed that waits to be cleaned or is in quarantine. The scrub goes on in the background.

@@ -13,7 +13,9 @@ use hotslot_driver::local::{self, BarKind, Guard, GuardKind, OpenNodes};
 use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::vfio::OnVfio;
-use hotslot_model::device::{DevType, Device, Functions, Owner, card_of, is_managed};
+use hotslot_model::device::{
+    DevType, Device, Functions, Owner, card_of, is_managed, is_scrubbed, wants_scrub,
+};
 use hotslot_model::id::{DeviceId, ServerId};
 use hotslot_model::rules::{Foreign, VDPA};
 
@@ -308,26 +310,38 @@ impl Availability {
         device.facts.parent_addr.is_some_and(is_held) || vfs.iter().copied().any(is_held)
     }
 
-    /// Returns why a VF is unavailable because its PF waits for its scrub, or a PF because of one of its VFs: what is to be
+    /// Returns why a VF is unavailable because its PF was not erased yet, or a PF because of one of its VFs: what is to be
     /// erased can be reached through either.
     fn with_what_waits(&self, device: &Device, devices: DevicesByAddress<'_>) -> Option<String> {
         let address = device.facts.address;
-        let waits = |relative: &PciAddress| devices(*relative).is_some_and(|relative| relative.scrub);
-        let relative =
-            device.facts.parent_addr.iter().chain(self.vfs(address)).find(|relative| waits(relative))?;
-        Some(format!("{relative} waits for its scrub, and {address} belongs to it"))
+        let kept = |relative: PciAddress| {
+            let row = devices(relative)?;
+            let class = self.functions.get(&relative).and_then(|function| function.class);
+            let failed =
+                row.quarantine.is_some() && is_scrubbed(wants_scrub(&row.facts), class, Some(&self.hooks));
+            let how = match row.scrub {
+                true => "waits for its scrub",
+                false if failed => "was not scrubbed",
+                false => return None,
+            };
+            Some(format!("{relative} {how} (`hotslot pci show {relative}`), and {address} belongs to it"))
+        };
+        device.facts.parent_addr.iter().chain(self.vfs(address)).find_map(|relative| kept(*relative))
     }
 
     /// Returns why a device is unavailable to everybody, as far as the device itself is the reason.
     fn unavailable_itself(&self, device: &Device) -> Option<String> {
         let (address, card) = (device.facts.address, card_of(&device.facts));
         if device.gone_at.is_some() {
-            return Some(if self.functions.contains_key(&address) {
-                format!(
+            return Some(match (self.functions.contains_key(&address), device.owner) {
+                (true, Some(_)) => format!(
                     "no device_spec lists {address} any more; it stays with its server until it is detached"
-                )
-            } else {
-                format!("{address} is gone from the host")
+                ),
+                (true, None) => format!(
+                    "it was used and is not cleaned yet, and another device is at {address} now, or no device_spec lists \
+                     it; `hotslot pci cleaned {address}` forgets it"
+                ),
+                (false, _) => format!("{address} is gone from the host"),
             });
         }
         if let Some(reason) = &device.quarantine {

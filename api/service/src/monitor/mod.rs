@@ -172,7 +172,7 @@ impl Monitor {
             let (mut counts, mut in_quarantine, mut waiting) = (BTreeMap::<_, u32>::new(), 0_u32, 0_u32);
             for device in self.store.devices_of(host.row.id) {
                 in_quarantine += u32::from(device.quarantine.is_some());
-                waiting += u32::from(device.scrub);
+                waiting += u32::from(device.waits_for_scrub());
                 *counts.entry((device.facts.dev_type, device.status)).or_default() += 1;
             }
             quarantined.set(of, in_quarantine.into());

@@ -10,6 +10,7 @@ on_both! {
     a_device_that_moves_keeps_its_row_and_owner
     a_device_that_moves_to_the_address_of_a_removed_one_is_recognised
     a_row_that_stays_keeps_its_address_from_devices_that_move_there
+    a_quarantine_keeps_the_scrub_that_is_due_and_each_use_needs_its_own
     memory_equals_what_a_restart_reads
     memory_equals_the_database_after_a_change_is_cancelled_at_any_point
 }
@@ -187,6 +188,36 @@ async fn a_row_that_stays_keeps_its_address_from_devices_that_move_there(records
     records.removed(id).await;
     assert_eq!(records.scan(vec![once(first, "S2")]).await.gone_in_use.len(), 1);
     assert_eq!(records.at(first).facts.extra_info.get("card_serial_number"), Some("S1"));
+}
+
+async fn a_quarantine_keeps_the_scrub_that_is_due_and_each_use_needs_its_own(records: Records) {
+    records.scan(devices()).await;
+    let store = &records.store;
+    let id = records.at("0000:04:10.0").id;
+    let row = || {
+        let row = store.device(id).unwrap();
+        (row.scrub, row.quarantine.is_some(), row.used_at.is_some())
+    };
+    store.quarantine(id, "it does not answer").await.unwrap();
+    store.scrub(id).await.unwrap();
+    assert_eq!(row(), (true, false, true));
+    store.quarantine(id, "it has fewer lanes").await.unwrap();
+    assert_eq!(row(), (true, true, true));
+    store.not_scrubbed(id, "it failed").await.unwrap();
+    assert_eq!(row(), (true, true, true), "it does not run in quarantine");
+    store.cleaned(id).await.unwrap();
+    assert_eq!(row(), (true, false, true), "it works, and its scrub is due");
+    let used_at = store.device(id).unwrap().used_at;
+    store.scrubbed(id, used_at.map(|time| time - 1)).await.unwrap();
+    assert_eq!(row(), (true, false, true), "that was the scrub after an earlier use");
+    store.not_scrubbed(id, "it failed").await.unwrap();
+    assert_eq!(row(), (false, true, true));
+    store.scrub(id).await.unwrap();
+    store.quarantine(id, "it has fewer lanes").await.unwrap();
+    store.scrubbed(id, used_at).await.unwrap();
+    assert_eq!(row(), (false, true, true), "a scrub does not end another quarantine");
+    store.cleaned(id).await.unwrap();
+    assert_eq!(row(), (false, false, false));
 }
 
 async fn memory_equals_what_a_restart_reads(records: Records) {
