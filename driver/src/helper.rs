@@ -219,7 +219,11 @@ fn ask(socket: &Path, request: &Request) -> Result<(), Error> {
     };
     let line = serde_json::json!(request).to_string();
     stream.set_write_timeout(Some(SEND_LIMIT)).map_err(|error| lost(&error))?;
-    (&stream).write_all(format!("{line}\n").as_bytes()).map_err(|error| lost(&error))?;
+    match (&stream).write_all(format!("{line}\n").as_bytes()) {
+        // A helper that serves another user has answered before it has read anything.
+        Err(error) if error.kind() != IoKind::BrokenPipe => return Err(lost(&error)),
+        Err(_) | Ok(()) => {}
+    }
     let mut line = String::new();
     let read = BufReader::new((&stream).take(MAX_LINE as u64)).read_line(&mut line);
     read.map_err(|error| lost(&error))?;
@@ -299,5 +303,18 @@ mod tests {
         assert_eq!(long.kind, ErrorKind::Refused, "the whole line was read: {long}");
         assert_eq!(ask(&socket, &change()).unwrap_err().kind, ErrorKind::TimedOut);
         helper.join().unwrap();
+
+        // A refusal that is sent before the request is read arrives all the same.
+        for _ in 0..20 {
+            std::fs::remove_file(&socket).unwrap();
+            let listener = UnixListener::bind(&socket).unwrap();
+            let answer = answer(Err(Error::new(ErrorKind::Unsupported, "x", "another user"))) + "\n";
+            let helper = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            });
+            assert_eq!(ask(&socket, &change()).unwrap_err().message, "another user");
+            helper.join().unwrap();
+        }
     }
 }
