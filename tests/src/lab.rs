@@ -21,7 +21,14 @@ const GUESTS: [(&str, &str); 6] = [
     ("full", "10000000-0000-4000-8000-000000000006"),
 ];
 
-const PORT: u16 = 19774;
+/// The port of this machine that is forwarded to the service in the VM. Each flavour of the lab has its own.
+fn port() -> u16 {
+    if std::env::var_os("HOTSLOT_LAB_FLAVOUR").is_some_and(|flavour| flavour == "next") {
+        19775
+    } else {
+        19774
+    }
+}
 
 /// The time limit for effects in the lab: the guests are VMs in a VM, emulated on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -137,7 +144,7 @@ impl Lab {
              chmod 600 hotslot.toml; chown hotslot: hotslot.toml"
         ));
         lab.put(&program(), "/usr/bin/hotslot");
-        lab.forward(PORT, "/run/hotslot/api.sock");
+        lab.forward(port(), "/run/hotslot/api.sock");
         lab.serve().await;
         lab
     }
@@ -145,7 +152,7 @@ impl Lab {
     /// Resets the lab without starting a service in it.
     pub fn idle() -> Self {
         run(script("reset"));
-        Self { api: Api::at(format!("http://127.0.0.1:{PORT}")).patient(PATIENCE) }
+        Self { api: Api::at(format!("http://127.0.0.1:{}", port())).patient(PATIENCE) }
     }
 
     /// Copies a file or a directory into the VM.
@@ -199,7 +206,7 @@ impl Lab {
         let patient = self.api.patient(3 * PATIENCE);
         patient.until("the VM has rebooted", async || try_sh(BOOT).is_some_and(|now| now != before)).await;
         patient.until("libvirtd answers", async || try_sh("virsh -q uri").is_some()).await;
-        self.forward(PORT, "/run/hotslot/api.sock");
+        self.forward(port(), "/run/hotslot/api.sock");
     }
 
     /// Attaches one device by alias.
