@@ -36,12 +36,19 @@ async fn a_guest_without_a_free_port_is_prepared_and_has_room_after_its_next_sta
 
     let before = service.documents();
     let dry = printed(&run(&service, &format!("server prepare {FULL} --ports 2 --dry-run")), 0);
-    let line = "+    <controller type='pci' model='pcie-root-port'/>\n";
-    assert!(dry.starts_with(&line.repeat(2)), "{dry}");
+    // libvirt wants the model, the chassis and the port number of a port that is added to a definition.
+    let line = |index: u8| {
+        format!(
+            "+    <controller type='pci' index='{index}' model='pcie-root-port'><model name='pcie-root-port'/><target \
+             chassis='{index}' port='{index:#x}'/></controller>\n"
+        )
+    };
+    let lines = line(3) + &line(4);
+    assert!(dry.starts_with(&lines), "{dry}");
     assert_eq!(service.documents(), before, "a dry run changes nothing");
 
     let done = printed(&run(&service, &format!("server prepare {FULL} --ports 2")), 0);
-    assert!(done.starts_with(&line.repeat(2)) && done.contains("shut off and started again"), "{done}");
+    assert!(done.starts_with(&lines) && done.contains("shut off and started again"), "{done}");
     // The running guest does not have them yet, so a device is still refused, and no more ports are advised.
     let refused = service.attach(FULL, "vf:1").await.expect(409).message().to_owned();
     assert!(

@@ -6,9 +6,21 @@ use uuid::Uuid;
 use crate::domain::{ControllerModel, DomainXml};
 use crate::hypervisor::{Error, Hypervisor, Scope};
 
-/// A root port as libvirt documents it for definitions ("PCI topology and hotplug"): libvirt chooses its index, its
-/// address and the rest.
-pub const ROOT_PORT: &str = "<controller type='pci' model='pcie-root-port'/>";
+/// Returns the elements of `count` root ports after the controllers of a definition; fewer when there are no more indexes,
+/// of which the highest is 255. libvirt chooses the address. It also chooses the rest when a whole domain is defined, but
+/// refuses a port without a model, a chassis and a port number that is added to a definition; the chassis is the index, as
+/// libvirt chooses it.
+pub fn root_ports(definition: &DomainXml, count: u8) -> Vec<String> {
+    let last = definition.controllers.iter().map(|controller| controller.index).max().unwrap_or_default();
+    let indexes = (last..u8::MAX).map(|before| before + 1).take(count.into());
+    let port = |index: u8| {
+        format!(
+            "<controller type='pci' index='{index}' model='pcie-root-port'><model name='pcie-root-port'/><target \
+             chassis='{index}' port='{index:#x}'/></controller>"
+        )
+    };
+    indexes.map(port).collect()
+}
 
 /// Whether a guest has a PCI Express root bus, on which root ports can be. The slots of a conventional root bus are
 /// hot-pluggable themselves.
@@ -16,13 +28,17 @@ pub fn has_express_root(document: &DomainXml) -> bool {
     document.controllers.iter().any(|controller| controller.model == ControllerModel::PcieRoot)
 }
 
-/// Adds root ports to the definition of a domain, one after another.
+/// Adds [root ports](root_ports) to the definition of a domain, one after another.
 ///
 /// # Errors
 /// The first error of the hypervisor, and the number of ports that were added before it.
-pub async fn add_root_ports(hypervisor: &dyn Hypervisor, domain: Uuid, count: u8) -> Result<(), (u8, Error)> {
-    for added in 0..count {
-        hypervisor.attach(domain, ROOT_PORT, Scope::Config).await.map_err(|error| (added, error))?;
+pub async fn add_root_ports(
+    hypervisor: &dyn Hypervisor,
+    domain: Uuid,
+    ports: &[String],
+) -> Result<(), (usize, Error)> {
+    for (added, port) in ports.iter().enumerate() {
+        hypervisor.attach(domain, port, Scope::Config).await.map_err(|error| (added, error))?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::pci::PciAddress;
 use super::device::{Device, VFIO};
 use super::document::{Document, ROOT_PORT};
 use super::host::Host;
-use super::plug::{self, Plug, Source};
+use super::plug::{self, NewController, Plug, Source};
 use super::refusal::{self, Refusal};
 
 impl Host {
@@ -27,8 +27,8 @@ impl Host {
             Scope::Config => (false, true),
             Scope::LiveAndConfig => (true, true),
         };
-        if let Some(model) = plug::pci_controller(xml)? {
-            return self.attach_controller(uuid, &model, to_live, to_config);
+        if let Some(controller) = plug::pci_controller(xml)? {
+            return self.attach_controller(uuid, &controller, to_live, to_config);
         }
         let domain = self.domain(uuid)?;
         let plug = Plug::parse(xml)?;
@@ -87,7 +87,7 @@ impl Host {
     fn attach_controller(
         &mut self,
         uuid: Uuid,
-        model: &str,
+        controller: &NewController,
         to_live: bool,
         to_config: bool,
     ) -> Result<(), Refusal> {
@@ -98,8 +98,11 @@ impl Host {
         let Some(document) = domain.persistent.as_ref().filter(|_| to_config) else {
             return Err(refusal::transient());
         };
-        if model != ROOT_PORT {
+        if controller.model != ROOT_PORT {
             return Err(refusal::only_root_ports());
+        }
+        if let Some(index) = controller.index.filter(|index| document.has_controller(*index)) {
+            return Err(refusal::controller_exists(index));
         }
         let wider = document.with_root_port()?;
         self.domain_mut(uuid)?.persistent = Some(wider);

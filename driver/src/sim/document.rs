@@ -131,6 +131,10 @@ impl Document {
         self.insert(plug.element(live, guest), follows)
     }
 
+    pub(super) fn has_controller(&self, index: u8) -> bool {
+        self.parsed.controllers.iter().any(|controller| controller.index == index)
+    }
+
     /// Returns the definition with one more empty root port, which libvirt adds when a definition has no free port.
     /// libvirt puts several ports into the functions of one slot; here each port has its own slot.
     pub(super) fn with_root_port(&self) -> Result<Self, Refusal> {

@@ -33,12 +33,35 @@ pub(super) struct Plug {
     kept: Vec<String>,
 }
 
-/// Returns the model of the PCI controller that the XML of an attach describes; `None` when it describes something else.
-pub(super) fn pci_controller(xml: &str) -> Result<Option<String>, Refusal> {
+/// A PCI controller that is added to a definition.
+pub(super) struct NewController {
+    pub(super) model: String,
+    pub(super) index: Option<u8>,
+}
+
+/// Returns the PCI controller that the XML of an attach describes; `None` when it describes something else. As with libvirt,
+/// a root port has a model, a chassis and a port number.
+pub(super) fn pci_controller(xml: &str) -> Result<Option<NewController>, Refusal> {
     let element = Element::parse(xml)
         .map_err(|reason| Refusal::new(ErrorKind::Document, format_args!("(device_definition): {reason}")))?;
     let of_pci = element.local_name() == "controller" && element.attribute("type") == Some("pci");
-    Ok(of_pci.then(|| element.attribute("model").unwrap_or_default().to_owned()))
+    if !of_pci {
+        return Ok(None);
+    }
+    let of_child = |name: &str, attribute: &str| element.child(name)?.attribute(attribute);
+    let model = element.attribute("model").unwrap_or_default().to_owned();
+    let index = element.attribute("index").and_then(|index| index.parse().ok());
+    let name = of_child("model", "name");
+    for (option, value) in [
+        ("modelName", name),
+        ("chassis", of_child("target", "chassis")),
+        ("port", of_child("target", "port")),
+    ] {
+        if value.is_none() {
+            return Err(refusal::controller_lacks(option, index, &model, name));
+        }
+    }
+    Ok(Some(NewController { model, index }))
 }
 
 /// The children in the order in which libvirt prints them.

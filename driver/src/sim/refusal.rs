@@ -129,6 +129,18 @@ pub(super) fn no_hotplug_of_controllers() -> Refusal {
     Refusal::new(ErrorKind::Unsupported, text)
 }
 
+pub(super) fn controller_lacks(option: &str, index: Option<u8>, model: &str, name: Option<&str>) -> Refusal {
+    let (index, name) = (index.map_or(-1, i16::from), name.unwrap_or("none"));
+    let text = format_args!(
+        "internal error: Required option '{option}' is not set for PCI controller with index '{index}', model '{model}' and modelName '{name}'"
+    );
+    Refusal::new(ErrorKind::Refused, text)
+}
+
+pub(super) fn controller_exists(index: u8) -> Refusal {
+    invalid(ErrorKind::Refused, format_args!("controller index='{index}' already exists"))
+}
+
 pub(super) fn only_root_ports() -> Refusal {
     Refusal::new(ErrorKind::Unsupported, "the simulated host adds pcie-root-port controllers only")
 }

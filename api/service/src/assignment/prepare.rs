@@ -1,7 +1,7 @@
 //! Root ports that a server gets with its next start, so that devices can be attached to it later.
 
 use hotslot_driver::domain::DomainXml;
-use hotslot_driver::hotplug::{ROOT_PORT, add_root_ports, has_express_root};
+use hotslot_driver::hotplug::{add_root_ports, has_express_root, root_ports};
 use hotslot_driver::topology::Topology;
 use hotslot_model::event::{self, EventKind, What};
 use hotslot_model::host_mode::HostChange;
@@ -61,13 +61,19 @@ impl Assignments {
             )));
         }
         let (free_before, is_running) = (free_ports(definition), view.live.is_some());
-        let lines = vec![ROOT_PORT.to_owned(); usize::from(count)];
+        let lines = root_ports(definition, count);
+        if lines.len() < usize::from(count) {
+            return Err(Error::Conflict(format!(
+                "server {server} has room for {} more PCI controllers, which libvirt numbers up to 255; add fewer ports",
+                lines.len()
+            )));
+        }
         if dry_run {
             let free = free_before + lines.len();
             return Ok(Prepared { lines, free_before, free, is_running });
         }
-        let added = add_root_ports(host.hypervisor.as_ref(), server.0, count).await;
-        let number = added.as_ref().map_or_else(|(added, _)| *added, |()| count);
+        let added = add_root_ports(host.hypervisor.as_ref(), server.0, &lines).await;
+        let number = added.as_ref().map_or_else(|(added, _)| *added, |()| lines.len());
         if number > 0 {
             tracing::info!(host = %host.name, server.id = %server, "added {number} root ports to server {server}");
             let changed = event::of_kind(EventKind::ServerPorts, None, Some(json!({ "added": number })));
