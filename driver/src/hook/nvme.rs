@@ -19,8 +19,9 @@ const CAN_FORMAT: u64 = 1 << 1;
 const CAN_MANAGE: u64 = 1 << 3;
 
 /// The bits of Controller Multi-path I/O and Namespace Sharing Capabilities (CMIC) that say whether the NVM subsystem may have
-/// other controllers, or the controller is of a VF. Others may then use the same namespaces.
-const HAS_OTHERS: u64 = 1 << 1 | 1 << 2;
+/// other controllers, or the controller is of a VF. Others may then use the same namespaces. Which there are is in the
+/// Controller List (Identify, CNS 13h).
+const MAY_HAVE_OTHERS: u64 = 1 << 1 | 1 << 2;
 
 /// Formats all namespaces of a controller, also those that are not attached to it. `controllers` are those that the kernel
 /// made of the function.
@@ -48,11 +49,17 @@ pub(super) fn format(controllers: &[String], limit: Duration, program: &str) -> 
     };
     let about = json(&run(&["id-ctrl", &device, "--output-format=json"])?)?;
     let number = |key: &str| about[key].as_u64().ok_or_else(|| unreadable(&about.to_string()));
-    if number("cmic")? & HAS_OTHERS != 0 {
-        return Err(format!(
-            "{device} is of an NVM subsystem with several controllers (CMIC), so another one may use its namespaces; write a \
-             scrub hook for class `NVMe controller` that erases what belongs to this one"
-        ));
+    if number("cmic")? & MAY_HAVE_OTHERS != 0 {
+        // Many disks could have a second port, and have one controller all the same.
+        let listed = json(&run(&["list-ctrl", &device, "--output-format=json"])?)?;
+        let own = number("cntlid")?;
+        let all = listed["ctrl_list"].as_array().ok_or_else(|| unreadable(&listed.to_string()))?;
+        if !matches!(all.as_slice(), [one] if one["ctrl_id"].as_u64() == Some(own)) {
+            return Err(format!(
+                "{device} is of an NVM subsystem with several controllers (`nvme list-ctrl {device}`), so another one may \
+                 use its namespaces; write a scrub hook for class `NVMe controller` that erases what belongs to this one"
+            ));
+        }
     }
     let can = number("oacs")?;
     if can & CAN_FORMAT == 0 {
@@ -107,9 +114,10 @@ mod tests {
     fn program(dir: &Path, (cmic, oacs): (u64, u64), list: &str, format: &str) -> String {
         let (path, log) = (dir.join("nvme"), dir.join("log"));
         let script = format!(
-            "#!/bin/sh\necho \"$1 $2 $3 $4 $5\" >>{}\ncase $1 in\nid-ctrl) echo warning >&2; echo '{{\"cmic\":{cmic},\"oacs\":{oacs}}}';;\n\
-             list-ns) echo '{list}';;\nformat) {format};;\nesac\n",
-            log.display()
+            "#!/bin/sh\necho \"$1 $2 $3 $4 $5\" >>{}\ncase $1 in\nid-ctrl) echo warning >&2; echo '{{\"cmic\":{cmic},\"cntlid\":5,\"oacs\":{oacs}}}';;\n\
+             list-ctrl) cat {};;\nlist-ns) echo '{list}';;\nformat) {format};;\nesac\n",
+            log.display(),
+            dir.join("controllers").display()
         );
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -143,16 +151,31 @@ mod tests {
         let error = done.unwrap_err();
         assert!(error.contains("--namespace-id=1") && error.contains("namespace is locked"), "{error}");
         assert!(!log.contains("--namespace-id=7"), "{log}");
-        for (oacs, list, says) in [
-            ((0, 0), two, "cannot format"),
-            ((0, 2), "no json", "not understood"),
-            ((0, 2), "{}", "not"),
-            ((2, 2), two, "several controllers"),
-            ((4, 2), two, "several controllers"),
-        ] {
+        for (oacs, list, says) in
+            [((0, 0), two, "cannot format"), ((0, 2), "no json", "not understood"), ((0, 2), "{}", "not")]
+        {
             let (done, log) = of(oacs, list, "true");
             let error = done.unwrap_err();
             assert!(error.contains(says) && !log.contains("format /dev"), "{error} {log}");
+        }
+        // A controller that may have others is erased when it is the only one.
+        for (controllers, says) in [
+            (r#"{"num_ctrl":1,"ctrl_list":[{"ctrl_id":5}]}"#, ""),
+            (r#"{"num_ctrl":2,"ctrl_list":[{"ctrl_id":5},{"ctrl_id":6}]}"#, "several controllers"),
+            (r#"{"num_ctrl":1,"ctrl_list":[{"ctrl_id":6}]}"#, "several controllers"),
+            (r#"{"num_ctrl":0,"ctrl_list":[]}"#, "several controllers"),
+            ("{}", "not understood"),
+        ] {
+            fs::write(dir.path().join("controllers"), controllers).unwrap();
+            for cmic in [2, 4] {
+                let (done, log) = of((cmic, 2), two, "true");
+                let error = done.err().unwrap_or_default();
+                assert!(
+                    error.contains(says) && error.is_empty() == says.is_empty(),
+                    "{controllers}: {error}"
+                );
+                assert_eq!(log.contains("format /dev"), says.is_empty(), "{controllers}: {log}");
+            }
         }
         let program = program(dir.path(), (0, 2), two, "true");
         let script = fs::read_to_string(&program).unwrap().replace("\"cmic\":0,", "");
