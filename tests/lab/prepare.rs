@@ -17,8 +17,10 @@ async fn a_guest_without_a_free_port_has_room_after_its_next_start() {
     for _ in 0..2 {
         lab.attach_one("full", "vf").await;
     }
-    let seen = lab.lspci("full");
-    assert_eq!(seen.iter().filter(|line| line.contains("8086:10ca")).count(), 2, "{seen:?}");
+    lab.until("the guest sees both", async || {
+        lab.lspci("full").iter().filter(|line| line.contains("8086:10ca")).count() == 2
+    })
+    .await;
     for row in lab.attachments(id("full")).await {
         lab.detach(&row).await.expect(200);
     }
