@@ -30,7 +30,8 @@ async fn with_disk(lab: &Lab) {
     lab.until_sh("the new disk is there", &there, "yes").await;
     let bound = format!("basename $(readlink /sys/bus/pci/devices/{nvme}/driver) 2>/dev/null || echo none");
     lab.until_sh("its driver is bound", &bound, "nvme").await;
-    lab.until("hotslot knows it", async || lab.device(&nvme).await.is_object()).await;
+    let serial = async || lab.device(&nvme).await["extra_info"]["card_serial_number"].to_string();
+    lab.until("hotslot knows it", async || serial().await.contains("KEPT")).await;
 }
 
 /// Returns how many bytes at the start of the disk are not zero, as a guest reads them.
