@@ -131,11 +131,14 @@ impl Comparison {
             let address = device.facts.address;
             let place = moves.moved.get(&address).copied().unwrap_or(address);
             let moved = place != address;
-            // What waits after a use, such as for its scrub, is this device and not the one that has taken its place.
+            // The row of a device that waits after its use, for example for its scrub, does not pass to another device that
+            // has taken its place.
             let waits = device.used_at.is_some() && !device.status.is_held();
-            let is_at = |facts: &DeviceFacts| facts.address == address;
-            let there = seen.iter().find(|facts| waits && !moved && is_at(facts));
-            if there.is_some_and(|there| identity::is_another(&device.facts, there)) {
+            if waits
+                && !moved
+                && let Ok(there) = seen.binary_search_by_key(&address, |facts| facts.address)
+                && identity::is_another(&device.facts, &seen[there])
+            {
                 displaced.push(device);
                 continue;
             }
