@@ -446,6 +446,23 @@ async fn another_disk_in_the_place_of_one_that_a_guest_had_is_not_erased() {
 }
 
 #[tokio::test]
+async fn the_serial_number_of_a_replaced_disk_is_known_at_once() {
+    let service = Hotslot::bare(&host("small"), NVME, |_| ()).await;
+    let serial = async || device(&service).await["extra_info"]["card_serial_number"].to_string();
+    assert!(serial().await.contains("LAB1"), "{}", serial().await);
+    let disk = service.host_dir().join("devices/block_nvme1n1_QEMU_NVMe_Ctrl_LAB1_1.xml");
+    let other = fs::read_to_string(&disk).unwrap().replace("LAB1", "OTHER");
+    let file = service.host_dir().join("other.xml");
+    fs::write(&file, other).unwrap();
+    service.sim(&format!("device add {}", file.display()));
+    service.until("it is known", async || serial().await.contains("OTHER")).await;
+    // The disk is not in the document of its controller, which is read alone when its driver changes.
+    use_it(&service).await;
+    until_offered(&service).await;
+    assert!(serial().await.contains("OTHER"), "{}", serial().await);
+}
+
+#[tokio::test]
 async fn what_a_pf_was_not_erased_of_is_not_given_away_by_its_vfs() {
     let (pf, vf) = ("0000:04:00.0", "0000:04:10.0");
     let config = "[pci]\ndevice_spec = ['{\"address\": \"0000:04:00.0\"}', '{\"product_id\": \"10ca\"}']\n\

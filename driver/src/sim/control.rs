@@ -11,7 +11,8 @@
 //! guest GUEST KEY=VALUE…       sets keys of [guest.…] in host.toml, with `-` or `_`: guest g1 unplug=ignore
 //!                              unplug=slow 500 is short for unplug=normal unplug_ms=500
 //! agent GUEST connected|gone
-//! device add NAME|FILE         adds a device that was removed, or one from a file
+//! device add NAME|FILE         adds a device that was removed, or one from a file; the file of a disk replaces the disks
+//!                              of its function, until the host is opened again
 //! device remove NAME           first asks a guest that has the device to release it
 //! device driver NAME [DRIVER]  binds another driver, or none, to a device that no guest has
 //! vfs PF NUMBER               sets the number of VFs of a PF; at most as many as there are documents of its VFs
@@ -39,10 +40,11 @@ use uuid::Uuid;
 use super::config::{Fault, Guest, Operation, take_fault};
 use super::host::Host;
 use super::inner::{Inner, until_closed};
-use super::open::read_device;
+use super::open::{node_name, read_device};
 use super::refusal::Refusal;
-use crate::hypervisor::{DetachScope, Lifecycle, Scope};
+use crate::hypervisor::{DetachScope, Event, Lifecycle, NodeChange, Scope};
 use crate::pci::PciAddress;
+use crate::xml::nodedev::{self, NodeDevice};
 
 const SOCKET: &str = "control";
 
@@ -253,6 +255,9 @@ impl Host {
         }
         let path = Path::new(name);
         let xml = read_document(name)?;
+        if let Ok(disk @ NodeDevice::Block { function: Some(function), .. }) = nodedev::parse(&xml) {
+            return self.replace_disk(function, node_name(path, &xml), disk);
+        }
         let read = read_device(&self.dir, path, &xml, &self.config).map_err(|error| error.to_string())?;
         let mut device = read.ok_or_else(|| format!("{name}: the document describes no PCI function"))?;
         let address = device.info.address;
@@ -261,6 +266,20 @@ impl Host {
         }
         device.xml = Some(xml);
         self.appear(Some(device), address).map_err(|refused| refused.message)
+    }
+
+    /// Puts a disk in the place of the disks of a function, until the host is opened again.
+    fn replace_disk(&mut self, function: PciAddress, name: String, disk: NodeDevice) -> Result<(), String> {
+        let device =
+            self.devices.get_mut(function).ok_or_else(|| super::refusal::no_node_device(function).message)?;
+        let pulled = device.pull_disks();
+        device.add_child(name.clone(), disk);
+        device.refresh();
+        for name in pulled {
+            self.emit(Event::NodeDevice { name, change: NodeChange::Deleted });
+        }
+        self.emit(Event::NodeDevice { name, change: NodeChange::Created });
+        Ok(())
     }
 
     fn bind(&mut self, address: PciAddress, driver: Option<String>) -> Result<(), Refusal> {

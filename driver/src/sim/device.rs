@@ -32,6 +32,8 @@ pub(super) struct Device {
     /// What the captured sysfs says of the native driver: whether it is a VFIO driver. `None` when there is no sysfs.
     native_on_vfio: Option<bool>,
     children: Vec<Child>,
+    /// The serial number that the device itself has. Children may have another one.
+    serial: Option<String>,
     /// The running domain that has the device.
     pub(super) holder: Option<Uuid>,
     /// Whether its last guest has stopped and the host driver is not rebound yet.
@@ -73,7 +75,7 @@ struct Child {
 enum ChildKind {
     Net(Interface),
     Vdpa(String),
-    Block(String),
+    Block { name: String, serial: Option<String> },
 }
 
 impl Device {
@@ -84,6 +86,7 @@ impl Device {
         let free_driver = host_driver.cloned().or(written);
         info.driver.clone_from(&free_driver);
         Self {
+            serial: info.serial.clone(),
             info,
             free_driver,
             native,
@@ -105,13 +108,29 @@ impl Device {
             NodeDevice::Net { interface, .. } => ChildKind::Net(interface),
             NodeDevice::Vdpa { path, .. } => ChildKind::Vdpa(path),
             NodeDevice::Block { path, serial, .. } => {
-                self.info.learn_serial(serial);
                 let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
-                ChildKind::Block(name.unwrap_or(path))
+                ChildKind::Block { name: name.unwrap_or(path), serial }
             }
             NodeDevice::Pci(_) | NodeDevice::Mdev(_) | NodeDevice::Other => return,
         };
         self.children.push(Child { name, kind });
+    }
+
+    /// Takes its block devices away, as when a disk is pulled. Returns their names.
+    pub(super) fn pull_disks(&mut self) -> Vec<String> {
+        let is_disk = |child: &mut Child| matches!(child.kind, ChildKind::Block { .. });
+        self.children.extract_if(.., is_disk).map(|child| child.name).collect()
+    }
+
+    /// The device as libvirt describes it alone, without its children.
+    pub(super) fn without_children(&self) -> HostDevice {
+        HostDevice {
+            net: Vec::new(),
+            vdpa: Vec::new(),
+            block: Vec::new(),
+            serial: self.serial.clone(),
+            ..self.info.clone()
+        }
     }
 
     /// The driver that is bound while no guest has the device.
@@ -182,11 +201,15 @@ impl Device {
         self.info.net.clear();
         self.info.vdpa.clear();
         self.info.block.clear();
+        self.info.serial.clone_from(&self.serial);
         for child in self.children.iter().filter(|_| now) {
             match &child.kind {
                 ChildKind::Net(interface) => self.info.net.push(interface.clone()),
                 ChildKind::Vdpa(path) => self.info.vdpa.push(path.clone()),
-                ChildKind::Block(name) => self.info.block.push(name.clone()),
+                ChildKind::Block { name, serial } => {
+                    self.info.block.push(name.clone());
+                    self.info.learn_serial(serial.clone());
+                }
             }
         }
         match (before, now && !self.children.is_empty()) {

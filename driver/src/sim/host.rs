@@ -161,7 +161,7 @@ impl Host {
 
     pub(super) fn device(&self, address: PciAddress) -> Result<HostDevice, Refusal> {
         let device = self.devices.get(address).ok_or_else(|| refusal::no_node_device(address))?;
-        Ok(device.info.clone())
+        Ok(device.without_children())
     }
 
     pub(super) fn domain(&self, uuid: Uuid) -> Result<&Domain, Refusal> {

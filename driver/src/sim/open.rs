@@ -326,7 +326,7 @@ fn read_saved_devices(
 }
 
 /// Reads a node device's name from its document.
-fn node_name(path: &Path, xml: &str) -> String {
+pub(super) fn node_name(path: &Path, xml: &str) -> String {
     let name = Element::parse(xml).ok().and_then(|tree| Some(tree.child("name")?.text().to_owned()));
     name.unwrap_or_else(|| store::stem(path))
 }

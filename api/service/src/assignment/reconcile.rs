@@ -92,6 +92,7 @@ struct Pending {
     everything: bool,
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
+    disks: bool,
     mdevs: bool,
     came_back: BTreeSet<PciAddress>,
     servers: BTreeMap<ServerId, Trigger>,
@@ -109,6 +110,7 @@ impl Pending {
     fn is_empty(&self) -> bool {
         !self.everything
             && !self.interfaces
+            && !self.disks
             && !self.mdevs
             && self.came_back.is_empty()
             && self.functions.is_empty()
@@ -186,6 +188,8 @@ impl Pending {
                 Ok(address) => drop(self.functions.insert(address)),
                 Err(_) => {
                     self.interfaces |= name.starts_with("net_");
+                    // An NVMe controller has the serial number of its disk, which tells a replaced disk from the old one.
+                    self.disks |= name.starts_with("block_nvme");
                     // The event names the vDPA device, not the function whose dev_type changes with it.
                     self.everything |= name.starts_with("vdpa_");
                     self.mdevs |= name.starts_with("mdev_");
@@ -370,8 +374,9 @@ impl Assignments {
 
     /// Reads the functions and mediated devices of a host that `todo` names.
     async fn read_host(&self, host: &Host, todo: &mut Pending, left: &mut Pending) {
-        // The event names a network interface, not its function, so all functions have to be read.
-        let all = todo.everything || todo.interfaces && self.catalog.inventory().names_interfaces();
+        // The event names a network interface or a disk, not its function, so all functions have to be read.
+        let all =
+            todo.everything || todo.disks || todo.interfaces && self.catalog.inventory().names_interfaces();
         let functions = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
         if functions.as_ref().is_none_or(|addresses| !addresses.is_empty())
             && let Err(error) =
@@ -379,7 +384,7 @@ impl Assignments {
         {
             failed(host, "reading the host's devices", &error);
             left.everything = todo.everything;
-            left.interfaces = todo.interfaces;
+            (left.interfaces, left.disks) = (todo.interfaces, todo.disks);
             left.functions = functions.unwrap_or_default();
         }
         if todo.everything || todo.mdevs {
