@@ -219,10 +219,11 @@ fn ask(socket: &Path, request: &Request) -> Result<(), Error> {
     };
     let line = serde_json::json!(request).to_string();
     stream.set_write_timeout(Some(SEND_LIMIT)).map_err(|error| lost(&error))?;
-    match (&stream).write_all(format!("{line}\n").as_bytes()) {
-        // A helper that serves another user has answered before it has read anything.
-        Err(error) if error.kind() != IoKind::BrokenPipe => return Err(lost(&error)),
-        Err(_) | Ok(()) => {}
+    // A helper that serves another user has answered before it has read anything, and its end of the socket is closed.
+    if let Err(error) = (&stream).write_all(format!("{line}\n").as_bytes())
+        && error.kind() != IoKind::BrokenPipe
+    {
+        return Err(lost(&error));
     }
     let mut line = String::new();
     let read = BufReader::new((&stream).take(MAX_LINE as u64)).read_line(&mut line);

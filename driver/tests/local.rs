@@ -525,7 +525,7 @@ fn fatal_errors_at_the_root_port_are_found_whatever_is_between() {
              was used (AER): 1"
         );
         assert_eq!(new(before), Some(expected));
-        // What was not known before the use, and a counter that began again, are no reason.
+        // A value that was not known before the use is no reason, nor is a counter that began again.
         assert_eq!(
             (new(Condition::default()), new(Condition { port_errors: Some(9), ..before })),
             (None, None)

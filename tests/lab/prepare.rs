@@ -21,9 +21,7 @@ async fn a_guest_without_a_free_port_has_room_after_its_next_start() {
         lab.lspci("full").iter().filter(|line| line.contains("8086:10ca")).count() == 2
     })
     .await;
-    for row in lab.attachments(id("full")).await {
-        lab.detach(&row).await.expect(200);
-    }
+    lab.detach_all("full").await;
     lab.expect_nothing_left().await;
 }
 
@@ -39,7 +37,7 @@ async fn a_frozen_host_is_shown_and_not_touched() {
     }
     assert_eq!(lab.sh("virsh dumpxml q35"), before);
     assert_eq!(lab.attachments(id("q35")).await[0]["status"], "attached");
-    // What others do is seen.
+    // hotslot still sees changes that others make.
     lab.sh("guest off q35");
     let off = async || lab.sh("hotslot server list -o json | grep -c '\"ACTIVE\"' || true") == "0";
     lab.until("the guest is shown as off", off).await;

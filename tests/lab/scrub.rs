@@ -1,4 +1,4 @@
-//! What one guest has written the next does not find, and a device that dies while a guest has it is offered to nobody.
+//! The next guest does not find what the one before has written, and a device that dies while a guest has it is offered to nobody.
 
 use std::process::Command;
 
@@ -13,23 +13,15 @@ const WRITTEN: u32 = 512;
 
 /// Puts a disk that keeps what is written in the place of the NVMe device of the lab.
 async fn with_disk(lab: &Lab) {
-    let nvme = lab.sh("lab-devices nvme");
-    lab.monitor(r#"{"execute": "device_del", "arguments": {"id": "nvme0"}}"#);
-    let there = format!("test -e /sys/bus/pci/devices/{nvme} && echo yes || echo no");
-    lab.until_sh("the old disk is gone", &there, "no").await;
     let made = Command::new("sh")
         .args(["-c", &format!("rm -f {DISK}; truncate -s 64M {DISK}; chmod 666 {DISK}")])
         .status();
     assert!(made.expect("sh").success());
     let block = json!({ "execute": "blockdev-add", "arguments":
         { "driver": "file", "node-name": "kept", "filename": DISK, "discard": "unmap" } });
-    lab.monitor(&block.to_string());
     let device = json!({ "execute": "device_add", "arguments":
         { "driver": "nvme", "id": "nvme0", "serial": "KEPT", "bus": "lab13", "drive": "kept" } });
-    lab.monitor(&device.to_string());
-    lab.until_sh("the new disk is there", &there, "yes").await;
-    let bound = format!("basename $(readlink /sys/bus/pci/devices/{nvme}/driver) 2>/dev/null || echo none");
-    lab.until_sh("its driver is bound", &bound, "nvme").await;
+    let nvme = lab.replace_nvme(&[block, device], "nvme").await;
     let serial = async || lab.device(&nvme).await["extra_info"]["card_serial_number"].to_string();
     lab.until("hotslot knows it", async || serial().await.contains("KEPT")).await;
 }
@@ -187,18 +179,11 @@ async fn a_device_whose_reset_was_taken_away_is_quarantined_after_its_use() {
 
 /// Puts a device that reports its errors in the place of the NVMe device of the lab; QEMU's network cards report none.
 async fn with_reporter(lab: &Lab) -> String {
-    let address = lab.sh("lab-devices nvme");
-    lab.monitor(r#"{"execute": "device_del", "arguments": {"id": "nvme0"}}"#);
-    let driver =
-        format!("basename $(readlink /sys/bus/pci/devices/{address}/driver) 2>/dev/null || echo none");
-    lab.until_sh("the disk is gone", &driver, "none").await;
     let source =
         json!({ "execute": "object-add", "arguments": { "qom-type": "rng-builtin", "id": "source" } });
-    lab.monitor(&source.to_string());
     let device = json!({ "execute": "device_add", "arguments": { "driver": "virtio-rng-pci", "id": "reporter",
         "rng": "source", "bus": "lab13", "aer": true, "iommu_platform": true } });
-    lab.monitor(&device.to_string());
-    lab.until_sh("its driver is bound", &driver, "virtio-pci").await;
+    let address = lab.replace_nvme(&[source, device], "virtio-pci").await;
     lab.until("hotslot knows it", async || lab.device(&address).await["product_id"] == "1044").await;
     address
 }
@@ -235,9 +220,7 @@ async fn a_fatal_error_of_a_device_in_a_guest_is_a_quarantine_while_the_guest_ha
         rows.iter().all(|row| row["status"] == "attached")
     })
     .await;
-    for row in lab.attachments(id("q35")).await {
-        lab.detach(&row).await.expect(200);
-    }
+    lab.detach_all("q35").await;
     until_quarantined(&lab, &attached["address"]).await;
     act(&lab, &attached["address"], "cleaned").await;
     lab.expect_nothing_left().await;

@@ -29,12 +29,6 @@ fn current(lab: &Lab, vf: &str) -> String {
     lab.sh(&format!("cat /sys/bus/pci/devices/{vf}/nvidia/current_vgpu_type"))
 }
 
-async fn attach(lab: &Lab, keys: Value) -> Answer {
-    let mut body = json!({ "pci_passthrough:alias": "vf:1" });
-    body.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
-    lab.post(&attachments(id("q35")), json!({ "pciAttachment": body })).await
-}
-
 fn device(answer: Answer) -> Value {
     answer.expect(200).body["pci_devices"][0].clone()
 }
@@ -53,18 +47,18 @@ async fn a_vgpu_is_made_plugged_unplugged_and_taken_away() {
     let ids: Vec<_> = types.iter().map(|of| of["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["nvidia-1101", "nvidia-1102", "nvidia-1103"]);
 
-    let refused = attach(&lab, json!({})).await.expect(409);
+    let refused = lab.attach_with("q35", "vf", json!({})).await.expect(409);
     assert!(refused.message().contains("request one with vgpu_type"), "{}", refused.message());
 
-    let one = device(attach(&lab, json!({ "vgpu_type": "Lab V8-4Q" })).await);
-    let two = device(attach(&lab, json!({ "vgpu_type": TYPE })).await);
+    let one = device(lab.attach_with("q35", "vf", json!({ "vgpu_type": "Lab V8-4Q" })).await);
+    let two = device(lab.attach_with("q35", "vf", json!({ "vgpu_type": TYPE })).await);
     assert_eq!((&one["address"], &one["vgpu_type"]), (&json!(first), &json!(TYPE)));
     assert_eq!(two["address"], *second);
     assert_eq!((current(&lab, &first), current(&lab, &second)), ("1102".into(), "1102".into()));
     assert_eq!(lab.driver(&one["address"]), "nvidia");
     assert_eq!(in_guest(&lab), 2);
     // Nothing is left of the card.
-    let refused = attach(&lab, json!({ "vgpu_type": TYPE })).await;
+    let refused = lab.attach_with("q35", "vf", json!({ "vgpu_type": TYPE })).await;
     assert!(matches!(refused.status, 400 | 409), "{}", refused.message());
 
     for vf in [&one, &two] {
@@ -104,9 +98,9 @@ async fn a_kill_leaves_no_type_and_a_type_of_somebody_else_stays() {
 
     // Without the helper nothing can be set, and what has a type can be attached.
     lab.sh("systemctl stop hotslot-helper.socket hotslot-helper.service");
-    let refused = attach(&lab, json!({ "vgpu_type": TYPE })).await.expect(409);
+    let refused = lab.attach_with("q35", "vf", json!({ "vgpu_type": TYPE })).await.expect(409);
     assert!(refused.message().contains("hotslot-helper.socket"), "{}", refused.message());
-    let own = device(attach(&lab, json!({})).await);
+    let own = device(lab.attach_with("q35", "vf", json!({})).await);
     assert_eq!(own["address"], *first);
     lab.detach(&own).await.expect(200);
     assert_eq!(current(&lab, &first), "1101");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::{Answer, Api, path};
+use crate::{Answer, Api, attachments, path};
 
 /// The guests of the lab, by name.
 const GUESTS: [(&str, &str); 6] = [
@@ -212,6 +212,36 @@ impl Lab {
     /// Attaches one device by alias.
     pub async fn attach_one(&self, guest: &str, alias: &str) -> Value {
         self.attach(id(guest), &format!("{alias}:1")).await.expect(200).body["pci_devices"][0].clone()
+    }
+
+    /// Attaches a device by an alias of one device and further keys of the request.
+    pub async fn attach_with(&self, guest: &str, alias: &str, keys: Value) -> Answer {
+        let mut body = json!({ "pci_passthrough:alias": format!("{alias}:1") });
+        body.as_object_mut().expect("an object").extend(keys.as_object().expect("an object").clone());
+        self.post(&attachments(id(guest)), json!({ "pciAttachment": body })).await
+    }
+
+    /// Detaches all devices of a guest.
+    pub async fn detach_all(&self, guest: &str) {
+        for row in self.attachments(id(guest)).await {
+            self.detach(&row).await.expect(200);
+        }
+    }
+
+    /// Puts another device, or another disk, in the place of the NVMe device of the lab. `commands` are those of the
+    /// monitor of the VM's own QEMU that make it, and `driver` is the driver that the host's kernel gives it. Returns its
+    /// address.
+    pub async fn replace_nvme(&self, commands: &[Value], driver: &str) -> String {
+        let address = self.sh("lab-devices nvme");
+        self.monitor(r#"{"execute": "device_del", "arguments": {"id": "nvme0"}}"#);
+        let there = format!("test -e /sys/bus/pci/devices/{address} && echo yes || echo no");
+        self.until_sh("the old device is gone", &there, "no").await;
+        for command in commands {
+            self.monitor(&command.to_string());
+        }
+        let wanted = json!(address);
+        self.until("the driver of the new device is bound", async || self.driver(&wanted) == driver).await;
+        address
     }
 
     /// Detaches a device by v2, which waits until it is gone.

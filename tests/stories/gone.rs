@@ -174,7 +174,7 @@ async fn memory_and_disk_agree_when_clients_disconnect() {
         let same = async || in_memory(&service).await == on_disk(&service).await;
         differ += u32::from(!soon(same).await);
         missed += u32::from(!soon(async || is_delivered(&service, &heard).await).await);
-        // What follows the end of an attachment may still be at work.
+        // The work after the end of an attachment may not be done yet.
         let cleaned = async || service.post(&action, json!({ "cleaned": null })).await.status == 200;
         service.until("it is cleaned", cleaned).await;
     }

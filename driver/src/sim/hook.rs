@@ -39,7 +39,7 @@ impl Sim {
         let hooks = self.read_hooks()?;
         let find = move |host: &mut Host, _, _| host.hook(&hooks, address, when);
         let found = self.call(Operation::RunHook, Subject::Function(address), &what, find).await?;
-        // What is built in has nothing to erase here.
+        // A simulated disk has nothing that the built-in step could erase.
         let Some(step) = found.filter(Step::is_configured) else { return Ok(()) };
         let run = tokio::task::spawn_blocking(move || {
             step.run(address, &[]).map_err(|reason| format!("{}: {reason}", step.name()))

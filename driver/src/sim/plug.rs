@@ -52,6 +52,9 @@ pub(super) fn pci_controller(xml: &str) -> Result<Option<NewController>, Refusal
     let model = element.attribute("model").unwrap_or_default().to_owned();
     let index = element.attribute("index").and_then(|index| index.parse().ok());
     let name = of_child("model", "name");
+    if model != "pcie-root-port" {
+        return Ok(Some(NewController { model, index }));
+    }
     for (option, value) in [
         ("modelName", name),
         ("chassis", of_child("target", "chassis")),

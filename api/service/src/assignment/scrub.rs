@@ -61,7 +61,7 @@ impl Assignments {
     pub(super) fn after_use_by(&self, device: &Device, before: Option<PciClass>, by_guest: bool) -> AfterUse {
         let address = device.facts.address;
         let host = self.hosts.host(device.hypervisor);
-        // What it was for the last owner counts as well as what it says to be now.
+        // A device may have had another class for its last owner than it says to have now.
         let classes = [host.and_then(|host| host.functions().get(&address)?.class), before];
         let hooks = host.map_or_else(|| Ok(Hooks::default()), |host| host.hypervisor.hooks());
         let wants = self.wants_scrub(device);

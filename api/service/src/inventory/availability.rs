@@ -316,12 +316,13 @@ impl Availability {
         let address = device.facts.address;
         let kept = |relative: PciAddress| {
             let row = devices(relative)?;
-            let class = self.functions.get(&relative).and_then(|function| function.class);
-            let failed =
-                row.quarantine.is_some() && is_scrubbed(wants_scrub(&row.facts), class, Some(&self.hooks));
+            let is_scrubbed = || {
+                let class = self.functions.get(&relative).and_then(|function| function.class);
+                is_scrubbed(wants_scrub(&row.facts), class, Some(&self.hooks))
+            };
             let how = match row.scrub {
                 true => "waits for its scrub",
-                false if failed => "was not scrubbed",
+                false if row.quarantine.is_some() && is_scrubbed() => "was not scrubbed",
                 false => return None,
             };
             Some(format!("{relative} {how} (`hotslot pci show {relative}`), and {address} belongs to it"))
