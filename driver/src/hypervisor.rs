@@ -57,7 +57,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`ErrorKind::Unsupported`] on another machine, or when the service has not the right to.
     async fn vf_settings(&self, vf: PciAddress) -> Result<VfSettings, Error>;
 
-    /// Changes settings of a VF of a NIC; those that are `None` stay as they are.
+    /// Changes settings of a VF of a NIC; those that are `None` stay as they are. [`ErrorKind::NotAssignable`] when the driver
+    /// of the PF does not have such a setting or does not accept the value.
     async fn set_vf_settings(&self, vf: PciAddress, wanted: &VfSettings) -> Result<(), Error>;
 
     /// Lists the VFs of which their drivers make virtual GPUs, in order of address; with `only`, this function if it is

@@ -72,7 +72,8 @@ pub(crate) async fn read(vf: PciAddress) -> Result<VfSettings, Error> {
 /// Changes settings of a VF. `now` are those that it has.
 ///
 /// # Errors
-/// The kernel's error, such as for a setting that the driver of the PF does not have.
+/// [`ErrorKind::NotAssignable`] for a setting that the driver of the PF does not have, or a value that it does not accept;
+/// another error of the kernel.
 pub(crate) async fn set(vf: PciAddress, wanted: VfSettings, now: VfSettings) -> Result<(), Error> {
     let operation = format!("change the settings of VF {vf}");
     let changing = work(&operation, vf, move |port| {
@@ -132,8 +133,14 @@ fn told(error: &io::Error) -> (ErrorKind, String) {
             (ErrorKind::Unsupported, format!("{error}: {NOT_PERMITTED}"))
         }
         Some(libc::EOPNOTSUPP) => (
-            ErrorKind::Refused,
+            ErrorKind::NotAssignable,
             format!("{error}: the driver of the PF has no such setting; attach without it"),
+        ),
+        Some(libc::EINVAL | libc::ERANGE) => (
+            ErrorKind::NotAssignable,
+            format!(
+                "{error}: the driver of the PF does not accept the value of a setting; attach with another"
+            ),
         ),
         Some(_) | None => (ErrorKind::Refused, error.to_string()),
     }
@@ -289,7 +296,7 @@ mod tests {
         let permitted = is_permitted(&std::fs::read_to_string("/proc/self/status").unwrap());
         let (kind, message) = told(&refused);
         if permitted {
-            assert!(kind == ErrorKind::Refused && message.contains("has no such setting"), "{message}");
+            assert!(kind == ErrorKind::NotAssignable && message.contains("has no such setting"), "{message}");
         } else {
             assert!(kind == ErrorKind::Unsupported && message.contains("CAP_NET_ADMIN"), "{message}");
         }
