@@ -6,7 +6,6 @@
 //! the rows for its functions, keeps what they return, and writes it.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -36,14 +35,14 @@ use crate::writer::{Transaction, Written};
 pub(super) struct DeviceTransaction<'s> {
     store: &'s Store,
     pub(super) tx: Transaction,
-    /// The rows that may differ from the table.
+    /// The rows that this transaction may have changed.
     rows: BTreeMap<DeviceId, Arc<Device>>,
     /// The rows marked as deleted that become devices again, as they are in the table.
     revived: BTreeMap<DeviceId, Arc<Device>>,
     /// The events to write, in addition to those for the changes of the rows, and on whose behalf.
     events: Vec<(Arc<Actor>, What)>,
     /// The rows that were written before in the same transaction of the database, and the highest number of their commits.
-    ahead: (BTreeMap<DeviceId, Arc<Device>>, i64),
+    ahead: (Arc<BTreeMap<DeviceId, Arc<Device>>>, i64),
 }
 
 impl Store {
@@ -57,8 +56,8 @@ impl Store {
             self.catch_up(on).await?;
             tx.caught_up();
         }
-        let (ahead, revived) = (tx.ahead(), BTreeMap::new());
-        Ok(DeviceTransaction { store: self, tx, rows: ahead.0.clone(), revived, events: Vec::new(), ahead })
+        let (ahead, (rows, revived)) = (tx.ahead(), Default::default());
+        Ok(DeviceTransaction { store: self, tx, rows, revived, events: Vec::new(), ahead })
     }
 }
 
@@ -67,28 +66,33 @@ impl DeviceTransaction<'_> {
     pub(super) fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
         match self.rows.get(&id) {
             Some(row) => Some(Arc::clone(row)).filter(|row| row.status != DeviceStatus::Deleted),
-            None => self.store.rows().device(id),
+            None => self.before(id),
         }
+    }
+
+    /// Returns the rows that this transaction or one before it has changed, also those that are deleted.
+    fn drafted(&self) -> impl Iterator<Item = &Arc<Device>> {
+        let ahead = self.ahead.0.iter().filter(|(id, _)| !self.rows.contains_key(id));
+        self.rows.values().chain(ahead.map(|(_, row)| row))
+    }
+
+    fn is_drafted(&self, id: DeviceId) -> bool {
+        self.rows.contains_key(&id) || self.ahead.0.contains_key(&id)
     }
 
     /// Returns the devices of a host as changed by this transaction.
     pub(super) fn devices_of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
         let mut devices: Vec<_> = self.store.rows().of(host);
-        devices.retain(|device| !self.rows.contains_key(&device.id));
-        let drafted = self.rows.values().filter(|row| row.hypervisor == host);
+        devices.retain(|device| !self.is_drafted(device.id));
+        let drafted = self.drafted().filter(|row| row.hypervisor == host);
         devices.extend(drafted.filter(|row| row.status != DeviceStatus::Deleted).cloned());
         devices
     }
 
     /// Changes a row.
     pub(super) fn edit(&mut self, id: DeviceId, change: impl FnOnce(&mut Device)) {
-        let row = match self.rows.entry(id) {
-            Entry::Occupied(row) => Some(row.into_mut()),
-            Entry::Vacant(vacant) => self.store.rows().device(id).map(|row| vacant.insert(row)),
-        };
-        if let Some(row) = row {
-            change(Arc::make_mut(row));
-        }
+        let Some(row) = self.rows.remove(&id).or_else(|| self.before(id)) else { return };
+        change(Arc::make_mut(self.rows.entry(id).or_insert(row)));
     }
 
     /// Adds events, in addition to those for the changes of device rows.
@@ -270,8 +274,8 @@ impl DeviceTransaction<'_> {
                     || other.facts.parent_addr == Some(facts.address))
         };
         let mut relatives = self.store.rows().relatives(device);
-        relatives.retain(|other| !self.rows.contains_key(&other.id));
-        relatives.extend(self.rows.values().filter(is).cloned());
+        relatives.retain(|other| !self.is_drafted(other.id));
+        relatives.extend(self.drafted().filter(is).cloned());
         relatives
     }
 
@@ -347,6 +351,7 @@ impl DeviceTransaction<'_> {
             self.tx.tell(Notification::Records).await?;
         }
         self.tx.flush().await?;
+        drop(self.ahead);
         self.store.commit(self.tx, Written { rows: written, seq, last }).await
     }
 

@@ -114,7 +114,7 @@ pub(super) struct Writer {
     /// The transactions that it consists of, without the one that has the turn.
     members: Vec<Member>,
     /// The rows that the members have written.
-    ahead: BTreeMap<DeviceId, Arc<Device>>,
+    ahead: Arc<BTreeMap<DeviceId, Arc<Device>>>,
     /// Whether the memory may lack changes of a commit whose outcome was unknown.
     pub(super) is_behind: bool,
     /// Whether the memory has all changes that were committed before the transaction of the database.
@@ -154,7 +154,7 @@ impl Writer {
         if self.members.is_empty() {
             return Ok(Vec::new());
         }
-        self.ahead.clear();
+        self.ahead = Arc::default();
         self.is_current = false;
         let members = std::mem::take(&mut self.members);
         let call = Call::begin("commit");
@@ -229,7 +229,7 @@ impl Writer {
         if let Some(Open::Sqlite(mut connection)) = self.open.take() {
             connection.close_on_drop();
         }
-        self.ahead.clear();
+        self.ahead = Arc::default();
         self.is_current = false;
         for member in self.members.drain(..) {
             // The caller may have gone.
@@ -328,10 +328,10 @@ impl Transaction {
 
     /// Returns the rows that were written before in the same transaction of the database, and the highest number that
     /// they have.
-    pub(super) fn ahead(&self) -> (BTreeMap<DeviceId, Arc<Device>>, i64) {
+    pub(super) fn ahead(&self) -> (Arc<BTreeMap<DeviceId, Arc<Device>>>, i64) {
         self.writer.as_deref().map_or_else(Default::default, |writer| {
             let seq = writer.members.iter().map(|member| member.change.seq).max();
-            (writer.ahead.clone(), seq.unwrap_or_default())
+            (Arc::clone(&writer.ahead), seq.unwrap_or_default())
         })
     }
 
@@ -387,7 +387,9 @@ impl Transaction {
     /// [`Writer::commit`].
     pub(super) fn join(mut self, member: Member) {
         if let Some(mut writer) = self.writer.take() {
-            writer.ahead.extend(member.change.rows.iter().map(|row| (row.id, Arc::clone(row))));
+            // This is no copy, unless a transaction still reads it.
+            let ahead = Arc::make_mut(&mut writer.ahead);
+            ahead.extend(member.change.rows.iter().map(|row| (row.id, Arc::clone(row))));
             writer.members.push(member);
         }
     }
