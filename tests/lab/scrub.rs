@@ -200,7 +200,7 @@ async fn a_fatal_error_of_a_device_in_a_guest_is_a_quarantine_while_the_guest_ha
             "alias = [",
             "alias = [\n  '{\"name\": \"rng\", \"vendor_id\": \"1af4\", \"product_id\": \"1044\"}',",
         );
-    let lab = Lab::with(&format!("{config}\n[reconcile]\ninterval = 2\n")).await;
+    let lab = Lab::with(&config).await;
     let address = with_reporter(&lab).await;
     let attached = lab.attach_one("q35", "rng").await;
     assert_eq!(attached["address"], address);

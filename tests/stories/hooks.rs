@@ -143,10 +143,7 @@ fn write(host: &Path, name: &str, text: &str) {
 
 #[tokio::test]
 async fn a_device_that_fails_in_a_guest_or_loses_its_reset_is_quarantined() {
-    let config = format!(
-        "[reconcile]\ninterval = 1\n{}",
-        NVME.replace("0000:08:00.0\"", "0000:08:00.0\", \"scrub\": \"false\"")
-    );
+    let config = NVME.replace("0000:08:00.0\"", "0000:08:00.0\", \"scrub\": \"false\"");
     let service = Hotslot::bare(&host("small"), &config, |host| {
         crate::inventory::guards::live_on(host);
         write(host, "aer_dev_fatal", "TOTAL_ERR_FATAL 0\n");
@@ -156,6 +153,8 @@ async fn a_device_that_fails_in_a_guest_or_loses_its_reset_is_quarantined() {
     let attached = service.attach(Q35, "nvme:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(attached["quarantine"], Value::Null);
     write(&service.host_dir(), "aer_dev_fatal", "TOTAL_ERR_FATAL 2\n");
+    // QEMU stops the guest when it is told of the error.
+    service.sim("pause q35");
     let shown =
         async || service.get(&path(&attached)).await.expect(200).body["pciAttachment"]["quarantine"].clone();
     service.until("it is in quarantine", async || shown().await.is_string()).await;
@@ -164,6 +163,7 @@ async fn a_device_that_fails_in_a_guest_or_loses_its_reset_is_quarantined() {
     assert_eq!(service.attachments(Q35).await[0]["status"], "attached", "the guest keeps it");
     let row = service.device(ADDRESS).await;
     assert_eq!((&row["status"], &row["quarantine"]), (&json!("allocated"), &json!(reason)));
+    service.sim("resume q35");
     service.delete(&path(&attached)).await.expect(200);
     assert_eq!(service.device(ADDRESS).await["quarantine"], reason);
     let id = &row["id"];

@@ -93,6 +93,8 @@ struct Pending {
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
     disks: bool,
+    /// Whether devices of guests may have failed.
+    health: bool,
     mdevs: bool,
     came_back: BTreeSet<PciAddress>,
     servers: BTreeMap<ServerId, Trigger>,
@@ -111,6 +113,7 @@ impl Pending {
         !self.everything
             && !self.interfaces
             && !self.disks
+            && !self.health
             && !self.mdevs
             && self.came_back.is_empty()
             && self.functions.is_empty()
@@ -168,6 +171,9 @@ impl Pending {
                 if matches!(change, Lifecycle::Started | Lifecycle::Rebooted) {
                     self.restarted.insert(ServerId(domain));
                 }
+                // QEMU stops a guest when the kernel tells it that a device of the guest has failed.
+                self.health |=
+                    matches!(change, Lifecycle::Suspended | Lifecycle::Stopped | Lifecycle::Crashed);
                 self.server(ServerId(domain), Trigger::Arrival);
             }
             Ok(Event::DeviceAdded { domain, .. }) => self.server(ServerId(domain), Trigger::Arrival),
@@ -358,10 +364,11 @@ impl Assignments {
             failed(host, "removing mediated devices whose records have ended", &error);
             left.mdevs = true;
         }
-        if todo.everything
+        if (todo.everything || todo.health)
             && let Err(error) = actor::scope(why, self.watch_health(host)).await
         {
             failed(host, "reading the error counters of devices in use", &error);
+            left.health = true;
         }
         if todo.everything && !left.everything {
             host.set_synced(true);
