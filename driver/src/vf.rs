@@ -91,6 +91,21 @@ pub(crate) fn check_count(now: u32, from: u32, to: u32, most: u32) -> Result<boo
     Ok(true)
 }
 
+/// The settings in the words of a request.
+impl fmt::Display for VfSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = [
+            ("trusted", self.trust.map(|trust| trust.to_string())),
+            ("spoof_check", self.spoof_check.map(|check| check.to_string())),
+            ("link_state", self.link_state.map(|link| link.to_string())),
+            ("min_tx_rate", self.min_tx_rate.map(|rate| rate.to_string())),
+            ("max_tx_rate", self.max_tx_rate.map(|rate| rate.to_string())),
+        ];
+        let set = settings.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
+        f.write_str(&set.collect::<Vec<_>>().join(", "))
+    }
+}
+
 impl VfSettings {
     /// Whether it sets nothing.
     pub fn is_empty(&self) -> bool {

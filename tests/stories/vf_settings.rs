@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use hotslot_tests::{Answer, Hotslot, Q35, attachments, host, path};
+use hotslot_tests::{Answer, Hotslot, Q35, SWITCH, attachments, host, path};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -132,6 +132,47 @@ async fn a_vf_whose_settings_are_not_put_back_goes_to_nobody() {
         service.delete(&path(&device)).await.expect(200);
     }
     service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_vf_whose_pf_has_no_interface_for_a_while_keeps_its_record() {
+    let service = Hotslot::bare(&host("small"), CONFIG, |_| ()).await;
+    let vf = attach(&service, wanted()).await.expect(200).body["pci_devices"][0].clone();
+    service.sim("fault vf-settings fail kind=no-device times=99 text=the PF has no network interface");
+    service.delete(&path(&vf)).await.expect(200);
+    assert_eq!(settings(&service, VF)["trust"], true);
+    let drift = service.get("/v2/t/drift").await.expect(200).body["drift"].clone();
+    let found = drift.as_array().unwrap().iter().find(|finding| finding["kind"] == "vf-settings");
+    assert_eq!(found.expect("a finding")["address"], VF);
+    let other = attach(&service, json!({})).await.expect(200).body["pci_devices"][0].clone();
+    assert_ne!(other["address"], VF, "nobody gets a VF with the trust of another");
+    service.sim("fault clear");
+    service.post("/v2/t/drift", json!({})).await.expect(200);
+    service.until("they are put back", async || settings(&service, VF) == new()).await;
+    service.delete(&path(&other)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_vf_that_lost_its_settings_with_a_restart_of_the_host_gets_them_again() {
+    let service = Hotslot::bare(&host("small"), CONFIG, |_| ()).await;
+    let mut body = wanted();
+    body["pci_passthrough:alias"] = json!("vf:1");
+    let attached =
+        service.post(&attachments(SWITCH), json!({ "pciAttachment": body })).await.expect(200).body;
+    let vf = attached["pci_devices"][0].clone();
+    let set = settings(&service, VF);
+    assert_eq!(set["trust"], true);
+    service.sim("restart");
+    service.sim("vfs 0000:04:00.0 2");
+    service.until("they are set again", async || settings(&service, VF) == set).await;
+    service
+        .until("nothing disagrees", async || {
+            service.get("/v2/t/drift").await.expect(200).body["drift"] == json!([])
+        })
+        .await;
+    service.delete(&path(&vf)).await.expect(200);
+    service.until("they are put back", async || settings(&service, VF) == new()).await;
 }
 
 /// Marks the host as a remote machine.

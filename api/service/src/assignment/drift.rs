@@ -213,6 +213,7 @@ impl Assignments {
         findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
         findings.extend(self.pending_rebind(host).await?.findings);
         findings.extend(self.of_vgpu_types(host).await?);
+        findings.extend(self.of_vf_settings(host).await?);
         findings.extend(self.of_accelerators(host).await?);
         findings.extend(self.under_calls(host).await?);
         findings.extend(self.off_profile(host).await?);

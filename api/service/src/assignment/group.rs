@@ -102,7 +102,7 @@ impl Assignments {
     pub(super) async fn rebind_host_drivers(&self, host: &Host) -> Result<(), Error> {
         let _groups = self.lock_groups(host).await?;
         self.store.refresh().await?;
-        let put_back = self.put_back_vf_settings(host, None).await;
+        let put_back = self.settle_vf_settings(host).await;
         let put_back = put_back.and(self.settle_vgpu_types(host).await);
         let (mut pending_rebind, mut outcome) = (self.pending_rebind(host).await?, Ok(()));
         for finding in pending_rebind.findings {

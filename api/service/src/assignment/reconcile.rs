@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
-use hotslot_driver::hypervisor::{Event, Lifecycle};
+use hotslot_driver::hypervisor::{Event, Lifecycle, NodeChange};
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Assignment, Trigger};
 use hotslot_model::id::ServerId;
@@ -190,8 +190,14 @@ impl Pending {
             Ok(Event::NodeCallReturned { address }) => self.call_came_back(host, address),
             Ok(Event::Agent { connected: false, .. }) => {}
             // The disks of a function come and go with its driver; a device_spec may name a network interface.
-            Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
-                Ok(address) => drop(self.functions.insert(address)),
+            Ok(Event::NodeDevice { name, change }) => match PciAddress::from_node_name(&name) {
+                Ok(address) => {
+                    self.functions.insert(address);
+                    // A VF that is created again lacks the settings and the vGPU type that its attachment has on record.
+                    if change == NodeChange::Created {
+                        host.queue_rebind();
+                    }
+                }
                 Err(_) => {
                     self.interfaces |= name.starts_with("net_");
                     // An NVMe controller has the serial number of its disk, which tells a replaced disk from the old one.

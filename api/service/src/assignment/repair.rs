@@ -74,7 +74,9 @@ impl Assignments {
                         );
                     }
                 }
-                (Action::Rebind(_) | Action::SetVgpuType(_), _) => pending_rebind = true,
+                (Action::Rebind(_) | Action::SetVgpuType(_) | Action::SetVfSettings(_), _) => {
+                    pending_rebind = true;
+                }
                 (Action::Free(device), _) => {
                     // It is not known whether it was used.
                     let row = self.store.device(*device);
@@ -131,6 +133,7 @@ impl Assignments {
             Action::Adopt(_)
             | Action::Rebind(_)
             | Action::SetVgpuType(_)
+            | Action::SetVfSettings(_)
             | Action::Free(_)
             | Action::Profile(_)
             | Action::Manual(_) => return Ok(()),
@@ -156,6 +159,7 @@ impl Assignments {
             Action::Adopt(_)
             | Action::Rebind(_)
             | Action::SetVgpuType(_)
+            | Action::SetVfSettings(_)
             | Action::Free(_)
             | Action::Profile(_)
             | Action::Manual(_) => Ok(Release::Ended),

@@ -310,7 +310,9 @@ impl Assignments {
     pub(super) async fn settle_vgpu_types(&self, host: &Host) -> Result<(), Error> {
         let kept = self.clear_vgpu_types(host, None).await?;
         let mut outcome = kept.into_values().next().map_or(Ok(()), Err);
-        let lost = self.lost_vgpu_types(host).await?;
+        let mut lost = self.lost_vgpu_types(host).await?;
+        // A type that somebody else has set stays.
+        lost.retain(|(_, _, _, now)| now.is_none());
         if lost.is_empty() {
             return outcome;
         }
@@ -319,7 +321,7 @@ impl Assignments {
             Err(Error::Restricted { .. }) => return outcome,
             open => open?,
         }
-        for (row, vf, of) in lost {
+        for (row, vf, of, _) in lost {
             let Some(guard) = self.in_flight.try_enter(row.id).await? else { continue };
             let turn = self.vgpu_turn(host, vf).await?;
             let now = self.store.attachment(row.id).await?;
@@ -340,8 +342,12 @@ impl Assignments {
         outcome
     }
 
-    /// Returns the open attachments whose VFs have lost the types that hotslot had set.
-    async fn lost_vgpu_types(&self, host: &Host) -> Result<Vec<(Attachment, PciAddress, String)>, Error> {
+    /// Returns the open attachments whose VFs have lost the types that hotslot had set, each with its type and the other one
+    /// that the VF has now.
+    async fn lost_vgpu_types(
+        &self,
+        host: &Host,
+    ) -> Result<Vec<(Attachment, PciAddress, String, Option<String>)>, Error> {
         let mut rows = self.store.own_vgpu_types(host.row.id).await?;
         rows.retain(|row| row.state == State::Attached);
         if rows.is_empty() {
@@ -354,8 +360,9 @@ impl Assignments {
         let lost = rows.into_iter().filter_map(|row| {
             let address = self.store.device(row.device)?.facts.address;
             let of = row.vgpu.as_ref()?.id.clone();
-            let is_lost = |vf: &&VgpuVf| vf.address == address && vf.current.is_none();
-            found.iter().find(is_lost).map(|_| (row, address, of))
+            let is_lost = |vf: &&VgpuVf| vf.address == address && vf.current.as_ref() != Some(&of);
+            let now = found.iter().find(is_lost)?.current.clone();
+            Some((row, address, of, now))
         });
         Ok(lost.collect())
     }
@@ -381,9 +388,17 @@ impl Assignments {
             let record = "hotslot has set its vGPU type, and the attachment has ended".to_owned();
             findings.extend(now.map(|now| finding(id, vf, record, format!("it has the vGPU type {now}"))));
         }
-        for (row, vf, of) in self.lost_vgpu_types(host).await? {
+        for (row, vf, of, now) in self.lost_vgpu_types(host).await? {
             let record = format!("hotslot has set the vGPU type {of}");
-            findings.push(finding(row.id, vf, record, "it has no vGPU type".to_owned()));
+            let mut found = finding(row.id, vf, record, "it has no vGPU type".to_owned());
+            if let Some(now) = now {
+                found.observations[1].1 = format!("somebody else has set the vGPU type {now}");
+                found.action = Action::Manual(format!(
+                    "shut the server off and take that type away (echo 0 > \
+                     /sys/bus/pci/devices/{vf}/nvidia/current_vgpu_type); hotslot then sets its own"
+                ));
+            }
+            findings.push(found);
         }
         Ok(findings)
     }

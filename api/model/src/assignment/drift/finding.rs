@@ -40,8 +40,10 @@ string_enum! {
         NoHostDriver = "no-host-driver",
         /// A device for the host's own use is not bound to the driver that was requested.
         OtherDriver = "other-driver",
-        /// A VF has the vGPU type of an attachment that has ended, or lacks the type of its attachment.
+        /// A VF has the vGPU type of an attachment that has ended, or another one than its attachment has, or none.
         VgpuType = "vgpu-type",
+        /// A VF has settings of an attachment that has ended, or lacks the settings of its attachment.
+        VfSettings = "vf-settings",
         /// A domain cannot be read.
         Unread = "unread",
         /// A PF has another number of VFs than the profile of its host says.
@@ -110,6 +112,8 @@ pub enum Action {
     Rebind(AttachmentId),
     /// The VF gets its vGPU type again, or loses it because the attachment has ended.
     SetVgpuType(AttachmentId),
+    /// The VF gets the settings of its attachment again, or those from before it because the attachment has ended.
+    SetVfSettings(AttachmentId),
     /// The device becomes available.
     Free(DeviceId),
     /// The host is changed to what its profile says.
@@ -122,9 +126,12 @@ impl Action {
     /// Returns the occasion on which the action is carried out; `None` for an action of a person.
     pub fn trigger(&self) -> Option<Trigger> {
         match self {
-            Self::Settle(..) | Self::Destroy(_) | Self::Adopt(_) | Self::Rebind(_) | Self::SetVgpuType(_) => {
-                Some(Trigger::Event)
-            }
+            Self::Settle(..)
+            | Self::Destroy(_)
+            | Self::Adopt(_)
+            | Self::Rebind(_)
+            | Self::SetVgpuType(_)
+            | Self::SetVfSettings(_) => Some(Trigger::Event),
             // Not at every event: the refusal of a guest is an event as well.
             Self::TakeOut { requested: true, .. } => Some(Trigger::Arrival),
             Self::RetryUnplug(_) => Some(Trigger::Round),
@@ -160,6 +167,7 @@ impl std::fmt::Display for Action {
             Self::Undefine(_) => "it is taken out of the definition",
             Self::Rebind(_) => "it is given back to its host driver",
             Self::SetVgpuType(_) => "its vGPU type is set as the records say",
+            Self::SetVfSettings(_) => "its settings are set as the records say",
             Self::Free(_) => "the device is recorded as free",
             Self::Profile(change) => return change.fmt(f),
             Self::Manual(what) => what,
