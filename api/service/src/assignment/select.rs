@@ -330,6 +330,11 @@ impl Assignments {
             }
         }
         // The advice about busy members of an IOMMU group depends on the whole request.
+        let of_driver = |check: &&mut Check| check.name == "driver" && check.result == CheckResult::Fail;
+        for check in checks.iter_mut().filter(of_driver) {
+            let kept = check.device.and_then(|address| snapshot.availability.why_keep_driver(address));
+            check.cure = kept.or_else(|| check.cure.take());
+        }
         if let Some(Refused::TooFew(Error::TooFewFree { shortage, advice, .. })) = refused
             && !shortage.busy().is_empty()
         {
