@@ -118,13 +118,14 @@ async fn prepare(
     bar: Option<Size>,
     dry_run: bool,
 ) -> anyhow::Result<Exit> {
-    if let Some(bar) = bar {
-        return Err(Failure::new(Exit::Refused, no_window(server, bar)).into());
-    }
     let id = lookup::server(cli, server).await?;
     let path = ["servers", &id, "pci_ports"];
     let body = |dry_run: bool| json!({ "pci_ports": { "count": ports, "dry_run": dry_run } });
     let mut answer = cli.client.post(&path, &body(true)).await?["pci_ports"].take();
+    // The advice is to add the ports without it, so they can be added.
+    if let Some(bar) = bar {
+        return Err(Failure::new(Exit::Refused, no_window(server, bar)).into());
+    }
     if !cli.output.is_data() && !cli.output.is_names() {
         let lines = answer["diff"].as_array().into_iter().flatten().filter_map(Value::as_str);
         output::print(&lines.map(|line| text::escape(line).into_owned() + "\n").collect::<String>())?;

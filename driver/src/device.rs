@@ -201,6 +201,20 @@ impl HostDevice {
         })
     }
 
+    /// How an operator binds this function to VFIO. The VFs of a PF disappear with its driver, so that no command is named for
+    /// a PF that has some.
+    pub fn how_to_bind(&self) -> String {
+        match &self.role {
+            Role::Physical { vfs, .. } if !vfs.is_empty() => format!(
+                "take a VF of it, or remove its {} VF(s), which disappear with its driver, before you bind it to vfio-pci",
+                vfs.len()
+            ),
+            Role::Physical { .. } | Role::Virtual { .. } | Role::Plain => {
+                format!("bind it to vfio-pci first (virsh nodedev-detach {})", self.name)
+            }
+        }
+    }
+
     /// Whether this function makes its IOMMU group unusable for guests, because it is bound to a host driver, which may
     /// do DMA. Functions without a driver, those on VFIO or pci-stub, and bridges do not.
     pub fn blocks_its_group(&self) -> bool {

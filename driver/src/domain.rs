@@ -72,7 +72,8 @@ pub struct PciController {
     /// The number of bus numbers that firmware reserves behind it (`bus-reserve` in `qemu:override`). `Some(0)` differs
     /// from `None`, which leaves the number to the firmware.
     pub bus_reserve: Option<u8>,
-    /// Bytes of non-prefetchable memory that firmware reserves behind it (`mem-reserve` in `qemu:override`).
+    /// Bytes of non-prefetchable memory that firmware reserves behind it (`memReserve` of `<target>`, or `mem-reserve` in
+    /// `qemu:override`).
     pub mem_reserve: Option<u64>,
     /// Bytes of 64-bit prefetchable memory that firmware reserves behind it (`pref64-reserve` in `qemu:override`).
     pub pref64_reserve: Option<u64>,

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use mdev::create_mdev;
-pub use ports::{add_root_ports, has_express_root, root_ports};
+pub use ports::{MOST_PORTS, add_root_ports, has_express_root, root_ports};
 pub use preflight::{
     Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, add_ports, preflight,
     preflight_on_host,

@@ -316,6 +316,11 @@ fn bus_reserves_of_an_override_and_metadata_with_another_prefix_are_read() {
     assert_eq!((controllers[2].mem_reserve, controllers[2].pref64_reserve), (Some(64 << 20), Some(32 << 30)));
     assert!(!live.agent_connected, "the channel exists, but the agent is not connected");
 
+    // libvirt has an attribute of its own for the first, in KiB; QEMU gets the override last.
+    let reserved = data("libvirt-10/nova-live.xml").replace(" port='0x1", " memReserve='131072' port='0x1");
+    let reserved = domain::parse(&reserved).unwrap().controllers;
+    assert_eq!((reserved[1].mem_reserve, reserved[2].mem_reserve), (Some(128 << 20), Some(64 << 20)));
+
     // A definition has no aliases of controllers, but the override applies to the same controllers.
     let definition = data("libvirt-10/nova-live.xml").replace("<alias name='pci.1'/>", "");
     assert_eq!(domain::parse(&definition).unwrap().controllers[1].bus_reserve, Some(3));

@@ -366,11 +366,16 @@ fn device_nodes_lead_to_their_functions_and_to_the_processes_that_have_them_open
     let chroot = tree.path().join("srv/dev");
     std::fs::create_dir_all(&chroot).unwrap();
     symlink("/dev/zero", chroot.join("ng0n1")).unwrap();
+    // One with nodes under names of its own.
+    symlink("/dev/zero", chroot.join("data")).unwrap();
+    write(&tree.path().join("proc/25/status"), b"Name:\tdb\nUid:\t0\t0\t0\t0\n");
+    std::fs::create_dir_all(tree.path().join("proc/25/fd")).unwrap();
+    symlink(chroot.join("data"), tree.path().join("proc/25/fd/5")).unwrap();
     write(&tree.path().join("proc/24/status"), b"Name:\tfio\nUid:\t0\t0\t0\t0\n");
     std::fs::create_dir_all(tree.path().join("proc/24/fd")).unwrap();
     symlink(chroot.join("ng0n1"), tree.path().join("proc/24/fd/5")).unwrap();
     let found = open_nodes(tree.path(), &devices);
-    assert_eq!(found[&at("0000:03:00.0")].in_use().unwrap().cure, "end that use first (kill 24)");
+    assert_eq!(found[&at("0000:03:00.0")].in_use().unwrap().cure, "end that use first (kill 24 25)");
 }
 
 #[test]

@@ -238,14 +238,41 @@ async fn an_impossible_request_is_refused_with_advice() {
         assert!(refused.message().contains("instance_uuid"), "{}", refused.message());
     }
     for wrong in
-        [json!(""), json!(231), json!(null), json!("a b"), json!("../x"), json!("é"), json!("x".repeat(256))]
+        [json!(""), json!(231), json!(null), json!("a\tb"), json!("../x"), json!("é"), json!("x".repeat(256))]
     {
-        let spec = json!({ "acc_specs": { "mdev_type": wrong } });
-        let refused = service.put(&format!("{path}/acc_spec"), spec).await.expect(400);
-        assert!(refused.message().contains("write a type's id"), "{}", refused.message());
+        for key in ["mdev_type", "vgpu_type"] {
+            let spec = json!({ "acc_specs": { key: wrong } });
+            let refused = service.put(&format!("{path}/acc_spec"), spec).await.expect(400);
+            assert!(refused.message().contains("write a type's id"), "{}", refused.message());
+        }
     }
+    let both = json!({ "acc_specs": { "mdev_type": FOUR, "vgpu_type": FOUR } });
+    let refused = service.put(&format!("{path}/acc_spec"), both).await.expect(400);
+    assert!(refused.message().contains("vgpu_type means the same as mdev_type"), "{}", refused.message());
     service.put(&path, json!({ "instance_uuid": FIRST })).await.expect(404);
     expect_untouched(&service).await;
+}
+
+/// The words for a type are those of an attachment.
+#[tokio::test]
+async fn a_type_has_two_keys_and_may_be_named() {
+    let service = untouched().await;
+    let before = left(&service).await;
+    for spec in [
+        json!({ "vgpu_type": FOUR }),
+        json!({ "vgpu_type": "GRID T4-4Q" }),
+        json!({ "mdev_type": "GRID T4-4Q" }),
+        json!({ "mdev_type": "232" }),
+    ] {
+        let path = service.accelerator("part", spec.clone()).await;
+        let made = attach(&service, &path, G1).await.expect(200).body;
+        assert_eq!(made["devices"][0]["mdev_type"], FOUR, "{spec}: {made:#}");
+        assert_eq!(made["ignored_keys"], json!([]), "{spec}");
+        service.delete(&path).await.expect(204);
+        service.delete(&format!("{path}?purge=true")).await.expect(204);
+        service.until("it is free again", async || left(&service).await == before).await;
+    }
+    service.expect_clean().await;
 }
 
 #[tokio::test]

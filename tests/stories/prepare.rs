@@ -1,8 +1,10 @@
 //! Ports that a guest gets with its next start.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
-use hotslot_tests::{FULL, Hotslot, I440FX, Q35, binary, path};
+use hotslot_tests::{FULL, Hotslot, I440FX, Q35, binary, host, path};
 use serde_json::json;
 
 fn run(service: &Hotslot, arguments: &str) -> Output {
@@ -73,6 +75,11 @@ async fn what_libvirt_cannot_say_is_refused() {
     for says in ["libvirt has no setting", "pref64-reserve=68719476736", "virsh edit q35"] {
         assert!(refused.contains(says), "{says}: {refused}");
     }
+    // It is not advised to leave out what is not the only reason.
+    let missing = printed(&run(&service, "server prepare nope --ports 1 --bar 64G"), 3);
+    assert!(missing.contains("nope") && !missing.contains("--bar"), "{missing}");
+    let conventional = printed(&run(&service, "server prepare i440fx --ports 1 --bar 64G"), 4);
+    assert!(conventional.contains("conventional PCI root bus"), "{conventional}");
     let wrong = printed(&run(&service, "server prepare q35 --ports 1 --bar 64"), 2);
     assert!(wrong.contains("such as 64G"), "{wrong}");
     printed(&run(&service, "server prepare q35 --ports 31"), 2);
@@ -91,6 +98,41 @@ async fn what_libvirt_cannot_say_is_refused() {
     }
     let body = json!({ "pci_ports": { "count": 1 } });
     service.post(&format!("/v2.1/servers/{I440FX}/pci_ports"), body).await.expect(409);
+}
+
+/// Adds NICs in IOMMU groups of their own.
+fn with_many_nics(host: &Path) {
+    let text = fs::read_to_string(host.join("devices/pci_0000_05_00_0.xml")).unwrap();
+    for number in 0x20..0x48 {
+        let text = text
+            .replace("pci_0000_05_00_0", &format!("pci_0000_{number:02x}_00_0"))
+            .replace("<bus>5</bus>", &format!("<bus>{number}</bus>"))
+            .replace("bus='0x05'", &format!("bus='{number:#x}'"))
+            .replace("iommuGroup number='17'", &format!("iommuGroup number='{}'", 100 + number));
+        fs::write(host.join(format!("devices/pci_0000_{number:02x}_00_0.xml")), text).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_more_ports_are_advised_than_can_be_added() {
+    let nics = r#"
+[pci]
+device_spec = ['{"product_id": "10d3"}']
+alias = ['{"name": "nic", "vendor_id": "8086", "product_id": "10d3"}']
+"#;
+    let service = Hotslot::bare(&host("small"), nics, with_many_nics).await;
+    let refused = printed(&run(&service, "attach full nic:35"), 4);
+    let command = refused.split("`hotslot ").nth(1).and_then(|rest| rest.split('`').next()).unwrap();
+    let count: usize = command.rsplit(' ').next().unwrap().parse().unwrap();
+    let rest = 35 - count;
+    let limit = format!("it then has room for {count} device(s), and the other {rest} do not fit");
+    assert!(refused.contains(&limit), "{refused}");
+    printed(&run(&service, command), 0);
+    service.sim("shutdown full");
+    service.sim("start full");
+    let full = printed(&run(&service, &format!("attach full nic:{}", count + 1)), 4);
+    assert!(full.contains("ask for fewer devices") && full.contains("no room for more"), "{full}");
+    printed(&run(&service, &format!("attach full nic:{count}")), 0);
 }
 
 #[tokio::test]

@@ -316,14 +316,22 @@ async fn an_alias_names_the_type_and_a_request_has_several() {
         }
         assert_eq!(types(&service), json!({}));
     }
-    // The request may say the same, or a type where its alias says nothing.
+    // The request may say the same in other words.
+    for name in [TYPE, "1155", "NVIDIA L40S-24Q"] {
+        let keys = json!({ "pci_passthrough:alias": "24q:1", "vgpu_type": name });
+        let made = attach_as(&service, keys).await.expect(200).body["pci_devices"][0].clone();
+        assert_eq!(made["vgpu_type"], TYPE, "{name}");
+        service.delete(&path(&made)).await.expect(200);
+    }
+    // It may say the same, or a type where its alias says nothing.
     let keys = json!({ "pci_passthrough:alias": "vgpu:1,12q:1", "vgpu_type": "nvidia-1153" });
     for vf in attach_as(&service, keys).await.expect(200).body["pci_devices"].as_array().unwrap() {
         assert_eq!(vf["vgpu_type"], "nvidia-1153");
         service.delete(&path(vf)).await.expect(200);
     }
     for (keys, status, says) in [
-        (json!({ "pci_passthrough:alias": "24q:1", "vgpu_type": TYPE }), 400, "leave vgpu_type out"),
+        (json!({ "pci_passthrough:alias": "12q:1", "vgpu_type": TYPE }), 400, "leave vgpu_type out"),
+        (json!({ "pci_passthrough:alias": "lost:1", "vgpu_type": "1155" }), 400, "leave vgpu_type out"),
         (json!({ "pci_passthrough:alias": "vgpu:1,24q:1" }), 409, "request one with vgpu_type"),
         (
             json!({ "pci_passthrough:alias": "lost:1" }),
@@ -337,6 +345,58 @@ async fn an_alias_names_the_type_and_a_request_has_several() {
     }
     assert_eq!(types(&service), json!({}));
     service.expect_clean().await;
+}
+
+/// When nothing is left of a card, its VFs do not tell which names are of one type.
+#[tokio::test]
+async fn names_that_cannot_be_compared_are_refused_for_now() {
+    let service = Hotslot::bare(&host("vgpu"), TYPED, |_| ()).await;
+    let one = device(attach(&service, "NVIDIA L40S-48Q").await);
+    let refused = async |keys: Value| attach_as(&service, keys).await.expect(409).message().to_owned();
+    let unclear = refused(json!({ "pci_passthrough:alias": "24q:1", "vgpu_type": TYPE })).await;
+    assert!(unclear.contains("not known whether both are the same; leave vgpu_type out"), "{unclear}");
+    let advised = refused(json!({ "pci_passthrough:alias": "24q:1" })).await;
+    assert!(advised.contains("cannot be of the vGPU type NVIDIA L40S-24Q now"), "{advised}");
+    service.delete(&path(&one)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_card_that_has_room_for_one_vf_of_a_request_says_so() {
+    let service = vgpus().await;
+    let body = json!({ "pci_passthrough:alias": "vgpu:2", "vgpu_type": "1157" });
+    let refused = service.post(&attachments(Q35), json!({ "pciAttachment": body })).await.expect(409);
+    let says = format!("{VF}, which the same request has given a type, took what was left of this type");
+    assert!(refused.message().contains(&says), "{}", refused.message());
+    assert!(refused.message().contains("request fewer of them"), "{}", refused.message());
+    service.until("nothing is left of it", async || types(&service) == json!({})).await;
+    service.expect_clean().await;
+}
+
+/// Binding the driver of a function may take away more than the function.
+#[tokio::test]
+async fn a_pf_is_not_unbound_for_its_vfs_disappear() {
+    let config = VGPU.replace("alias = [", r#"alias = ['{"name": "gpu", "vendor_id": "10de", "product_id": "26b9", "device_type": "type-PF"}', "#);
+    let service = Hotslot::bare(&host("vgpu"), &config, |_| ()).await;
+    let texts = async || {
+        let shown = function(&service, "0000:41:00.0").await["withheld"].to_string();
+        let of_alias = service.get("/v2/t/os-hypervisors/1/pci_candidates?alias=gpu").await.expect(200).body;
+        let keys = json!({ "pci_passthrough:alias": "gpu:1" });
+        let run = attach_as(&service, json!({ "pci_passthrough:alias": "gpu:1", "dry_run": true })).await;
+        let refused = attach_as(&service, keys).await;
+        assert!(matches!(refused.status, 400 | 409), "{}", refused.body);
+        let refused = refused.message().to_owned();
+        [shown, of_alias.to_string(), run.expect(200).body.to_string(), refused]
+    };
+    for text in texts().await {
+        assert!(text.contains("take a VF of it, or remove its 4 VF(s)"), "{text}");
+        assert!(!text.contains("nodedev-detach"), "{text}");
+    }
+    let vf = device(attach(&service, TYPE).await);
+    let texts = texts().await;
+    assert!(texts[0].contains(&format!("its VF {VF} is in use")), "{}", texts[0]);
+    assert!(texts.iter().all(|text| !text.contains("nodedev-detach")), "{texts:#?}");
+    service.delete(&path(&vf)).await.expect(200);
 }
 
 #[tokio::test]

@@ -286,8 +286,9 @@ struct NewSpec {
     /// How strictly `numa_node` is meant.
     #[schema(value_type = schema::NumaPolicyName, required = false)]
     numa_policy: String,
-    /// The id of a type of mediated devices, which are then taken instead of whole devices.
-    #[schema(required = false, min_length = 1, max_length = 255, pattern = "^[!-.0-~]+$")]
+    /// A type of mediated devices, which are then taken instead of whole devices, or of virtual GPUs, which VFs then are: its
+    /// id, its name or the vendor's number. `vgpu_type` is the same key.
+    #[schema(required = false, min_length = 1, max_length = 255, pattern = "^[ -.0-~]+$")]
     mdev_type: String,
 }
 

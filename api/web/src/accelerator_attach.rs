@@ -76,7 +76,7 @@ async fn checked(
 ) -> Result<Response, Problem> {
     let id = text(&one["uuid"]);
     let then = then_attach(context, id, tag, asked);
-    let is_mediated = one["acc_specs"]["mdev_type"].is_string();
+    let is_mediated = ["mdev_type", "vgpu_type"].iter().any(|key| one["acc_specs"][key].is_string());
     let found = if is_mediated {
         Ok(html! {
             section #verdict .verdict aria-labelledby="verdict-title" {

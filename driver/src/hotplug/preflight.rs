@@ -179,14 +179,21 @@ fn assignable(device: &HostDevice) -> Finding {
 }
 
 /// Checks the driver of a device. libvirt does not rebind an unmanaged one, and refuses it unless it is on VFIO. A managed
-/// one must not be taken from the manager of virtual GPUs.
+/// one must not be taken from the manager of virtual GPUs. Never advises to unbind a function that the host needs, even when
+/// its guard is overridden.
 fn driver(facts: &Facts) -> Finding {
     let address = facts.device.address;
     let driver = facts.device.driver.as_deref();
     let bound = driver.map_or_else(|| "bound to no driver".to_owned(), |driver| format!("bound to {driver}"));
     if facts.managed {
+        let may_be_vgpu = matches!(facts.device.role, Role::Virtual { .. });
         return match facts.device.why_not_managed() {
             Some(why) => Finding::fail(ErrorKind::NotAssignable, why),
+            None if may_be_vgpu && facts.device.vfio() == OnVfio::Unknown => Finding::unknown(format!(
+                "{address} is {bound}, and whether that driver makes a virtual GPU of it can only be read on its own host; \
+                 libvirt binds vfio-pci in its place"
+            ))
+            .cure("if it is a virtual GPU, give its device_spec \"managed\": \"false\" first"),
             None => Finding::pass(format!("{address} is {bound}; libvirt binds it to VFIO")),
         };
     }
@@ -200,7 +207,10 @@ fn driver(facts: &Facts) -> Finding {
             ErrorKind::NotAssignable,
             format!("{address} is {bound}, and its device_spec has \"managed\": \"false\""),
         )
-        .cure(format!("bind it to vfio-pci first (virsh nodedev-detach {})", facts.device.name)),
+        .cure(match &facts.guard {
+            None => facts.device.how_to_bind(),
+            Some(Guarded { reason, .. }) => format!("take another device, for the host needs it ({reason})"),
+        }),
     }
 }
 

@@ -7,13 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use nix::sys::stat::{major, minor};
 use nix::unistd::{Uid, User};
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
 
 use super::block::nvme_controllers;
 use super::root::{Root, functions};
@@ -22,7 +21,7 @@ use crate::pci::PciAddress;
 use crate::text;
 
 /// The major number of `/dev/nvidiaN` (Linux, Documentation/admin-guide/devices.txt).
-const NVIDIA: u64 = 195;
+const NVIDIA: u32 = 195;
 
 /// The number of processes and of device nodes that a message names.
 const NAMED: usize = 6;
@@ -105,8 +104,8 @@ impl fmt::Display for NodeProcess {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Number {
     block: bool,
-    major: u64,
-    minor: u64,
+    major: u32,
+    minor: u32,
 }
 
 impl Number {
@@ -117,10 +116,11 @@ impl Number {
     }
 
     /// Returns the number of a device node; `None` for another file.
-    fn of(node: &Metadata) -> Option<Self> {
-        let kind = node.file_type();
-        let (block, number) = (kind.is_block_device(), node.rdev());
-        (block || kind.is_char_device()).then(|| Self { block, major: major(number), minor: minor(number) })
+    fn of(node: &Statx) -> Option<Self> {
+        let kind = FileType::from_raw_mode(node.stx_mode.into());
+        let of = |block| Self { block, major: node.stx_rdev_major, minor: node.stx_rdev_minor };
+        matches!(kind, FileType::BlockDevice | FileType::CharacterDevice)
+            .then(|| of(kind == FileType::BlockDevice))
     }
 }
 
@@ -220,7 +220,7 @@ fn path_of(root: &Root, link: &Path, target: &Path) -> String {
 }
 
 /// Returns the number N of `/dev/nvidiaN`, as NVIDIA's driver tells it.
-fn nvidia_minor(root: &Root, address: PciAddress) -> Option<u64> {
+fn nvidia_minor(root: &Root, address: PciAddress) -> Option<u32> {
     let information = root.read(format!("proc/driver/nvidia/gpus/{address}/information")).ok()?;
     information.lines().find_map(|line| line.strip_prefix("Device Minor:"))?.trim().parse().ok()
 }
@@ -238,7 +238,7 @@ fn scan(
     }
     let mut refused = 0;
     for id in root.list("proc").iter().filter_map(|name| name.parse::<u32>().ok()) {
-        let files = match open_files(root, id, nodes) {
+        let files = match open_files(root, id) {
             Ok(files) => files,
             Err(error) => {
                 // A process that has ended meanwhile has no open files.
@@ -257,19 +257,16 @@ fn scan(
     (refused > 0).then(|| format!("the open files of {refused} processes of other users cannot be read"))
 }
 
-/// Returns which device nodes a process has open. Only files whose names are those of device nodes are looked at,
-/// because looking at a file on a network file system may take forever.
-fn open_files(root: &Root, id: u32, nodes: &BTreeMap<Number, Node>) -> Result<BTreeSet<Number>, ErrorKind> {
+/// Returns which device nodes a process has open, by whatever name it has opened them. Each open file is asked for its kind
+/// and number alone, which the kernel has in memory: a file system over a network is not asked, since it may never answer.
+fn open_files(root: &Root, id: u32) -> Result<BTreeSet<Number>, ErrorKind> {
     let mut open = BTreeSet::new();
     for entry in fs::read_dir(root.at(format!("proc/{id}/fd"))).map_err(|error| error.kind())?.flatten() {
-        let target = match fs::read_link(entry.path()) {
-            Ok(target) => target.to_string_lossy().into_owned(),
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        match statx(CWD, entry.path(), flags, StatxFlags::empty()) {
+            Ok(file) => open.extend(Number::of(&file)),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(error.kind()),
-            Err(_) => continue, // closed meanwhile
-        };
-        // A process with another root directory has the path of that directory in front.
-        if target.starts_with("/dev/") || nodes.values().any(|node| target.ends_with(&node.path)) {
-            open.extend(fs::metadata(entry.path()).ok().as_ref().and_then(Number::of));
+            Err(_) => {} // closed meanwhile
         }
     }
     Ok(open)

@@ -137,6 +137,9 @@ fn reserves<'a>(root: &'a Element<'_>) -> Result<HashMap<&'a str, Reserve>, Faul
 fn controller(node: &Element<'_>, reserves: &HashMap<&str, Reserve>) -> Result<PciController, Fault> {
     let index = required_number(node, "index")?;
     let target = child(node, "target");
+    let mem_reserve = target.filter(|target| target.attribute("memReserve").is_some());
+    let mem_reserve =
+        mem_reserve.map(|target| required_attribute::<u64>(target, "memReserve")).transpose()?;
     let alias = alias(node);
     // A persistent document has no aliases, but an override names the one that libvirt will assign.
     let reserve = match &alias {
@@ -151,7 +154,8 @@ fn controller(node: &Element<'_>, reserves: &HashMap<&str, Reserve>) -> Result<P
         bus_nr: target.map_or(Ok(None), |target| read::number(target, "busNr"))?,
         hotplug: target.and_then(|target| target.attribute("hotplug")) != Some("off"),
         bus_reserve: reserve.buses,
-        mem_reserve: reserve.mem,
+        // QEMU gets an override last.
+        mem_reserve: reserve.mem.or(mem_reserve.map(|kib| kib.saturating_mul(1 << 10))),
         pref64_reserve: reserve.pref64,
         alias,
     })

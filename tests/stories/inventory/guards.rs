@@ -4,6 +4,8 @@ use std::path::Path;
 
 use hotslot_tests::{Hotslot, Q35, host};
 
+use super::explain::dry_run;
+
 /// Writes the files of a host whose root file system is on the NVMe 0000:07:00.0 and whose default route uses
 /// 0000:05:00.0.
 pub(crate) fn live_on(host: &Path) {
@@ -78,6 +80,35 @@ async fn a_guard_is_overridden_by_name_with_a_warning() {
         service.log()
     );
     service.attach(Q35, "nvme:1").await.expect(200);
+}
+
+/// The root file system and the default route would be lost.
+#[tokio::test]
+async fn nobody_is_told_to_unbind_what_the_host_needs() {
+    let unmanaged = EVERYTHING.replace(
+        r#"['{"address": "*"}']"#,
+        r#"['{"address": "0000:05:00.0", "managed": "false"}', '{"address": "0000:07:00.0", "managed": "false"}', '{"address": "*"}']"#,
+    );
+    let overridden =
+        unmanaged.replace("alias =", "unguarded = ['node1/0000:05:00.0', 'node1/0000:07:00.0']\nalias =");
+    for (config, says) in [(&unmanaged, "the host needs"), (&overridden, "for the host needs it")] {
+        let service = Hotslot::bare(&host("small"), config, live_on).await;
+        for (address, alias, guard) in
+            [("0000:07:00.0", "nvme", "root-filesystem"), ("0000:05:00.0", "nic", "network-route")]
+        {
+            let path = "/v2.1/os-hypervisors/node1";
+            let shown = service.get(&format!("{path}/pci_devices/{address}")).await.expect(200).body;
+            let listed = service.get(&format!("{path}/pci_candidates?alias={alias}")).await.expect(200).body;
+            let run = dry_run(&service, Q35, &format!("{alias}:1")).await;
+            let refused = service.attach(Q35, &format!("{alias}:1")).await.expect(409);
+            let withheld = shown["pci_device"]["withheld"].as_str().unwrap();
+            for text in [withheld, &listed.to_string(), &run.to_string(), refused.message()] {
+                assert!(text.contains(says) && text.contains(guard), "{says}: {text}");
+                let command = format!("nodedev-detach {}", address.replace([':', '.'], "_"));
+                assert!(!text.contains(&command.replace("detach ", "detach pci_")), "{text}");
+            }
+        }
+    }
 }
 
 /// Marks the host as a remote machine.

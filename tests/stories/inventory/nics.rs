@@ -107,6 +107,22 @@ alias = [
     }
     let refused = service.attach(Q35, "pf:1").await.expect(409);
     assert!(refused.message().contains("its VF 0000:04:10.0 would disappear"), "{}", refused.message());
+    for mut keys in [json!({}), json!({ "mac_address": "fa:16:3e:00:00:01" })] {
+        keys["addresses"] = json!(["0000:04:10.0"]);
+        let body = json!({ "pciAttachment": keys });
+        let refused = service.post(&attachments(Q35), body).await.expect(409);
+        for says in ["0000:04:10.0: it carries a vDPA device", "vdpa dev del"] {
+            assert!(refused.message().contains(says), "{says}: {}", refused.message());
+        }
+        let another = refused.message().matches("ask for another device").count();
+        assert!(another == 1 && !refused.message().contains("requested addresses"), "{}", refused.message());
+    }
+    // It is nobody's to take, so it is not counted as free.
+    let host = service.get("/v2.1/os-hypervisors/1").await.expect(200).body["hypervisor"].clone();
+    let stats = host["pci_stats"].as_array().unwrap().iter();
+    let of_vfs: Vec<_> =
+        stats.filter(|stat| stat["product_id"] == "10ca").map(|stat| &stat["count"]).collect();
+    assert_eq!(of_vfs, [1], "{host:#}");
     let one = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(one["address"], "0000:04:10.2");
     service.delete(&path(&one)).await.expect(200);

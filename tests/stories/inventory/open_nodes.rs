@@ -72,8 +72,16 @@ async fn a_device_that_a_process_has_open_is_refused_and_the_process_is_named() 
     assert_eq!(run["would_attach"], true, "{run:#}");
     assert!(service.attach(Q35, "vf:2").await.expect(409).message().contains("kill 4244"));
 
+    // A container may have a node of its own for the same number, under any name.
+    let node = service.host_dir().join("data-block");
+    symlink("/dev/null", &node).unwrap();
+    process(&service.host_dir(), 4245, "postgres", "/kubepods.slice/db", node.to_str().unwrap());
+    let refused = service.attach(Q35, "spare:1").await.expect(409);
+    let says = "process 4245 (postgres, user root) has /dev/nvme1 open";
+    assert!(refused.message().contains(says), "{}", refused.message());
+
     // The processes end, as the message advised.
-    for id in [4242, 4243, 4244] {
+    for id in [4242, 4243, 4244, 4245] {
         fs::remove_dir_all(service.host_dir().join(format!("root/proc/{id}"))).unwrap();
     }
     let run = dry_run(&service, Q35, "spare:1,vf:1").await;

@@ -89,4 +89,13 @@ async fn on_a_remote_host_an_unknown_driver_is_left_to_libvirt() {
     let refused = service.attach(Q35, "vgpu:1").await.expect(409);
     assert!(refused.message().contains("must be manually detached"), "{}", refused.message());
     service.expect_clean().await;
+
+    // Nor is it known whether libvirt would take a virtual GPU from its manager. libvirt decides.
+    let managed = config.replace(r#", "managed": "false""#, "");
+    let service = Hotslot::bare(&host("small"), &managed, change).await;
+    let checks = dry_run(&service, Q35, "vgpu:1").await;
+    assert_eq!(result(&checks, "driver", None), "unknown", "{checks}");
+    assert!(checks.to_string().contains("whether that driver makes a virtual GPU of it"), "{checks}");
+    assert_eq!(checks["would_attach"], true);
+    service.attach(Q35, "vgpu:1").await.expect(200);
 }

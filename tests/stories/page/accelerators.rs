@@ -47,7 +47,7 @@ async fn an_accelerator_is_created_after_the_page_says_what_it_takes() {
         ("acc_capability", r#"{"a": 1, "a": 2}"#, "Required capabilities"),
         ("numa_node", "-1", "NUMA node of the host"),
         ("device_type", "BANANA", "Type of the devices"),
-        ("mdev_type", "a b", "Type of mediated devices"),
+        ("mdev_type", "a/b", "Type of mediated devices"),
         ("acc_capability", "{", "Required capabilities"),
         ("acc_capability", "[]", "Required capabilities"),
     ] {

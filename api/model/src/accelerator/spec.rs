@@ -24,8 +24,8 @@ pub const MAX_BYTES: usize = 4096;
 /// A spec as the client sent it, and its parsed values.
 ///
 /// The keys `remote`, `num`, `device_type` and `acc_capability` are always shown. `acc_type`, `vendor_id`,
-/// `product_id`, `numa_node` and `numa_policy` restrict the choice of devices too. `mdev_type` requests mediated
-/// devices instead of whole devices. Other keys are stored and returned, and have no effect; one that is nearly the name
+/// `product_id`, `numa_node` and `numa_policy` restrict the choice of devices too. `mdev_type`, or `vgpu_type`, which means the
+/// same, requests mediated devices instead of whole devices, or VFs that are virtual GPUs of the type. Other keys are stored and returned, and have no effect; one that is nearly the name
 /// of a key with an effect is refused.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccSpec {
@@ -48,7 +48,8 @@ pub struct AccSpec {
     pub numa_node: Option<u32>,
     /// The NUMA policy, or `None` for [`NumaPolicy::Preferred`].
     pub numa_policy: Option<NumaPolicy>,
-    /// The id of the type of mediated devices (vGPUs), as the driver names it, or `None` for whole devices.
+    /// The type of mediated devices, or of VFs that are virtual GPUs, by its id, its name or the vendor's number; `None` for
+    /// whole devices.
     pub mdev_type: Option<String>,
 }
 
@@ -82,6 +83,15 @@ impl AccSpec {
             ));
         }
         let spec = Self::from_stored(value)?;
+        match (spec.put.get(MDEV_TYPE), spec.put.get(VGPU_TYPE)) {
+            (Some(_), Some(_)) => {
+                return Err(format!(
+                    "acc_specs: {VGPU_TYPE} means the same as {MDEV_TYPE}; remove one of the two"
+                ));
+            }
+            (None, Some(of)) if spec.mdev_type.is_none() => return Err(wrong(VGPU_TYPE, of, RIGHT_TYPE)),
+            _ => {}
+        }
         if let Some(reason) = spec.put.keys().find_map(|key| mistaken(key)) {
             return Err(format!("acc_specs: {reason}"));
         }
@@ -111,10 +121,7 @@ impl AccSpec {
     pub fn from_stored(value: &Value) -> Result<Self, String> {
         let put = value.as_object().ok_or("acc_specs is not an object")?;
         let mut spec = Self { put: put.clone(), ..Self::default() };
-        let wrong = |key: &str, value: &Value, right: &str| {
-            let value: String = value.to_string().chars().take(80).collect();
-            Err(format!("acc_specs: {key} is `{value}`; {right}"))
-        };
+        let wrong = |key, value, right| Err(wrong(key, value, right));
         for (key, value) in put {
             match key.as_str() {
                 "remote" => match value.as_i64() {
@@ -153,10 +160,12 @@ impl AccSpec {
                     Some(Err(reason)) => return Err(format!("acc_specs: numa_policy: {reason}")),
                     None => return wrong(key, value, "write required, preferred, legacy or socket"),
                 },
-                "mdev_type" => match value.as_str().filter(|id| is_mdev_type(id)) {
-                    Some(id) => spec.mdev_type = Some(id.to_owned()),
-                    None => return wrong(key, value, MDEV_TYPE),
+                MDEV_TYPE => match type_of(value) {
+                    of @ Some(_) => spec.mdev_type = of,
+                    None => return wrong(key, value, RIGHT_TYPE),
                 },
+                // Earlier versions accepted any value, which had no effect.
+                VGPU_TYPE if !put.contains_key(MDEV_TYPE) => spec.mdev_type = type_of(value),
                 _ => {}
             }
         }
@@ -279,7 +288,7 @@ impl AccSpec {
 }
 
 /// The keys of a spec that have a meaning.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "remote",
     "num",
     "device_type",
@@ -289,18 +298,20 @@ const KEYS: [&str; 10] = [
     "product_id",
     "numa_node",
     "numa_policy",
-    "mdev_type",
+    MDEV_TYPE,
+    VGPU_TYPE,
 ];
 
 /// Words that people write for a key.
-const OTHER_WORDS: [(&str, &str); 7] = [
+const OTHER_WORDS: [(&str, &str); 8] = [
     ("count", "num"),
     ("type", "device_type"),
     ("vendor", "vendor_id"),
     ("product", "product_id"),
     ("numa", "numa_node"),
     ("node", "numa_node"),
-    ("mdev", "mdev_type"),
+    ("mdev", MDEV_TYPE),
+    ("vgpu", VGPU_TYPE),
 ];
 
 /// Returns what is wrong with a key that was probably meant to be another one. A misspelt requirement would otherwise
@@ -329,13 +340,26 @@ fn mistaken(key: &str) -> Option<String> {
 /// The bonus for a device of the requested product. It is larger than any number of checks.
 const SAME_PRODUCT: usize = 1 << 32;
 
-/// The advice for an invalid type of mediated devices.
-const MDEV_TYPE: &str = "write a type's id such as \"nvidia-231\", as GET os-hypervisors/{id}/pci_devices/{address} \
-                         lists them";
+/// The keys of the type of mediated devices, or of VFs that are virtual GPUs. Both mean the same, as in an attachment.
+const MDEV_TYPE: &str = "mdev_type";
+const VGPU_TYPE: &str = "vgpu_type";
 
-/// Whether a text can be the id of a type of mediated devices, which is the name of a directory in sysfs.
-fn is_mdev_type(id: &str) -> bool {
-    (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+/// The advice for an invalid type.
+const RIGHT_TYPE: &str = "write a type's id such as \"nvidia-231\", as GET os-hypervisors/{id}/pci_devices/{address} \
+                          lists them";
+
+/// Returns the type that a value names: its id, which is the name of a directory in sysfs, its name, or the vendor's number.
+/// `None` when it can be none of them.
+fn type_of(value: &Value) -> Option<String> {
+    let of = value.as_str()?;
+    let is_right = |byte| matches!(byte, b' '..=b'~') && byte != b'/';
+    ((1..=255).contains(&of.len()) && of.bytes().all(is_right)).then(|| of.to_owned())
+}
+
+/// Returns the message for a wrong value of a key.
+fn wrong(key: &str, value: &Value, right: &str) -> String {
+    let value: String = value.to_string().chars().take(80).collect();
+    format!("acc_specs: {key} is `{value}`; {right}")
 }
 
 /// Returns a number in a JSON value that cannot be stored exactly: an integer that only a float can represent.

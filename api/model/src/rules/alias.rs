@@ -251,8 +251,9 @@ impl AliasSpec {
             wanted.filter(|wanted| *wanted != has).map(|wanted| is_not(key, has, wanted))
         };
         let kind = || match self.device_type {
+            // A device that is named by its address is unavailable, with the reason that tells how to make it available.
             _ if device.dev_type == DevType::Vdpa => {
-                Some("it is vdpa, which no alias may request".to_owned())
+                self.among.is_none().then(|| "it is vdpa, which no alias may request".to_owned())
             }
             Some(kind) => (kind != device.dev_type).then(|| is_not("device_type", device.dev_type, kind)),
             None if matches!(device.dev_type, DevType::Pci | DevType::Vf) => None,

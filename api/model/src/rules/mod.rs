@@ -45,4 +45,4 @@ pub use profile::{MAX_VFS, Profile, ProfileChange, ProfileEntry, Profiles, numbe
 pub use request::{AliasRequest, AliasRequests, MAX_DEVICES, RequestError};
 pub use rules::{Problem, Rule, RuleKind, Rules, Source};
 pub use spec::DeviceSpec;
-pub use vgpu_choice::VgpuChoice;
+pub use vgpu_choice::{VgpuChoice, same_vgpu_type};

@@ -86,12 +86,13 @@ fn owned(tags: Tags<'_>) -> BTreeMap<String, String> {
     tags.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-/// Counts the free devices for each key. A key whose devices are all in use has the count 0.
+/// Counts the free devices for each key. A key whose devices are all in use has the count 0. A device that carries a vDPA
+/// device is never free, because nobody can request it.
 fn count<'a, K: Ord>(devices: &'a [Arc<Device>], key: impl Fn(&'a Device) -> K) -> BTreeMap<K, usize> {
     let mut counts = BTreeMap::new();
     for device in devices {
         let free = match device.status {
-            DeviceStatus::Available => 1,
+            DeviceStatus::Available => usize::from(device.facts.dev_type != DevType::Vdpa),
             DeviceStatus::Claimed
             | DeviceStatus::Allocated
             | DeviceStatus::Unclaimable

@@ -77,6 +77,18 @@ impl VgpuChoice {
     }
 }
 
+/// Whether two names are of the same type of virtual GPU, as the VFs of a host tell; `None` when they do not tell, because no
+/// VF can be given a type of either name.
+pub fn same_vgpu_type(one: &str, other: &str, found: &[VgpuVf]) -> Option<bool> {
+    let has_both = |of: &VgpuType| of.is_named(one) && of.is_named(other);
+    let mut known = found.iter().flat_map(|vf| &vf.creatable);
+    let mut current = found.iter().filter_map(|vf| vf.current.as_deref()).map(VgpuType::from_id);
+    if one == other || known.clone().any(has_both) || current.any(|of| has_both(&of)) {
+        return Some(true);
+    }
+    known.any(|of| of.is_named(one) || of.is_named(other)).then_some(false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +133,20 @@ mod tests {
                 let reason = choice.why_not(at(function)).unwrap();
                 assert!(reason.contains(says) && choice.of(at(function)).is_none(), "{reason}");
             }
+        }
+        for (one, other, same) in [
+            ("nvidia-1", "1", Some(true)),
+            ("Small", "nvidia-1", Some(true)),
+            ("nvidia-9", "9", Some(true)),
+            ("nvidia-7", "nvidia-7", Some(true)),
+            ("nvidia-1", "Large", Some(false)),
+            ("7", "nvidia-2", Some(false)),
+            // One of them may be the name of the other.
+            ("nvidia-9", "Huge", None),
+            ("nvidia-7", "Huge", None),
+        ] {
+            assert_eq!(same_vgpu_type(one, other, &found), same, "{one}, {other}");
+            assert_eq!(same_vgpu_type(other, one, &found), same, "{other}, {one}");
         }
         // Its name is not known, because no VF can be of it any more.
         let choice = VgpuChoice::new("9", &found, &kept);

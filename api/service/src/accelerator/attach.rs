@@ -83,8 +83,8 @@ impl Accelerators {
             }
             (Target::Host { .. }, Some(mdev_type)) => {
                 return Err(Error::Invalid(format!(
-                    "accelerator {id} is a mediated device (mdev_type {mdev_type}), which only a server can have; \
-                     name a server, {{\"instance_uuid\": \"<its id>\"}}, or PUT a spec without mdev_type"
+                    "accelerator {id} is a mediated device (of the type {mdev_type}), which only a server can have; \
+                     name a server, {{\"instance_uuid\": \"<its id>\"}}, or PUT a spec without a type"
                 )));
             }
             (Target::Host { name, driver }, None) => {
@@ -129,7 +129,7 @@ impl Accelerators {
             && !self.is_of_vgpus(&view, server).await?
         {
             return Err(Error::Invalid(format!(
-                "dry_run: what an attach of mediated devices (mdev_type {mdev_type}) would do is not known before; attach \
+                "dry_run: what an attach of mediated devices (of the type {mdev_type}) would do is not known before; attach \
                  the accelerator without dry_run, which takes all its devices or none"
             )));
         }

@@ -1,7 +1,7 @@
 //! Root ports that a server gets with its next start, so that devices can be attached to it later.
 
 use hotslot_driver::domain::DomainXml;
-use hotslot_driver::hotplug::{add_root_ports, has_express_root, root_ports};
+use hotslot_driver::hotplug::{MOST_PORTS, add_root_ports, has_express_root, root_ports};
 use hotslot_driver::topology::Topology;
 use hotslot_model::event::{self, EventKind, What};
 use hotslot_model::host_mode::HostChange;
@@ -11,9 +11,6 @@ use serde_json::json;
 
 use super::assignments::Assignments;
 use crate::error::Error;
-
-/// The maximum number of ports of one request: the slots of a root bus.
-const MOST_PORTS: u8 = 30;
 
 /// What a request for root ports does, or would do.
 #[derive(Debug)]

@@ -80,23 +80,15 @@ impl AttachRequest {
         self.vgpu_type.as_deref().or_else(of_alias)
     }
 
-    /// Checks that the aliases exist, and that none is of another type of virtual GPU than the request.
+    /// Checks that the aliases exist.
     ///
     /// # Errors
-    /// [`Error::UnknownAlias`]; [`Error::Invalid`].
+    /// [`Error::UnknownAlias`].
     pub(super) fn expect_aliases(&self, inventory: &Inventory) -> Result<(), Error> {
-        for AliasRequest { name, .. } in &self.aliases {
-            let alias = self.alias(inventory, name).ok_or_else(|| unknown_alias(inventory, name))?;
-            if let (Some(of), Some(wanted)) = (&alias.vgpu_type, &self.vgpu_type)
-                && of != wanted
-            {
-                return Err(Error::Invalid(format!(
-                    "vgpu_type: alias `{name}` is of the vGPU type {of}, and {wanted} is requested; leave vgpu_type out, or \
-                     ask for an alias without a type"
-                )));
-            }
-        }
-        Ok(())
+        let mut names = self.aliases.iter().map(|part| &part.name);
+        names.try_for_each(|name| {
+            self.alias(inventory, name).map(drop).ok_or_else(|| unknown_alias(inventory, name))
+        })
     }
 
     /// Returns the tags that the network settings require of each device.

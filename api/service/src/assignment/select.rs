@@ -125,7 +125,8 @@ impl Assignments {
         let document = view.live.as_ref().or(view.persistent.as_ref());
         let guest_nodes = document.map(|document| document.numa_nodes.clone()).unwrap_or_default();
         let types = request.aliases.iter().filter_map(|part| request.vgpu_type(&inventory, &part.name));
-        let vgpus = self.vgpu_choices(host, &types.collect()).await?;
+        let mut vgpus = self.vgpu_choices(host, &types.collect()).await?;
+        vgpus.expect_same_types(request, &inventory)?;
         let availability = self.catalog.availability(host).await?;
         Ok(Snapshot { inventory, availability, guest_nodes, sockets, vgpus })
     }
@@ -328,6 +329,11 @@ impl Assignments {
             if let Some(reason) = blocked {
                 (check.message, check.cure) = (reason, None);
             }
+        }
+        let of_driver = |check: &&mut Check| check.name == "driver" && check.result == CheckResult::Fail;
+        for check in checks.iter_mut().filter(of_driver) {
+            let kept = check.device.and_then(|address| snapshot.availability.why_keep_driver(address));
+            check.cure = kept.or_else(|| check.cure.take());
         }
         // The advice about busy members of an IOMMU group depends on the whole request.
         if let Some(Refused::TooFew(Error::TooFewFree { shortage, advice, .. })) = refused

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hotslot_driver::hypervisor::{DomainView, ErrorKind};
 use hotslot_driver::mdev::{MdevType, VFIO_PCI};
 use hotslot_driver::pci::PciAddress;
+use hotslot_driver::vgpu::VgpuType;
 use hotslot_model::accelerator::in_use_message;
 use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::AttachmentId;
@@ -66,7 +67,12 @@ impl Assignments {
             };
             // Prefer the type that the parent has already, because many cards support one type at a time.
             let of_it = || made.iter().filter(|made| made.parent == row.id);
-            let best = types.iter().filter(|of| wanted.contains(&of.id)).min_by_key(|of| {
+            let is_wanted = |of: &&MdevType| {
+                let name = of.name.as_ref().unwrap_or(&of.id).clone();
+                let of = VgpuType { id: of.id.clone(), name };
+                wanted.iter().any(|wanted| of.is_named(wanted))
+            };
+            let best = types.iter().filter(is_wanted).min_by_key(|of| {
                 let is_made = of_it().any(|made| made.mdev_type == of.id);
                 (of.device_api != VFIO_PCI, of.available == 0, !is_made)
             });

@@ -103,7 +103,8 @@ impl Assignments {
         kept: &BTreeMap<PciAddress, String>,
     ) -> Result<VgpuChoices, Error> {
         let refused = |reason: &str| {
-            VgpuChoices::new(types.iter().map(|wanted| VgpuChoice::refused(wanted, reason.to_owned())))
+            let refused = types.iter().map(|wanted| VgpuChoice::refused(wanted, reason.to_owned()));
+            VgpuChoices::new(refused, Vec::new())
         };
         let found = match host.hypervisor.vgpu_vfs(None).await {
             Err(error) if error.kind == ErrorKind::Unsupported => return Ok(refused(&error.message)),
@@ -117,7 +118,8 @@ impl Assignments {
                 ids(types.iter().copied())
             )));
         }
-        let choices = VgpuChoices::new(types.iter().map(|wanted| VgpuChoice::new(wanted, &found, kept)));
+        let of_types: Vec<_> = types.iter().map(|wanted| VgpuChoice::new(wanted, &found, kept)).collect();
+        let choices = VgpuChoices::new(of_types, found);
         if choices.set() {
             match host.hypervisor.may_set_vgpu_types().await {
                 Err(error) if error.kind == ErrorKind::Unsupported => return Ok(refused(&error.message)),
@@ -201,16 +203,34 @@ impl Assignments {
                 return Err(failed(ErrorKind::InUse, format!("somebody else has just set the type {other}")));
             }
             None if now.creatable.iter().all(|of| of.id != *id) => {
-                return Err(failed(
-                    ErrorKind::InUse,
-                    "others took what was left of this type on the card first".into(),
-                ));
+                let other = self.other_vf_of_request(host, row).await.map_err(not_recorded)?;
+                let who = other.map_or_else(
+                    || "others took what was left of this type on the card first".to_owned(),
+                    |other| {
+                        format!(
+                            "{other}, which the same request has given a type, took what was left of this type on the card; \
+                             request fewer of them"
+                        )
+                    },
+                );
+                return Err(failed(ErrorKind::InUse, who));
             }
             None => {}
         }
         let kept = self.store.own_vgpu_type(row.id).await;
         kept.map_err(|error| not_recorded(error.into()))?;
         host.hypervisor.set_vgpu_type(&change).await
+    }
+
+    /// Returns another VF of the same card that the request of an attachment has given a type.
+    async fn other_vf_of_request(&self, host: &Host, row: &Attachment) -> Result<Option<PciAddress>, Error> {
+        let facts = |row: &Attachment| self.store.device(row.device).map(|device| device.facts.clone());
+        let Some(own) = facts(row) else { return Ok(None) };
+        let mut others = self.store.own_vgpu_types(host.row.id).await?;
+        others.retain(|other| other.request == row.request && other.id != row.id);
+        let others = others.iter().filter_map(facts);
+        let mut of_card = others.filter(|other| other.parent_addr == own.parent_addr);
+        Ok(of_card.next().map(|other| other.address))
     }
 
     /// Takes the types away from the VFs of a host, or from one of them, whose attachments have ended. Returns the VFs that

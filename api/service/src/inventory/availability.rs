@@ -181,6 +181,11 @@ impl Availability {
         ))
     }
 
+    /// Returns which use of a function would end with its driver: by another domain, or by a mediated device.
+    pub fn why_keep_driver(&self, address: PciAddress) -> Option<String> {
+        self.of_others(address).or_else(|| self.in_parts(address))
+    }
+
     /// Returns why the driver of a device makes it impossible to assign: it is unmanaged and not bound to VFIO, or it is
     /// managed and would be taken from the manager of virtual GPUs. Returns `None` when it can be assigned, and when the
     /// driver's name does not tell.
@@ -191,10 +196,16 @@ impl Availability {
             return function.why_not_managed();
         }
         (function.vfio() == OnVfio::No).then(|| {
+            // Never advise to unbind a function that the host needs, even when its guard is overridden.
+            let cure = match self.guards.get(&address).and_then(|guards| guards.first()) {
+                None => function.how_to_bind(),
+                Some(guard) => {
+                    format!("take another device, for the host needs it ({}: {})", guard.kind, guard.reason)
+                }
+            };
             format!(
-                "its device_spec says that libvirt does not bind it ({}), and {address} is not bound to VFIO; bind it \
-                 first (virsh nodedev-detach {})",
-                r#""managed": "false""#, function.name
+                "its device_spec says that libvirt does not bind it ({}), and {address} is not bound to VFIO; {cure}",
+                r#""managed": "false""#
             )
         })
     }
@@ -278,19 +289,24 @@ impl Availability {
         drivers: HostDrivers,
     ) -> Option<String> {
         let address = device.facts.address;
-        let bound = || if drivers == HostDrivers::Blocks { self.unbound(device) } else { None };
         let reason = self
             .unavailable_itself(device)
             .or_else(|| self.with_what_waits(device, devices))
-            .or_else(bound)
             .or_else(|| self.under_call(address))
             .or_else(|| self.guarded(address, drivers))
             .or_else(|| self.of_others(address));
         if drivers == HostDrivers::Keep {
             return reason;
         }
+        // Its driver comes after every use that would end with the driver.
+        let is_held = |vf: &&PciAddress| devices(**vf).is_some_and(|vf| vf.owner.is_some());
+        let bound = || {
+            let unbound = self.unbound(device).filter(|_| drivers == HostDrivers::Blocks)?;
+            let held = self.vfs(address).iter().find(is_held);
+            Some(held.map_or(unbound, |vf| format!("its VF {vf} is in use")))
+        };
         let group = || self.why_group_is_blocked(address, devices, server, drivers);
-        reason.or_else(|| self.in_parts(address)).or_else(group)
+        reason.or_else(|| self.in_parts(address)).or_else(bound).or_else(group)
     }
 
     /// Whether a device may be assigned only together with other members of its IOMMU group, which are bound to host

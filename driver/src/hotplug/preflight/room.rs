@@ -2,6 +2,7 @@
 
 use super::verdict::{Facts, Finding};
 use crate::domain::{ControllerModel, DomainXml};
+use crate::hotplug::ports::{has_express_root, room_for_ports};
 use crate::hypervisor::{DomainView, ErrorKind};
 use crate::pci::PciAddress;
 use crate::topology::Topology;
@@ -47,8 +48,8 @@ pub(super) fn bar_window(live: Option<&DomainXml>, facts: &Facts, port: Option<P
         && (prefetchable <= port.pref64_reserve.unwrap_or(0)
             || memory.saturating_add(prefetchable) <= window);
     let cure = format!(
-        "set mem-reserve and pref64-reserve of the port with <qemu:override> (device pci.{}) and power-cycle \
-         the guest",
+        "set mem-reserve and pref64-reserve of the port with <qemu:override> (device pci.{}; since libvirt 10.3 memReserve \
+         of its <target>, in KiB, is the same as mem-reserve) and power-cycle the guest",
         port.index
     );
     if fits {
@@ -94,8 +95,6 @@ pub(super) fn free_port(view: &DomainView, document: &DomainXml, devices: &[Fact
     if view.live.is_none() {
         return Finding::unknown(format!("{room}: libvirt adds ports to the definition if it can"));
     }
-    let by_hand =
-        |controller| format!("add {controller} to the domain's definition and power-cycle the guest");
     let (kind, cure) = match (device.express, pcie) {
         (true, true) => {
             let wanted = devices.iter().filter(|facts| facts.device.express).count();
@@ -115,8 +114,8 @@ pub(super) fn free_port(view: &DomainView, document: &DomainXml, devices: &[Fact
     Finding::fail(ErrorKind::NoFreePort, message).cure(format!("{detach}{cure}"))
 }
 
-/// Returns the advice to a running guest that has fewer free ports than the `wanted` ones: to add them to its definition, or
-/// only to start it again, when its definition has them already.
+/// Returns the advice to a running guest that has fewer free ports than the `wanted` ones: to add them to its definition, as
+/// many as fit, or only to start it again, when its definition has them already.
 pub fn add_ports(view: &DomainView, wanted: usize) -> String {
     let (name, domain) = (&view.info.name, view.info.uuid);
     let Some(definition) = &view.persistent else {
@@ -124,16 +123,37 @@ pub fn add_ports(view: &DomainView, wanted: usize) -> String {
             "define {name} with {wanted} more pcie-root-port controller(s) and start it anew, for it is transient"
         );
     };
-    let there = Topology::of(definition).free_ports().count_for(true);
-    match wanted.saturating_sub(there) {
-        0 => format!(
-            "shut {name} off and start it again: it then has the {there} free port(s) of its definition"
-        ),
-        count => format!(
-            "add {count} port(s) to the definition of {name} (POST servers/{domain}/pci_ports with count {count}), and \
-             power-cycle the guest"
-        ),
+    if !has_express_root(definition) {
+        return by_hand("a pci-bridge controller");
     }
+    let there = Topology::of(definition).free_ports().count_for(true);
+    let missing = wanted.saturating_sub(there);
+    if missing == 0 {
+        return format!(
+            "shut {name} off and start it again: it then has the {there} free port(s) of its definition"
+        );
+    }
+    let count = missing.min(room_for_ports(definition).into());
+    if count == 0 {
+        return format!(
+            "take another server, or ask for fewer devices: the definition of {name} has {there} free port(s), and no room \
+             for more"
+        );
+    }
+    let rest = match missing - count {
+        0 => String::new(),
+        rest => {
+            format!("; it then has room for {} device(s), and the other {rest} do not fit", there + count)
+        }
+    };
+    format!(
+        "add {count} port(s) to the definition of {name} (POST servers/{domain}/pci_ports with count {count}), and \
+         power-cycle the guest{rest}"
+    )
+}
+
+fn by_hand(controller: &str) -> String {
+    format!("add {controller} to the domain's definition and power-cycle the guest")
 }
 
 /// Checks the limit of locked memory: VFIO locks all of the guest's memory. libvirt raises QEMU's limit automatically,

@@ -49,6 +49,17 @@ fn free_ports_are_counted_for_all_devices_of_a_request_together() {
     assert!(reason.contains("room for 7; add 1 port(s)"), "{reason}");
     let reason = refused_with(&q35, None, &vec![vf.clone(); 8]).unwrap();
     assert!(reason.contains("with 8 more pcie-root-port controller(s)"), "{reason}");
+    // Not more are advised than slots are free, or than one request adds.
+    let reason = refused(&q35, &vec![vf.clone(); 60]).unwrap();
+    let most = crate::hotplug::ports::room_for_ports(&q35);
+    let says = format!("add {most} port(s)");
+    assert!((20..=30).contains(&most) && reason.contains(&says), "{reason}");
+    let says = format!("room for {} device(s), and the other {} do not fit", 7 + most, 53 - most);
+    assert!(reason.contains(&says), "{reason}");
+    let mut narrow = q35.clone();
+    narrow.occupied.extend((1..0x1f).map(|slot| PciAddress::new(0, 0, slot, 0).unwrap()));
+    let reason = refused(&narrow, &vec![vf.clone(); 8]).unwrap();
+    assert!(reason.contains("has 7 free port(s), and no room for more"), "{reason}");
     let reason = refused(&q35, &[vf.clone(), edu.clone()]).unwrap();
     assert!(reason.contains("1 conventional PCI device(s) requested, room for 0"), "{reason}");
     assert!(reason.contains("; add a pcie-to-pci-bridge"), "no detach makes a bus for it: {reason}");

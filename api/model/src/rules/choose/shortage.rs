@@ -121,9 +121,12 @@ impl Shortage {
                 helps.push(all.join(" and "));
             }
         }
-        if self.left_out.contains_key(&Category::Unavailable) && self.requester.parse::<PciAddress>().is_ok()
+        let another = "ask for another device";
+        if self.left_out.contains_key(&Category::Unavailable)
+            && self.requester.parse::<PciAddress>().is_ok()
+            && !helps.iter().any(|help| help.ends_with(another))
         {
-            helps.push("ask for another device".to_owned());
+            helps.push(another.to_owned());
         }
         let at_once = if self.together.is_some() { " at once" } else { "" };
         helps.extend(self.fewer.map(|count| match count {

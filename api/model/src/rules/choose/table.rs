@@ -329,7 +329,8 @@ fn wants<'a>(wanted: &Wanted<'_>, facts: &DeviceFacts) -> Result<(), Reason<'a>>
     if !wanted.alias.matches(facts) {
         return Err(Reason::Kind);
     }
-    if wanted.vf && facts.dev_type != DevType::Vf {
+    // A VF that carries a vDPA device is unavailable, with what to do about that.
+    if wanted.vf && !matches!(facts.dev_type, DevType::Vf | DevType::Vdpa) {
         let kind = facts.dev_type;
         return Err(Reason::NotVf(format!("it is {kind}, and the request has settings of VFs ({KEYS})")));
     }
