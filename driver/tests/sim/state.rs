@@ -122,7 +122,8 @@ async fn devices_can_be_added_and_removed() {
     let host = host.reopened();
     assert_eq!(vfs(host.sim.device(address(PF)).await.unwrap()), [address(VF1)]);
     host.control(&format!("device add {VF0}"));
-    let vf = host.sim.device(address(VF0)).await.unwrap();
+    let all = host.sim.devices().await.unwrap();
+    let vf = all.into_iter().find(|device| device.address == address(VF0)).unwrap();
     assert_eq!(vf.driver.as_deref(), Some("igbvf"));
     assert_eq!(vf.net, ["eth7"]);
     assert_eq!(vfs(host.sim.device(address(PF)).await.unwrap()), [address(VF0), address(VF1)]);
