@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::argument::number;
 use crate::exit::{Exit, Failure};
 use crate::output;
+use crate::remedy::by_commands;
 use crate::size::Size;
 use crate::table::{column, id, message};
 use crate::value::at;
@@ -122,6 +123,9 @@ async fn prepare(
     let path = ["servers", &id, "pci_ports"];
     let body = |dry_run: bool| json!({ "pci_ports": { "count": ports, "dry_run": dry_run } });
     let mut answer = cli.client.post(&path, &body(true)).await?["pci_ports"].take();
+    if let Some(reason) = answer["refused"].as_str().filter(|_| !dry_run) {
+        return Err(Failure::new(Exit::Refused, by_commands(reason)).into());
+    }
     // The advice is to add the ports without it, so they can be added.
     if let Some(bar) = bar {
         return Err(Failure::new(Exit::Refused, no_window(server, bar)).into());
@@ -144,6 +148,10 @@ async fn prepare(
         output::complain(
             "the guest has the new ports after it was shut off and started again; a reboot from inside is not enough",
         );
+    }
+    if let Some(reason) = answer["refused"].as_str() {
+        output::complain(&by_commands(reason));
+        return Ok(Exit::Refused);
     }
     Ok(Exit::Done)
 }

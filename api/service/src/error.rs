@@ -147,6 +147,7 @@ impl From<hotslot_store::Error> for Error {
             Of::Conflict(reason) => Self::Conflict(reason),
             Of::AlreadyExists(reason) => Self::AlreadyExists(reason),
             Of::OverQuota(exceeded) => Self::OverQuota(exceeded),
+            Of::Restricted { mode, reason } => Self::Restricted { mode, reason },
             Of::Internal(reason) => Self::Internal(reason),
         }
     }

@@ -36,7 +36,9 @@ impl Hosts {
         Ok(all)
     }
 
-    /// Checks that a change of a host may be made for a request.
+    /// Checks that a change of a host may be made for a request, before the request waits for anything. Whatever is
+    /// recorded when it begins is checked again in the transaction of the record; what is not, after the wait
+    /// ([`turn_at`](crate::assignment::Assignments::turn_at)).
     ///
     /// # Errors
     /// [`Error::Restricted`] with who decided that it may not, and what to do; errors of the database.
@@ -49,6 +51,18 @@ impl Hosts {
             })
         });
         refusal.map_or(Ok(()), Err)
+    }
+
+    /// Returns why a change of a host is refused now; `None` when it may be made.
+    ///
+    /// # Errors
+    /// Errors of the database.
+    pub async fn refusal(&self, host: &Host, change: HostChange) -> Result<Option<String>, Error> {
+        match self.expect_open(host, change).await {
+            Ok(()) => Ok(None),
+            Err(Error::Restricted { reason, .. }) => Ok(Some(reason)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sets what may be changed on a host, from now on and also after a restart.

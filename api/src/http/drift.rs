@@ -63,17 +63,16 @@ pub(super) struct DriftOfHost {
     drift: Vec<Shown>,
 }
 
-/// What disagrees at all hosts. A host that is unreachable, or that admits no repair, is listed, and the other hosts are
-/// still shown.
+/// What disagrees at all hosts. A host that is unreachable is listed, and the other hosts are still shown.
 #[derive(Default, Serialize, ToSchema)]
 pub(super) struct DriftEverywhere {
     /// The disagreements, by host.
     drift: Vec<Shown>,
-    /// The hosts that cannot be read, or that admit no repair.
+    /// The hosts that cannot be read.
     hosts_away: Vec<HostAway>,
 }
 
-/// A host that cannot be read, or that admits no repair.
+/// A host that cannot be read.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HostAway {
     /// The name of the host.
@@ -117,11 +116,21 @@ async fn repaired(assignments: &Arc<Assignments>, host: &Arc<Host>) -> Result<Ve
     Ok(outcomes.map(repaired).collect())
 }
 
+/// Repairs a host among others. On one that admits no repair everything is left, with that as the reason.
+async fn repaired_or_left(assignments: &Arc<Assignments>, host: &Arc<Host>) -> Result<Vec<Shown>, Error> {
+    let reason = match repaired(assignments, host).await {
+        Err(Error::Restricted { reason, .. }) => reason,
+        done => return done,
+    };
+    let left = |one: Shown| Shown { repaired: Some(false), left: Some(Some(reason.clone())), ..one };
+    Ok(findings(assignments, host).await?.into_iter().map(left).collect())
+}
+
 impl DriftEverywhere {
     fn add(&mut self, host: &Host, found: Result<Vec<Shown>, Error>) -> Result<(), Error> {
         match found {
             Ok(found) => self.drift.extend(found),
-            Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. } | Error::Restricted { .. })) => {
+            Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. })) => {
                 self.hosts_away.push(HostAway { host: host.name.clone(), reason: error.to_string() });
             }
             Err(error) => return Err(error),
@@ -146,14 +155,15 @@ pub(super) async fn list(
 
 /// Repairs what disagrees at all hosts.
 #[utoipa::path(post, path = "/drift", tag = "Drift",
-    responses((status = 200, description = "What disagreed, and whether it was repaired.", body = DriftEverywhere)))]
+    responses((status = 200, description = "What disagreed, and whether it was repaired. At a host that is frozen or \
+        read-only all is left, with that as the reason.", body = DriftEverywhere)))]
 pub(super) async fn repair(
     State(assignments): State<Arc<Assignments>>,
     State(hosts): State<Arc<Hosts>>,
 ) -> Result<Json<DriftEverywhere>, Fault> {
     let mut all = DriftEverywhere::default();
     for host in hosts.iter() {
-        all.add(host, repaired(&assignments, host).await)?;
+        all.add(host, repaired_or_left(&assignments, host).await)?;
     }
     Ok(Json(all))
 }
@@ -172,7 +182,10 @@ pub(super) async fn of_host(
 
 /// Repairs what disagrees at one host.
 #[utoipa::path(post, path = "/os-hypervisors/{hypervisor_id}/drift", tag = "Drift", params(HypervisorPath),
-    responses((status = 200, description = "What disagreed, and whether it was repaired.", body = DriftOfHost)))]
+    responses(
+        (status = 200, description = "What disagreed, and whether it was repaired.", body = DriftOfHost),
+        (status = 409, description = "The host is frozen or read-only."),
+    ))]
 pub(super) async fn repair_host(
     State(assignments): State<Arc<Assignments>>,
     State(hosts): State<Arc<Hosts>>,

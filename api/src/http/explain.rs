@@ -11,6 +11,7 @@ use hotslot_driver::local::{self, Bar, BarKind, Guard};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_model::assignment::State as AssignmentState;
 use hotslot_model::device::{DevType, Device, DeviceStatus, Functions};
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{DeviceId, ServerId};
 use hotslot_model::rules::{self, MAX_DEVICES, Pool, RuleKind};
 use hotslot_service::assignment::{Assignments, CandidatesRequest};
@@ -79,7 +80,8 @@ pub(super) struct Explained {
     pool: Option<ShownPool>,
     /// Whether it is offered now.
     offered: bool,
-    /// Why it is not offered although it is free.
+    /// Why it is not offered although it is free: what makes it unavailable, or the host that is frozen, being drained or
+    /// read-only.
     withheld: Option<String>,
 }
 
@@ -295,6 +297,8 @@ pub(super) async fn device(
     let (row, at) = (find(address), |address| find(address).map(AsRef::as_ref));
     let unavailable = row.and_then(|row| availability.why_unavailable(row, &at, None, HostDrivers::Blocks));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
+    let refusal = parts.hosts.refusal(host, HostChange::Attach).await?.filter(|_| free);
+    let withheld: Vec<_> = unavailable.into_iter().chain(refusal).collect();
     let sysroot = host.hypervisor.sysroot();
     let (vgpu_type, vgpu_types) = vgpu_types(host, address).await?;
     let pci_device = Explained {
@@ -316,8 +320,8 @@ pub(super) async fn device(
         vgpu_types,
         group_members: members(&availability, function, &rows),
         pool: row.and_then(|row| pool(row, &rows)).map(shown),
-        offered: free && unavailable.is_none(),
-        withheld: unavailable,
+        offered: free && withheld.is_empty(),
+        withheld: (!withheld.is_empty()).then(|| withheld.join("; ")),
     };
     Ok(Json(ExplainedAnswer { pci_device }))
 }

@@ -65,6 +65,8 @@ struct PortsView {
     free: usize,
     /// Whether the server has to be shut off and started before it has the ports.
     needs_restart: bool,
+    /// Why the same request without `dry_run` is refused now: the host is frozen or read-only. Null when it is not.
+    refused: Option<String>,
 }
 
 /// Adds root ports to the definition of a server, which it has from its next start on. An extension of hotslot.
@@ -73,7 +75,7 @@ struct PortsView {
     request_body(content = PortsRequest, example = json!({ "pci_ports": { "count": 4, "dry_run": true } })),
     responses(
         (status = 200, description = "What was added, or would be.", body = PortsAnswer),
-        (status = 409, description = "The server has no definition, or no PCI Express root bus."),
+        (status = 409, description = "The server has no definition, or no PCI Express root bus, or its host is frozen or read-only."),
     ))]
 pub(super) async fn add(
     State(assignments): State<Arc<Assignments>>,
@@ -87,6 +89,10 @@ pub(super) async fn add(
     let PortsRequest { pci_ports: NewPorts { count, dry_run } } = read(&headers, body, EXAMPLE)?;
     permit.server(&hosts, server).await?;
     let prepared = assignments.add_ports(server, count, dry_run).await?;
+    let refused = prepared.refused.map(Fault::from).map(|fault| match permit.sees_hosts() {
+        true => fault.message,
+        false => fault.without_hosts().unwrap_or(fault).message,
+    });
     Ok(Json(PortsAnswer {
         pci_ports: PortsView {
             server_id: server,
@@ -95,6 +101,7 @@ pub(super) async fn add(
             free_before: prepared.free_before,
             free: prepared.free,
             needs_restart: prepared.is_running,
+            refused,
         },
     }))
 }

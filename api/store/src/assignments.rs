@@ -8,6 +8,7 @@ use hotslot_model::assignment::{
 };
 use hotslot_model::device::{AfterUse, Device, DeviceStatus};
 use hotslot_model::event;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_model::time::Millis;
 
@@ -96,7 +97,8 @@ impl Store {
     /// rows that do not exist are left out.
     ///
     /// # Errors
-    /// Returns the error of the database. Then nothing was changed.
+    /// Returns [`Error::Restricted`] when a detach is requested on a host that admits none, or the error of the database. Then
+    /// nothing was changed.
     pub async fn settle(&self, seen: &[(AssignmentKey, Observation)]) -> Result<Vec<Change>, Error> {
         self.settle_and(seen, &|_, _| AfterUse::Offered).await
     }
@@ -115,6 +117,9 @@ impl Store {
         let mut changes = Vec::new();
         for (key, observation) in seen {
             let Some(mut row) = by_key(*key, &mut draft.tx).await? else { continue };
+            if *observation == Observation::DetachRequested {
+                draft.expect_open(row.hypervisor(), HostChange::Other).await?;
+            }
             let device = draft.device(row.device());
             let address = device.as_ref().map(|device| device.facts.address);
             let was = row.state();

@@ -8,6 +8,7 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Attachment, InnerAddress, InnerSource, Network, NewAttachment, Reservation};
 use hotslot_model::device::Owner;
 use hotslot_model::event;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use hotslot_model::quota::of_aliases;
 use hotslot_model::time::Millis;
@@ -158,14 +159,16 @@ impl Store {
     ///
     /// # Errors
     /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist any more, [`Error::Conflict`]
-    /// when it holds a device, [`Error::OverQuota`], or the error of the database. Then nothing was claimed.
+    /// when it holds a device, [`Error::Restricted`], [`Error::OverQuota`], or the error of the database. Then nothing was
+    /// claimed.
     pub async fn reserve(
         &self,
         reservation: Reservation<'_>,
         wanted: &[NewAttachment],
     ) -> Result<Option<Vec<Attachment>>, Error> {
-        let Reservation { server, request, key, holder, project, .. } = reservation;
+        let Reservation { hypervisor, server, request, key, holder, project, .. } = reservation;
         let mut draft = self.draft().await?;
+        draft.expect_open(hypervisor, HostChange::Attach).await?;
         if let Some(holder) = holder {
             draft.may_be_given(holder).await?;
         }

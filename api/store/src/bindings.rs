@@ -6,6 +6,7 @@ use hotslot_driver::binding::HostDriver;
 use hotslot_model::assignment::{Binding, Holder, NewBinding, State};
 use hotslot_model::device::Owner;
 use hotslot_model::event;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{DeviceId, HypervisorId, RequestId};
 
 use crate::clock::now;
@@ -39,7 +40,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist any more, [`Error::Conflict`]
-    /// when it holds a device, or the error of the database. Then nothing was claimed.
+    /// when it holds a device, [`Error::Restricted`], or the error of the database. Then nothing was claimed.
     pub async fn reserve_bindings(
         &self,
         hypervisor: HypervisorId,
@@ -49,6 +50,7 @@ impl Store {
         wanted: &[NewBinding],
     ) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
+        draft.expect_open(hypervisor, HostChange::Attach).await?;
         draft.may_be_given(holder).await?;
         for new in wanted {
             if !draft.claim(&new.device, Owner::Host, request, &new.siblings) {

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use hotslot_model::assignment::Holder;
+use hotslot_model::host_mode::HostMode;
 use hotslot_model::id::AcceleratorId;
 use hotslot_model::quota::Exceeded;
 
@@ -51,6 +52,14 @@ pub enum Error {
     /// The name or id of a new record is in use. The message says what has it.
     #[error("{0}")]
     AlreadyExists(String),
+    /// The host admits no such change now.
+    #[error("{reason}")]
+    Restricted {
+        /// The mode of the host.
+        mode: HostMode,
+        /// The person who decided it, and the remedy.
+        reason: String,
+    },
     /// The change would exceed a quota of a project.
     #[error(transparent)]
     OverQuota(#[from] Box<Exceeded>),

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use hotslot_model::event::{self, EventKind, What};
-use hotslot_model::host_mode::{HostMode, Restriction};
+use hotslot_model::host_mode::{HostChange, HostMode, Restriction};
 use hotslot_model::id::HypervisorId;
 use serde_json::{Value, json};
 
 use crate::actor;
 use crate::clock::now;
 use crate::columns::RowReader;
+use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::pool::Store;
@@ -34,6 +35,23 @@ async fn restriction_of(on: Executor<'_>, host: HypervisorId) -> Result<Option<R
 fn shown(restriction: Option<&Restriction>) -> Option<Value> {
     let mode = restriction.map_or(HostMode::Open, |restriction| restriction.mode);
     Some(json!({ "mode": mode, "reason": restriction.and_then(|restriction| restriction.reason.as_deref()) }))
+}
+
+impl DeviceTransaction<'_> {
+    /// Checks that a change of a host may begin with this transaction. Modes are set in transactions too, so that nothing
+    /// begins after a change of the mode was committed.
+    ///
+    /// # Errors
+    /// Returns [`Error::Restricted`], or the error of the database.
+    pub(super) async fn expect_open(&mut self, host: HypervisorId, change: HostChange) -> Result<(), Error> {
+        let Some(restriction) = restriction_of((&mut self.tx).into(), host).await? else { return Ok(()) };
+        let row = query("SELECT name FROM hypervisors WHERE id = $1").bind(host.0);
+        let name: String = row.fetch_one(&mut self.tx).await?.try_get("name")?;
+        match restriction.refusal(&name, change) {
+            None => Ok(()),
+            Some(reason) => Err(Error::Restricted { mode: restriction.mode, reason }),
+        }
+    }
 }
 
 impl Store {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hotslot_model::assignment::{InnerAddress, Mdev, MdevReservation, State};
 use hotslot_model::device::{AfterUse, Device, DeviceStatus, Owner};
 use hotslot_model::event;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, ServerId};
 use hotslot_model::quota::Resource;
 
@@ -99,7 +100,8 @@ impl Store {
     ///
     /// # Errors
     /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist any more, [`Error::Conflict`]
-    /// when it holds a device, [`Error::OverQuota`], or the error of the database. Then nothing was claimed.
+    /// when it holds a device, [`Error::Restricted`], [`Error::OverQuota`], or the error of the database. Then nothing was
+    /// claimed.
     pub async fn reserve_mdevs(
         &self,
         reservation: MdevReservation<'_>,
@@ -107,6 +109,7 @@ impl Store {
     ) -> Result<bool, Error> {
         let MdevReservation { hypervisor, server, request, holder, persistent, project } = reservation;
         let mut draft = self.draft().await?;
+        draft.expect_open(hypervisor, HostChange::Attach).await?;
         draft.may_be_given(holder).await?;
         let requested = BTreeMap::from([(Resource::Attachments, wanted.len() as i64)]);
         self.charge(&mut draft.tx, project, &requested).await?;

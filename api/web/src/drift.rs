@@ -10,6 +10,7 @@ use crate::context::{Context, Fields};
 use crate::layout::{Page, form_token};
 use crate::parts::{badge, function_page, items, server_link, text};
 use crate::problem::Problem;
+use crate::remedy::by_pages;
 use crate::table::table;
 
 /// Returns what disagrees now.
@@ -34,7 +35,7 @@ pub(crate) async fn repair(context: Context, fields: Fields) -> Result<Response,
             section.outcome role="status" {
                 p.done { (count) " of " (repaired.len()) " repaired." }
                 @for one in repaired.iter().filter(|one| one["repaired"] != true) {
-                    p.refusal { (text(&one["kind"])) " of " (subject(&context, one)) " is left as it is: " (text(&one["left"])) }
+                    p.refusal { (text(&one["kind"])) " of " (subject(&context, one)) " is left as it is: " (by_pages(text(&one["left"]))) }
                 }
             }
             div #drift data-live { (list(&context, &left)) }

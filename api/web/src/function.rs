@@ -16,6 +16,7 @@ use crate::parts::{
     shown, size, text,
 };
 use crate::problem::Problem;
+use crate::remedy::by_pages;
 use crate::table::{Row, table};
 
 #[derive(Deserialize)]
@@ -74,7 +75,7 @@ fn verdict(guests: &Guests<'_>, function: &Value) -> Markup {
 
 fn why_not(function: &Value) -> String {
     if let Some(reason) = function["withheld"].as_str() {
-        return format!("It is not offered: {reason}.");
+        return format!("It is not offered: {}.", by_pages(reason));
     }
     match (function["bridge"] == true, text(&function["status"])) {
         (true, _) => "A bridge or port is never assignable.".to_owned(),

@@ -99,6 +99,36 @@ async fn a_failed_bind_gives_the_reason_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_request_stays_bound_on_a_frozen_host() {
+    let service = service().await;
+    profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "1" }])).await;
+    let arq = requests(&service, "qat").await.remove(0);
+    patch(&service, &arq, target(&provider(&service, QAT).await, G1)).await.expect(202);
+    becomes(&service, &arq, "Bound").await;
+    let mode = async |mode: &str| {
+        let body = json!({ "hypervisor_mode": { "mode": mode } });
+        service.put("/v2.1/os-hypervisors/node1/mode", body).await.expect(200);
+    };
+    let before = shown(&service, &arq).await;
+    mode("frozen").await;
+    let of_server = format!("{ARQS}?instance={G1}");
+    for refused in [
+        patch(&service, &arq, nowhere()).await,
+        service.delete(&format!("{ARQS}/{arq}")).await,
+        service.delete(&of_server).await,
+    ] {
+        let said = refused.expect(409).fault_string();
+        assert!(said.contains("host node1 was frozen by "), "{said}");
+        assert_eq!(shown(&service, &arq).await, before, "it is as it was");
+    }
+    service.get(&format!("{of_server}&bind_state=resolved")).await.expect(200);
+    mode("draining").await;
+    service.delete(&of_server).await.expect(204);
+    mode("open").await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
 async fn a_guest_that_does_not_let_go_keeps_its_device() {
     let service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "1" }])).await;

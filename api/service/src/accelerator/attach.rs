@@ -90,7 +90,7 @@ impl Accelerators {
             (Target::Host { name, driver }, None) => {
                 let host = match &name {
                     Some(name) => Arc::clone(self.hosts.host_called(name).await?),
-                    None => self.own_host(&view, any_device)?,
+                    None => self.own_host(&view, any_device).await?,
                 };
                 self.on_that_host(&view, &host, any_device)?;
                 let request = HostUseRequest {
@@ -212,15 +212,16 @@ impl Accelerators {
     }
 
     /// Returns the host of an accelerator: the one that has its pinned device, else the one with the most free
-    /// candidates, reachable hosts first.
+    /// candidates. Hosts that are unreachable or admit no attach come last.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when there is none.
-    fn own_host(&self, view: &View, any_device: bool) -> Result<Arc<Host>, Error> {
+    /// [`Error::Conflict`] when there is none; errors of the database.
+    async fn own_host(&self, view: &View, any_device: bool) -> Result<Arc<Host>, Error> {
         if let Some(pinned) = &view.pinned {
             let lost = || Error::Conflict("its device is on a host that is no longer configured".into());
             return self.hosts.host(pinned.hypervisor).cloned().ok_or_else(lost);
         }
+        let restrictions = self.hosts.restrictions().await?;
         let mut refusal = None;
         let mut best: Option<((bool, usize), &Arc<Host>)> = None;
         for host in self.hosts.iter() {
@@ -230,7 +231,8 @@ impl Accelerators {
                     let free = rows.iter().filter(|row| {
                         row.status == DeviceStatus::Available && found.contains(&row.facts.address)
                     });
-                    let this = (answers(host), free.count());
+                    let is_open = !restrictions.contains_key(&host.row.id);
+                    let this = (answers(host) && is_open, free.count());
                     if best.is_none_or(|(best, _)| this > best) {
                         best = Some((this, host));
                     }

@@ -7,15 +7,19 @@ use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
 use hotslot_model::assignment::Attachment;
 use hotslot_model::device::Device;
+use hotslot_model::host_mode::HostChange;
+use hotslot_model::id::ServerId;
 use hotslot_store::Store;
 
 use super::choosing::Choosing;
 use crate::config::Config;
 use crate::current::Current;
+use crate::error::Error;
+use crate::host::Host;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
 use crate::inventory::Catalog;
-use crate::locks::{InFlight, KeyedMutex};
+use crate::locks::{InFlight, KeyedGuard, KeyedMutex};
 
 /// Assigns devices to servers and to their hosts, and releases them.
 pub struct Assignments {
@@ -37,6 +41,22 @@ pub struct Assignments {
 }
 
 impl Assignments {
+    /// Waits for the turn of a request at a server, and then checks that its host may still be changed: it may have been
+    /// frozen meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Restricted`]; errors of the database.
+    pub(crate) async fn turn_at(
+        &self,
+        host: &Host,
+        server: ServerId,
+        change: HostChange,
+    ) -> Result<KeyedGuard, Error> {
+        let turn = self.turns.of(format!("server {server}")).await?;
+        self.hosts.expect_open(host, change).await?;
+        Ok(turn)
+    }
+
     /// Returns the configured limits of unplugging a device.
     pub fn detach_limits(&self) -> DetachLimits {
         let config = self.config.get();

@@ -79,8 +79,7 @@ impl Assignments {
         self.known_aliases(&request)?;
         // Attaches to one server go one after another, so that two requests never count on the same free port. When
         // its turn comes at once, as mostly, the server is read once.
-        let turn = || format!("server {}", request.server);
-        let early = self.turns.try_of(turn()).await?;
+        let early = self.turns.try_of(format!("server {}", request.server)).await?;
         let is_quiet = self.hosts.iter().all(|host| host.overdue_call(request.server).is_none());
         let (host, view) = self.hosts.find(request.server).await?;
         self.hosts.expect_open(&host, HostChange::Attach).await?;
@@ -90,7 +89,7 @@ impl Assignments {
         let wait = async {
             match early {
                 Some(early) => Ok(early),
-                None => self.turns.of(turn()).await,
+                None => self.turn_at(&host, request.server, HostChange::Attach).await,
             }
         };
         let _turn = metrics::step(KIND, "wait", wait).await?;

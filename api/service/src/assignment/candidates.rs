@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hypervisor::DomainView;
 use hotslot_model::device::Device;
+use hotslot_model::host_mode::HostChange;
 use hotslot_model::id::{DeviceId, ServerId};
 use hotslot_model::rules::{self, CandidateSet, Foreign, Wanted};
 
@@ -71,6 +72,11 @@ impl Assignments {
                 if let Some(reason) = without_type.get(&device.facts.address) {
                     unavailable.entry(device.id).or_insert_with(|| reason.clone());
                 }
+            }
+        }
+        if let Some(reason) = self.hosts.refusal(host, HostChange::Attach).await? {
+            for device in &devices {
+                unavailable.entry(device.id).or_insert_with(|| reason.clone());
             }
         }
         let document = view.and_then(|view| view.live.or(view.persistent));

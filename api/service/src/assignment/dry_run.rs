@@ -42,10 +42,9 @@ impl Assignments {
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         request.expect_owner(&view)?;
         let snapshot = self.snapshot(&host, &view, request).await?;
-        let mut checks = vec![match self.hosts.expect_open(&host, HostChange::Attach).await {
-            Ok(()) => check("host-mode", CheckResult::Pass, format!("host {} admits changes", host.name)),
-            Err(Error::Restricted { reason, .. }) => check("host-mode", CheckResult::Fail, reason),
-            Err(error) => return Err(error),
+        let mut checks = vec![match self.hosts.refusal(&host, HostChange::Attach).await? {
+            None => check("host-mode", CheckResult::Pass, format!("host {} admits changes", host.name)),
+            Some(reason) => check("host-mode", CheckResult::Fail, reason),
         }];
         checks.push(match request::scope(&view, request.persistent) {
             Ok(scope) => check("scope", CheckResult::Pass, into(scope).to_owned()),

@@ -94,7 +94,7 @@ impl Assignments {
         let _room = host.admit()?;
         host.ready().await?;
         // Attaches to one server go one after another, so that two requests never count on the same free port.
-        let _turn = self.turns.of(format!("server {server}")).await?;
+        let _turn = self.turn_at(&host, server, HostChange::Attach).await?;
         attach::expect_nothing_out(&host, server)?;
         let domain = host.server(server).await?.ok_or(Error::NoServer(server))?;
         let scope = request::scope(&domain, true)?;

@@ -16,7 +16,7 @@ impl Assignments {
     ///
     /// # Errors
     /// [`Error::Invalid`] for an id that no project can have; [`Error::NoServer`]; [`Error::Conflict`] when Nova says
-    /// whose the server is; errors of the hypervisor.
+    /// whose the server is; [`Error::Restricted`]; errors of the hypervisor.
     pub async fn set_owner(&self, server: ServerId, project: Option<&str>) -> Result<Ownership, Error> {
         if let Some(Err(reason)) = project.map(ownership::check) {
             return Err(Error::Invalid(format!(
@@ -25,7 +25,7 @@ impl Assignments {
         }
         let (host, _) = self.hosts.find(server).await?;
         self.hosts.expect_open(&host, HostChange::Other).await?;
-        let _turn = self.turns.of(format!("server {server}")).await?;
+        let _turn = self.turn_at(&host, server, HostChange::Other).await?;
         if let Some(call) = host.overdue_call(server) {
             return Err(Error::Conflict(format!(
                 "the owner of server {server} was not set: {call}; try again when that call has returned"

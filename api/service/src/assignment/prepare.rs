@@ -23,6 +23,8 @@ pub struct Prepared {
     pub free: usize,
     /// Whether the server runs, so that it has the ports only after it was shut off and started.
     pub is_running: bool,
+    /// Why the host admits no such change now; only a dry run is answered then.
+    pub refused: Option<Error>,
 }
 
 impl Assignments {
@@ -30,14 +32,21 @@ impl Assignments {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a number that is out of range; [`Error::NoServer`]; [`Error::Conflict`] when the server has
-    /// no definition or no PCI Express root; [`Error::Restricted`]; errors of the hypervisor.
+    /// no definition or no PCI Express root; [`Error::Restricted`], but for a dry run; errors of the hypervisor.
     pub async fn add_ports(&self, server: ServerId, count: u8, dry_run: bool) -> Result<Prepared, Error> {
         if !(1..=MOST_PORTS).contains(&count) {
             return Err(Error::Invalid(format!("invalid count {count}: expected 1 to {MOST_PORTS} ports")));
         }
         let (host, _) = self.hosts.find(server).await?;
-        self.hosts.expect_open(&host, HostChange::Other).await?;
-        let _turn = self.turns.of(format!("server {server}")).await?;
+        let refused = match self.hosts.expect_open(&host, HostChange::Other).await {
+            // A dry run changes nothing, so that it is answered.
+            Err(refused @ Error::Restricted { .. }) if dry_run => Some(refused),
+            open => open.map(|()| None)?,
+        };
+        let _turn = match dry_run {
+            true => None,
+            false => Some(self.turn_at(&host, server, HostChange::Other).await?),
+        };
         if let Some(call) = host.overdue_call(server) {
             return Err(Error::Conflict(format!(
                 "no port was added to server {server}: {call}; try again when that call has returned"
@@ -67,7 +76,7 @@ impl Assignments {
         }
         if dry_run {
             let free = free_before + lines.len();
-            return Ok(Prepared { lines, free_before, free, is_running });
+            return Ok(Prepared { lines, free_before, free, is_running, refused });
         }
         let added = add_root_ports(host.hypervisor.as_ref(), server.0, &lines).await;
         let number = added.as_ref().map_or_else(|(added, _)| *added, |()| lines.len());
@@ -86,7 +95,7 @@ impl Assignments {
         }
         let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
         let free = view.persistent.as_ref().map_or(free_before, free_ports);
-        Ok(Prepared { lines, free_before, free, is_running })
+        Ok(Prepared { lines, free_before, free, is_running, refused })
     }
 }
 

@@ -162,15 +162,12 @@ impl Assignments {
     /// # Errors
     /// Errors of the database; [`Error::HostAway`]. What the host refuses is no error, but recorded.
     async fn make_absent(&self, host: &Host, only: Option<PciAddress>) -> Result<(), Error> {
-        match self.hosts.expect_open(host, HostChange::Other).await {
-            Err(Error::Restricted { reason, .. }) => {
-                tracing::info!(host = %host.name, reason, "nothing that [[profile]] says is made");
-                return Ok(());
-            }
-            open => open?,
-        }
         // Several processes follow the host.
         let _turn = self.turns.of(format!("profile of host {}", host.name)).await?;
+        if let Some(reason) = self.hosts.refusal(host, HostChange::Other).await? {
+            tracing::info!(host = %host.name, reason, "nothing that [[profile]] says is made");
+            return Ok(());
+        }
         let mut tried = BTreeSet::new();
         // VFs that were just made have no type yet, so that the host is compared again.
         while let Some(seen) = self.see(host).await? {
@@ -227,10 +224,11 @@ impl Assignments {
     /// Changes a host to what its profile says, unless what would vanish or be replaced is in use.
     ///
     /// # Errors
-    /// [`Error::Conflict`] with who uses it, or when the host has something else than was compared; errors of the
-    /// hypervisor and of the database.
+    /// [`Error::Conflict`] with who uses it, or when the host has something else than was compared; [`Error::Restricted`];
+    /// errors of the hypervisor and of the database.
     pub(super) async fn change_to_profile(&self, host: &Host, change: &ProfileChange) -> Result<(), Error> {
         let turn = self.turns.of(format!("profile of host {}", host.name)).await?;
+        self.hosts.expect_open(host, HostChange::Other).await?;
         match change {
             ProfileChange::Vfs { pf, from, to } => self.change_vf_count(host, *pf, *from, *to).await?,
             ProfileChange::VgpuType(change) => {

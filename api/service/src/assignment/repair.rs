@@ -217,10 +217,10 @@ impl Assignments {
     /// Plugs a device into a running guest whose definition has it already.
     ///
     /// # Errors
-    /// [`Error::NoServer`]; the refusal of a check; errors of the hypervisor and of the database.
+    /// [`Error::NoServer`]; [`Error::Restricted`]; the refusal of a check; errors of the hypervisor and of the database.
     async fn plug_again(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
         let Some(server) = row.server() else { return Ok(()) };
-        let _turn = self.turns.of(format!("server {server}")).await?;
+        let _turn = self.turn_at(host, server, HostChange::Other).await?;
         let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
         // Only the running guest is checked, because the definition has the device already.
         let view = DomainView { persistent: None, ..view };
@@ -307,7 +307,7 @@ impl Assignments {
     /// The work continues when the caller's future is dropped.
     ///
     /// # Errors
-    /// As [`drift`](Self::drift).
+    /// As [`drift`](Self::drift); [`Error::Restricted`].
     pub async fn repair(
         self: &Arc<Self>,
         host: &Arc<Host>,
@@ -322,6 +322,8 @@ impl Assignments {
         host: &Arc<Host>,
     ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
         let found = self.drift(host).await?;
+        // Reading the host may have taken long.
+        self.hosts.expect_open(host, HostChange::Other).await?;
         let mut failed = Vec::new();
         for (finding, task) in self.apply(host, found.clone(), Trigger::Repair).await? {
             let outcome = task.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())));

@@ -336,14 +336,13 @@ impl Assignments {
         if lost.is_empty() {
             return outcome;
         }
-        // Nobody requested this just now, so it waits until the host is thawed.
-        match self.hosts.expect_open(host, HostChange::Other).await {
-            Err(Error::Restricted { .. }) => return outcome,
-            open => open?,
-        }
         for (row, vf, of, _) in lost {
             let Some(guard) = self.in_flight.try_enter(row.id).await? else { continue };
             let turn = self.vgpu_turn(host, vf).await?;
+            // Nobody requested this just now, so it waits until the host is thawed.
+            if self.hosts.refusal(host, HostChange::Other).await?.is_some() {
+                return outcome;
+            }
             let now = self.store.attachment(row.id).await?;
             if now.is_some_and(|now| now.state == State::Attached) && host.overdue_call_at(vf).is_none() {
                 let change = VgpuChange { address: vf, from: None, to: Some(of.clone()) };

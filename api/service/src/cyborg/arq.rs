@@ -449,10 +449,19 @@ impl Cyborg {
     async fn release_now(self: &Arc<Self>, id: ArqId, delete: bool) -> Result<(), Error> {
         let Some(view) = self.arq_now(id).await? else { return Ok(()) };
         if let Some((by, _)) = &view.held {
+            // A refusal leaves the request as it is.
+            if let Some(host) = self.hosts.host(by.hypervisor()) {
+                self.hosts.expect_open(host, HostChange::Other).await?;
+            }
             if delete {
                 self.store.put_arq_state(id, ArqState::Deleting, None).await?;
             }
             if let Err(error) = self.release_device(id, by).await {
+                if matches!(error, Error::Restricted { .. }) {
+                    // The host was frozen meanwhile, and nothing has begun.
+                    self.store.put_arq_state(id, view.row.state, view.row.reason.as_deref()).await?;
+                    return Err(error);
+                }
                 let now = self.arq_now(id).await?.and_then(|now| now.held);
                 let waits = now.is_none_or(|(by, _)| by.state() == State::Detaching);
                 // A guest that was asked may still release the device; then the deletion is completed.
