@@ -287,8 +287,8 @@ struct NewSpec {
     #[schema(value_type = schema::NumaPolicyName, required = false)]
     numa_policy: String,
     /// A type of mediated devices, which are then taken instead of whole devices, or of virtual GPUs, which VFs then are: its
-    /// id, its name or the vendor's number. `vgpu_type` is the same key.
-    #[schema(required = false, min_length = 1, max_length = 255, pattern = "^[ -.0-~]+$")]
+    /// id, its name (which may also have spaces) or the vendor's number. `vgpu_type` is the same key.
+    #[schema(required = false, min_length = 1, max_length = 255, pattern = "^[!-.0-~]+$")]
     mdev_type: String,
 }
 
