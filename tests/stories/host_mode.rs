@@ -263,7 +263,7 @@ async fn nothing_begins_at_a_server_after_the_freeze_was_answered() {
     ];
     let has_begun = async || !service.attachments(Q35).await.is_empty();
     let first = frozen_while_they_wait(&service, service.attach(Q35, "vf:1"), has_begun, others).await;
-    // What had begun was completed.
+    // The attach that had begun was completed.
     let vf = first.expect(200).body["pci_devices"][0].clone();
     assert_eq!(service.attachments(Q35).await.len(), 1);
 

@@ -24,9 +24,9 @@ pub const MAX_BYTES: usize = 4096;
 /// A spec as the client sent it, and its parsed values.
 ///
 /// The keys `remote`, `num`, `device_type` and `acc_capability` are always shown. `acc_type`, `vendor_id`,
-/// `product_id`, `numa_node` and `numa_policy` restrict the choice of devices too. `mdev_type`, or `vgpu_type`, which means the
-/// same, requests mediated devices instead of whole devices, or VFs that are virtual GPUs of the type. Other keys are stored and returned, and have no effect; one that is nearly the name
-/// of a key with an effect is refused.
+/// `product_id`, `numa_node` and `numa_policy` restrict the choice of devices too. `mdev_type`, or `vgpu_type`, which means
+/// the same, requests mediated devices instead of whole devices, or VFs that are virtual GPUs of the type. Other keys are
+/// stored and returned, and have no effect; one that is nearly the name of a key with an effect is refused.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccSpec {
     put: Map<String, Value>,

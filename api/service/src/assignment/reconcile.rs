@@ -92,6 +92,7 @@ struct Pending {
     everything: bool,
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
+    /// Whether NVMe disks came or went.
     disks: bool,
     /// Whether devices of guests may have failed.
     health: bool,
