@@ -1,5 +1,6 @@
 //! The types of virtual GPUs of VFs, for which libvirt has no call: the files of the machine are read.
 
+use std::io;
 use std::path::Path;
 
 use super::Libvirt;
@@ -15,7 +16,8 @@ impl Libvirt {
             return Err(local::vgpus_on_another_machine());
         }
         let reading = tokio::task::spawn_blocking(move || local::vgpu_vfs(Path::new("/"), only));
-        reading.await.map_err(|error| Error::new(ErrorKind::Refused, "read the vGPU types of VFs", error))
+        let failed = |error: io::Error| Error::new(ErrorKind::Refused, "read the vGPU types of VFs", error);
+        reading.await.map_err(io::Error::from).flatten().map_err(failed)
     }
 
     /// Changes the type of a VF.

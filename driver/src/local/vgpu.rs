@@ -1,5 +1,6 @@
 //! The types of virtual GPUs of VFs, in the files of their drivers.
 
+use std::io;
 use std::path::Path;
 
 use super::root::Root;
@@ -20,28 +21,31 @@ pub(crate) fn vgpus_on_another_machine() -> Error {
 }
 
 /// Lists the VFs of which their drivers make virtual GPUs, in order of address; with `only`, this function if it is such a
-/// VF.
-pub fn vgpu_vfs(sysroot: &Path, only: Option<PciAddress>) -> Vec<VgpuVf> {
+/// VF. One whose type cannot be read is left out of the list of all.
+///
+/// # Errors
+/// The error, with the file, when the type of `only` cannot be read.
+pub fn vgpu_vfs(sysroot: &Path, only: Option<PciAddress>) -> io::Result<Vec<VgpuVf>> {
     let root = Root::new(sysroot);
-    let addresses = match only {
-        Some(address) => vec![address],
-        None => root.list(DEVICES).into_iter().filter_map(|name| name.parse().ok()).collect(),
-    };
-    let found = addresses.into_iter().filter_map(|address| find(&root, address).map(|(_, vf)| vf));
-    let mut vfs: Vec<_> = found.collect();
+    if let Some(address) = only {
+        return Ok(find(&root, address)?.map(|(_, vf)| vf).into_iter().collect());
+    }
+    let addresses = root.list(DEVICES).into_iter().filter_map(|name| name.parse().ok());
+    let mut vfs: Vec<_> = addresses.filter_map(|address| Some(find(&root, address).ok()??.1)).collect();
     vfs.sort_by_key(|vf| vf.address);
-    vfs
+    Ok(vfs)
 }
 
 /// Changes the type of a VF, if it has the type that it must have before, and reads it back.
 ///
 /// # Errors
-/// [`ErrorKind::NoDevice`] when there is no such VF; [`ErrorKind::Refused`] when it has another type, cannot have the
-/// new one, or the kernel refuses.
+/// [`ErrorKind::NoDevice`] when there is no such VF; [`ErrorKind::Refused`] when it has another type or one that cannot be
+/// read, cannot have the new one, or the kernel refuses.
 pub fn set_vgpu_type(sysroot: &Path, change: &VgpuChange) -> Result<(), Error> {
     let failed = |kind, message: String| Error::new(kind, change.operation(), message);
     let root = Root::new(sysroot);
-    let Some((vendor, vf)) = find(&root, change.address) else {
+    let found = find(&root, change.address);
+    let Some((vendor, vf)) = found.map_err(|error| failed(ErrorKind::Refused, error.to_string()))? else {
         let text = "the driver that is bound to it has no vGPU types; load the vGPU driver of the host, and make the VFs";
         return Err(failed(ErrorKind::NoDevice, text.to_owned()));
     };
@@ -52,23 +56,36 @@ pub fn set_vgpu_type(sysroot: &Path, change: &VgpuChange) -> Result<(), Error> {
     let number = number.ok_or_else(|| failed(ErrorKind::Refused, "there is no such type".to_owned()))?;
     let file = Path::new(DEVICES).join(change.address.to_string()).join(&vendor.current);
     let written = root.overwrite(&file, &format!("{number}\n"));
-    let now = root.read(&file).ok().and_then(|text| vendor.read_current(&text));
-    match written {
+    let now = root.read(&file).map(|text| vendor.read_current(&text));
+    match (written, now) {
         // Some drivers have taken the type away themselves when the guest stopped, and then refuse to do so.
-        _ if now == change.to => Ok(()),
-        Err(error) => Err(failed(ErrorKind::Refused, format!("{}: {error}", root.at(&file).display()))),
-        Ok(()) => {
+        (_, Ok(now)) if now == change.to => Ok(()),
+        (Err(error), _) | (Ok(()), Err(error)) => {
+            Err(failed(ErrorKind::Refused, format!("{}: {error}", root.at(&file).display())))
+        }
+        (Ok(()), Ok(now)) => {
             let now = now.unwrap_or_else(|| "none".to_owned());
             Err(failed(ErrorKind::Refused, format!("the driver accepted it, and the type is {now}")))
         }
     }
 }
 
-/// Finds the vendor of a VF, and reads its types.
-fn find(root: &Root, address: PciAddress) -> Option<(&'static Vendor, VgpuVf)> {
+/// Finds the vendor of a VF, and reads its types. `None` says that there is no such VF.
+///
+/// # Errors
+/// The error, with the file, when the VF has a type and it cannot be read.
+fn find(root: &Root, address: PciAddress) -> io::Result<Option<(&'static Vendor, VgpuVf)>> {
     let device = Path::new(DEVICES).join(address.to_string());
-    vendors().iter().find_map(|vendor| {
-        let current = root.read(device.join(&vendor.current)).ok()?;
+    for vendor in vendors() {
+        let file = device.join(&vendor.current);
+        let current = match root.read(&file) {
+            Ok(current) => current,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                let text = format!("{}: {error}", root.at(&file).display());
+                return Err(io::Error::new(error.kind(), text));
+            }
+        };
         let parent = root.resolve(device.join("physfn"));
         let parent = parent.and_then(|parent| parent.file_name()?.to_str()?.parse().ok());
         let creatable = root.read(device.join(&vendor.creatable)).unwrap_or_default();
@@ -78,8 +95,9 @@ fn find(root: &Root, address: PciAddress) -> Option<(&'static Vendor, VgpuVf)> {
             current: vendor.read_current(&current),
             creatable: vendor.read_creatable(&creatable),
         };
-        Some((vendor, vf))
-    })
+        return Ok(Some((vendor, vf)));
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -101,6 +119,8 @@ mod tests {
             std::os::unix::fs::symlink("../0000:41:00.0", devices.join(vf).join("physfn")).unwrap();
         }
         fs::create_dir_all(devices.join("0000:41:00.0")).unwrap();
+        // A file that cannot be read, as when the driver fails.
+        fs::create_dir_all(devices.join("0000:41:00.6/nvidia/current_vgpu_type")).unwrap();
         let change = |vf: &str, from: Option<&str>, to: Option<&str>| {
             let (from, to) = (from.map(str::to_owned), to.map(str::to_owned));
             set_vgpu_type(dir.path(), &VgpuChange { address: vf.parse().unwrap(), from, to })
@@ -108,9 +128,11 @@ mod tests {
         let file = |vf: &str| fs::read_to_string(devices.join(vf).join("nvidia/current_vgpu_type")).unwrap();
         let of = Some("nvidia-1155");
 
-        let vfs = vgpu_vfs(dir.path(), None);
-        assert_eq!(vgpu_vfs(dir.path(), Some(vfs[1].address)), vfs[1..]);
-        assert_eq!(vgpu_vfs(dir.path(), Some("0000:41:00.0".parse().unwrap())), []);
+        let only = |address: &str| vgpu_vfs(dir.path(), Some(address.parse().unwrap()));
+        let vfs = vgpu_vfs(dir.path(), None).unwrap();
+        assert_eq!(only("0000:41:00.5").unwrap(), vfs[1..]);
+        assert_eq!(only("0000:41:00.0").unwrap(), []);
+        assert!(only("0000:41:00.6").is_err(), "a type that cannot be read is not none");
         let parents: Vec<_> = vfs.iter().map(|vf| vf.parent.map(|parent| parent.to_string())).collect();
         assert_eq!(parents, [Some("0000:41:00.0".to_owned()), Some("0000:41:00.0".to_owned())]);
         assert_eq!(vfs[1].current.as_deref(), Some("nvidia-1156"));
@@ -123,6 +145,7 @@ mod tests {
             ("0000:41:00.4", None, Some("nvidia-7"), ErrorKind::Refused, "it can be: nvidia-1155"),
             ("0000:41:00.0", None, of, ErrorKind::NoDevice, "has no vGPU types"),
             ("0000:ff:00.0", None, of, ErrorKind::NoDevice, "has no vGPU types"),
+            ("0000:41:00.6", of, None, ErrorKind::Refused, "nvidia/current_vgpu_type: "),
         ] {
             let refused = change(vf, from, to).unwrap_err();
             assert_eq!(refused.kind, kind, "{refused}");
