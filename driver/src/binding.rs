@@ -8,6 +8,8 @@
 //! which rebinds that driver. The results contain the driver that the node device has afterwards. Other members of the
 //! IOMMU group are checked, but never changed.
 
+use std::sync::Arc;
+
 use crate::device::HostDevice;
 pub use crate::host_driver::{HostDriver, UnknownHostDriver};
 use crate::hotplug::{self, Facts, Policy};
@@ -67,7 +69,8 @@ pub async fn bind(
     if let Some(refusal) = verdict.refusal() {
         return Err(refusal.error.clone());
     }
-    let (address, before) = (facts.device.address, facts.device.driver.clone());
+    let address = facts.device.address;
+    let before = facts.device.driver.as_deref().map(str::to_owned);
     if !wanted.has(&facts.device) {
         let changed = match wanted {
             HostDriver::Native => hypervisor.node_reattach(address).await,
@@ -78,8 +81,8 @@ pub async fn bind(
         }
     }
     let device = read_back(hypervisor, address).await?;
-    match device.driver.clone().filter(|_| wanted.has(&device)) {
-        Some(driver) => Ok(Bound { before, driver }),
+    match device.driver.as_deref().filter(|_| wanted.has(&device)) {
+        Some(driver) => Ok(Bound { before, driver: driver.to_owned() }),
         None => {
             let message = format!(
                 "afterwards the function is {}; the host's kernel log may say why the driver was not bound",
@@ -115,7 +118,7 @@ pub async fn release(
         }
     };
     rebind_host_driver(hypervisor, &device, before).await?;
-    let driver = read_back(hypervisor, address).await?.driver;
+    let driver = read_back(hypervisor, address).await?.driver.as_deref().map(str::to_owned);
     Ok(Released { as_before: driver.as_deref() == before, driver, reset })
 }
 
@@ -136,7 +139,7 @@ async fn rebind_host_driver(
     if device.driver.as_deref() == before {
         return Ok(());
     }
-    let had = HostDevice { driver: before.map(str::to_owned), vfio_dev: None, ..device.clone() };
+    let had = HostDevice { driver: before.map(Arc::from), vfio_dev: None, ..device.clone() };
     if had.is_on_vfio() && had.vfio_manager().is_none() {
         hypervisor.node_detach(device.address).await
     } else {

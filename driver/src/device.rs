@@ -31,7 +31,7 @@ pub struct HostDevice {
     /// The NUMA node of the slot, if the platform reports it.
     pub numa_node: Option<u32>,
     /// The driver that is bound (`igbvf`, `vfio-pci`); `None` when no driver is bound.
-    pub driver: Option<String>,
+    pub driver: Option<Arc<str>>,
     /// Whether the host's kernel shows a VFIO device for it ([`local::vfio_dev`](crate::local::vfio_dev)); `None` when
     /// that cannot be read.
     pub vfio_dev: Option<bool>,
@@ -128,7 +128,7 @@ pub struct Link {
     pub width: Option<u32>,
 }
 
-/// The names of vendors, products and parents, and the links. Functions that are read together share equal values to
+/// The names of vendors, products, parents and drivers, and the links. Functions that are read together share equal values to
 /// save memory.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
@@ -139,7 +139,8 @@ pub(crate) struct Shared {
 impl Shared {
     /// Replaces the names and the link of a function by equal values of earlier functions.
     pub(crate) fn share(&mut self, device: &mut HostDevice) {
-        let names = [&mut device.vendor_name, &mut device.product_name, &mut device.parent];
+        let names =
+            [&mut device.vendor_name, &mut device.product_name, &mut device.parent, &mut device.driver];
         for name in names.into_iter().flatten() {
             share(&mut self.names, name);
         }

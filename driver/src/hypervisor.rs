@@ -249,6 +249,9 @@ pub enum DetachScope {
     Config,
 }
 
+/// How many events a slow receiver may lag behind before it loses events. Each of them has its memory from the start.
+pub(crate) const EVENTS: usize = 1024;
+
 /// An event of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {

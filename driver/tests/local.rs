@@ -90,7 +90,7 @@ impl Case {
                 },
                 iommu_group: device.group.map(|number| IommuGroup { number, members }),
                 numa_node: None,
-                driver: device.driver.clone(),
+                driver: device.driver.clone().map(Into::into),
                 vfio_dev: None,
                 parent: None,
                 bridge: device.bridge,

@@ -99,7 +99,7 @@ impl IommuGroups {
                 groups.are_shared |= is_shared;
             }
             if is_shared && device.blocks_its_group() {
-                groups.busy.extend(device.driver.clone().map(|driver| (*address, driver)));
+                groups.busy.extend(device.driver.as_deref().map(|driver| (*address, driver.to_owned())));
             }
         }
         groups

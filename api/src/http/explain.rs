@@ -440,7 +440,10 @@ fn members(availability: &Availability, function: &HostDevice, rows: &[Arc<Devic
         let row = rows.iter().find(|row| row.facts.address == *address);
         GroupMember {
             address: *address,
-            driver: availability.functions.get(address).and_then(|member| member.driver.clone()),
+            driver: availability
+                .functions
+                .get(address)
+                .and_then(|member| Some(member.driver.as_deref()?.to_owned())),
             status: row.map(|row| row.status),
             instance_uuid: row.and_then(|row| row.server()),
         }

@@ -50,7 +50,7 @@ use crate::capture::Documents;
 use crate::device::HostDevice;
 use crate::hook::{Hooks, When};
 use crate::hypervisor::{
-    DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor,
+    DetachScope, DomainInfo, DomainState, DomainView, EVENTS, Error, ErrorKind, Event, HostInfo, Hypervisor,
     OverdueCall, Scope,
 };
 use crate::local;
@@ -75,9 +75,6 @@ pub struct Libvirt {
     options: Options,
     local: bool,
 }
-
-/// How many events a slow receiver may lag behind before it loses events.
-const EVENTS: usize = 1024;
 
 /// The reason in the state before the first attempt to connect has ended.
 const NOT_YET: &str = "not connected yet";
@@ -336,10 +333,11 @@ impl Hypervisor for Libvirt {
 
     async fn domain(&self, domain: Uuid) -> Result<DomainView, Error> {
         self.read(format!("read domain {domain}"), move |connect| {
-            let domain = connect.lookup_domain_by_uuid(domain)?;
             // Read again when the domain started or stopped in the meantime.
             for _ in 0..3 {
-                let active = domain.is_active()?;
+                let domain = connect.lookup_domain_by_uuid(domain)?;
+                // Known from the lookup, without another call.
+                let active = domain.id().is_some();
                 let info = domain_info(&domain)?;
                 let document = |wanted: bool, flags| -> Result<_, Fault> {
                     Ok(if wanted { Some(xml::domain::parse(&domain.xml_desc(flags)?)?) } else { None })

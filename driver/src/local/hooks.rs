@@ -144,7 +144,7 @@ fn why_used(
         role: Role::Plain,
         iommu_group: group.map(|number| crate::device::IommuGroup { number, members: vec![address] }),
         numa_node: None,
-        driver,
+        driver: driver.map(Arc::from),
         vfio_dev: None,
         parent: None,
         bridge: class.is_some_and(PciClass::is_bridge),

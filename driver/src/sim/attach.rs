@@ -7,6 +7,8 @@
 //!          → mediated device: free port? present? in use?
 //! ```
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use crate::device::Role;
@@ -200,7 +202,7 @@ impl Host {
     pub(super) fn node_detach(&mut self, address: PciAddress) -> Result<(), Refusal> {
         self.check_free_of_guests(address)?;
         self.lose_vfs(address);
-        self.set_free_driver_of(address, |_| Some(VFIO.to_owned()));
+        self.set_free_driver_of(address, |_| Some(VFIO.into()));
         Ok(())
     }
 
@@ -234,7 +236,7 @@ impl Host {
         }
     }
 
-    fn set_free_driver_of(&mut self, address: PciAddress, driver: impl FnOnce(&Device) -> Option<String>) {
+    fn set_free_driver_of(&mut self, address: PciAddress, driver: impl FnOnce(&Device) -> Option<Arc<str>>) {
         if let Some(device) = self.devices.get_mut(address) {
             device.releasing = false;
             device.set_free_driver(driver(device));

@@ -284,7 +284,7 @@ impl Host {
 
     fn bind(&mut self, address: PciAddress, driver: Option<String>) -> Result<(), Refusal> {
         let device = self.devices.get_mut(address).ok_or_else(|| super::refusal::no_node_device(address))?;
-        device.set_free_driver(driver);
+        device.set_free_driver(driver.map(Into::into));
         self.save_device(address);
         self.refresh(address);
         Ok(())

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -26,9 +27,9 @@ pub(super) struct Device {
     /// The description of the device, as it is listed now.
     pub(super) info: HostDevice,
     /// The driver that is bound while no guest has the device.
-    free_driver: Option<String>,
+    free_driver: Option<Arc<str>>,
     /// The host driver, under which the device has its children.
-    native: Option<String>,
+    native: Option<Arc<str>>,
     /// What the captured sysfs says of the native driver: whether it is a VFIO driver. `None` when there is no sysfs.
     native_on_vfio: Option<bool>,
     children: Vec<Child>,
@@ -80,10 +81,10 @@ enum ChildKind {
 
 impl Device {
     /// Makes a device from its document. `host_driver` overrides the host driver, for a device that a guest has.
-    pub(super) fn new(mut info: HostDevice, host_driver: Option<&String>) -> Self {
+    pub(super) fn new(mut info: HostDevice, host_driver: Option<Arc<str>>) -> Self {
         let written = info.driver.clone();
-        let native = host_driver.or(written.as_ref().filter(|driver| *driver != VFIO)).cloned();
-        let free_driver = host_driver.cloned().or(written);
+        let native = host_driver.clone().or(written.clone().filter(|driver| **driver != *VFIO));
+        let free_driver = host_driver.or(written);
         info.driver.clone_from(&free_driver);
         Self {
             serial: info.serial.clone(),
@@ -134,17 +135,17 @@ impl Device {
     }
 
     /// The driver that is bound while no guest has the device.
-    pub(super) fn free_driver(&self) -> Option<&String> {
+    pub(super) fn free_driver(&self) -> Option<&Arc<str>> {
         self.free_driver.as_ref()
     }
 
     /// Sets the driver that is bound while no guest has the device.
-    pub(super) fn set_free_driver(&mut self, driver: Option<String>) {
+    pub(super) fn set_free_driver(&mut self, driver: Option<Arc<str>>) {
         self.free_driver = driver;
     }
 
     /// The host driver to which libvirt returns the device, and under which the device has its children.
-    pub(super) fn native(&self) -> Option<&String> {
+    pub(super) fn native(&self) -> Option<&Arc<str>> {
         self.native.as_ref()
     }
 
@@ -194,7 +195,7 @@ impl Device {
         let before = !info.net.is_empty() || !info.vdpa.is_empty() || !info.block.is_empty();
         let with_guest = self.holder.is_some() || self.releasing;
         let stays = !with_guest || self.is_on_vfio_when_free();
-        self.info.driver = if stays { self.free_driver.clone() } else { Some(VFIO.to_owned()) };
+        self.info.driver = if stays { self.free_driver.clone() } else { Some(VFIO.into()) };
         let kernel_tells = self.native_on_vfio.is_some();
         self.info.vfio_dev = kernel_tells.then(|| self.is_vfio(self.info.driver.as_deref()));
         let now = self.has_children();
@@ -220,29 +221,30 @@ impl Device {
     }
 }
 
-/// The devices of one host, by address.
+/// The devices of one host, by address. They are in memory of their own, because the nodes of such a map are half empty
+/// when it was filled in order.
 #[derive(Debug, Default)]
-pub(super) struct Devices(BTreeMap<PciAddress, Device>);
+pub(super) struct Devices(BTreeMap<PciAddress, Box<Device>>);
 
 impl Devices {
     /// Returns the device at an address if the host has it.
     pub(super) fn get(&self, address: PciAddress) -> Option<&Device> {
-        self.0.get(&address).filter(|device| device.present)
+        self.0.get(&address).map(AsRef::as_ref).filter(|device| device.present)
     }
 
     /// As [`get`](Self::get), mutable.
     pub(super) fn get_mut(&mut self, address: PciAddress) -> Option<&mut Device> {
-        self.0.get_mut(&address).filter(|device| device.present)
+        self.known(address).filter(|device| device.present)
     }
 
     /// Returns the device at an address, also when it has vanished.
     pub(super) fn known(&mut self, address: PciAddress) -> Option<&mut Device> {
-        self.0.get_mut(&address)
+        self.0.get_mut(&address).map(AsMut::as_mut)
     }
 
     /// Iterates over the devices that the host has, in order of address.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Device> {
-        self.0.values().filter(|device| device.present)
+        self.0.values().map(AsRef::as_ref).filter(|device| device.present)
     }
 
     /// Returns the mediated device with this UUID.
@@ -255,8 +257,8 @@ impl Devices {
         self.0.values_mut().find_map(|device| device.mdevs.get_mut(&uuid))
     }
 
-    pub(super) fn insert(&mut self, device: Device) -> Option<Device> {
-        self.0.insert(device.info.address, device)
+    pub(super) fn insert(&mut self, device: Device) {
+        self.0.insert(device.info.address, Box::new(device));
     }
 
     /// Returns the other members of the device's IOMMU group that the host has.
@@ -277,7 +279,7 @@ impl Devices {
     /// Returns the VFs of a PF, also those that have vanished, in order of address.
     pub(super) fn all_vfs(&self, pf: PciAddress) -> Vec<PciAddress> {
         let is_of = |device: &&Device| device.info.role == Role::Virtual { parent: pf };
-        self.0.values().filter(is_of).map(|device| device.info.address).collect()
+        self.0.values().map(AsRef::as_ref).filter(is_of).map(|device| device.info.address).collect()
     }
 
     /// Updates the lists of the device's PF and IOMMU group after the device appeared or vanished.
@@ -294,7 +296,7 @@ impl Devices {
         };
         if let Role::Virtual { parent } = role
             && let Some(Device { info: HostDevice { role: Role::Physical { vfs, .. }, .. }, .. }) =
-                self.0.get_mut(&parent)
+                self.known(parent)
         {
             update(vfs);
         }

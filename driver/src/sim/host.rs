@@ -350,7 +350,7 @@ impl Host {
         let Some(device) = self.devices.known(address) else { return };
         let saved = SavedDevice {
             present: device.present,
-            driver: device.free_driver().cloned(),
+            driver: device.free_driver().map(|driver| driver.as_ref().to_owned()),
             xml: device.xml.clone(),
             mdevs: Some(device.mdevs.values().map(|mdev| mdev.info.clone().into()).collect()),
         };

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
 use tokio::sync::{broadcast, watch};
@@ -15,7 +16,7 @@ use super::host::{Domain, Host, Link, Pending, Statistics};
 use super::open_error::{Locked, OpenError};
 use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
 use crate::device::{HostDevice, Shared};
-use crate::hypervisor::{DomainState, Event, Lifecycle, NodeChange};
+use crate::hypervisor::{DomainState, EVENTS, Event, Lifecycle, NodeChange};
 use crate::local;
 use crate::mdev::Mdev;
 use crate::pci::PciAddress;
@@ -25,9 +26,6 @@ use crate::xml::tree::Element;
 
 /// The folder with the captured files of the host's sys and proc.
 pub(super) const ROOT: &str = "root";
-
-/// How many events a slow receiver may lag behind before it loses events.
-const EVENTS: usize = 4096;
 
 impl Host {
     pub(super) fn open(dir: &Path, now: Instant) -> Result<Self, OpenError> {
@@ -216,12 +214,27 @@ pub(super) fn read_device(
 ) -> Result<Option<Device>, OpenError> {
     let fail = |error| OpenError::Document { path: path.to_owned(), error };
     let NodeDevice::Pci(info) = nodedev::parse(xml).map_err(fail)? else { return Ok(None) };
-    let host_driver = config.driver.get(&info.address);
-    let mut device = Device::new(*info, host_driver);
-    device.mdev_types = mdev::types(xml).map_err(fail)?;
+    make_device(dir, path, xml, *info, config).map(Some)
+}
+
+/// Makes the device that a document describes as `info`.
+fn make_device(
+    dir: &Path,
+    path: &Path,
+    xml: &str,
+    info: HostDevice,
+    config: &HostConfig,
+) -> Result<Device, OpenError> {
+    let host_driver = config.driver.get(&info.address).map(|driver| Arc::from(driver.as_str()));
+    let mut device = Device::new(info, host_driver);
+    // Few functions have types, and reading a document takes most of the time of opening a host.
+    if xml.contains("mdev_types") {
+        let types = mdev::types(xml);
+        device.mdev_types = types.map_err(|error| OpenError::Document { path: path.to_owned(), error })?;
+    }
     let sysroot = Some(dir.join(ROOT)).filter(|_| !config.remote);
     device.set_native_on_vfio(local::vfio_dev(sysroot.as_deref(), device.info.address));
-    Ok(Some(device))
+    Ok(device)
 }
 
 fn read_config(path: &Path) -> Result<HostConfig, OpenError> {
@@ -270,13 +283,13 @@ fn read_node_devices(dir: &Path, config: &HostConfig, devices: &mut Devices) -> 
     for (path, xml) in store::read_folder(&dir.join("devices"), "xml")? {
         let node = nodedev::parse(&xml).map_err(|error| OpenError::Document { path: path.clone(), error })?;
         match node {
-            NodeDevice::Pci(info) => {
+            NodeDevice::Pci(mut info) => {
                 let address = info.address;
-                let mut device = read_device(dir, &path, &xml, config)?;
-                device.iter_mut().for_each(|device| shared.share(&mut device.info));
-                if device.and_then(|device| devices.insert(device)).is_some() {
+                if devices.known(address).is_some() {
                     return Err(OpenError::text(&path, format_args!("<name>: two files describe {address}")));
                 }
+                shared.share(&mut info);
+                devices.insert(make_device(dir, &path, &xml, *info, config)?);
             }
             NodeDevice::Net { function: Some(function), .. }
             | NodeDevice::Vdpa { function: Some(function), .. }
@@ -313,7 +326,7 @@ fn read_saved_devices(
             changed.push(address);
         }
         if let Some(device) = devices.known(address) {
-            device.set_free_driver(saved.driver);
+            device.set_free_driver(saved.driver.map(Arc::from));
             device.present = saved.present;
             if let Some(mdevs) = saved.mdevs {
                 let mdevs = mdevs.into_iter().map(|mdev| (mdev.uuid, mdev.of(address).into()));

@@ -130,7 +130,7 @@ fn function(device: &Element<'_>, name: &str, pci: &Element<'_>) -> Result<HostD
         role: role(pci)?,
         iommu_group: child(pci, "iommuGroup").map(iommu_group).transpose()?,
         numa_node: child(pci, "numa").map(|numa| required_number(numa, "node")).transpose()?,
-        driver: child(device, "driver").and_then(|driver| child_text(driver, "name")),
+        driver: child(device, "driver").and_then(|driver| child_text(driver, "name")).map(Arc::from),
         vfio_dev: None,
         parent: child_text(device, "parent").map(Arc::from),
         bridge: capability(pci, "pci-bridge").is_some() || class.is_some_and(PciClass::is_bridge),

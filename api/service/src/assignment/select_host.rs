@@ -97,7 +97,7 @@ impl Assignments {
         let new = NewBinding {
             id: AttachmentId(Uuid::new_v4()),
             device: Arc::clone(row),
-            previous: found.driver.clone(),
+            previous: found.driver.as_deref().map(str::to_owned),
             siblings: siblings.into_iter().filter(|member| *member != address).collect(),
         };
         let mut facts = [availability.facts(found, row)];

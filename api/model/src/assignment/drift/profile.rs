@@ -111,21 +111,21 @@ impl ProfileComparison<'_> {
 
     fn driver(&self, entry: &ProfileEntry, function: &HostDevice) -> Option<Finding> {
         let (wanted, address) = (entry.profile.driver.as_ref()?, function.address);
-        if function.driver.as_ref() == Some(wanted) || (self.is_used)(address) {
+        let bound = function.driver.as_deref();
+        if bound == Some(wanted) || (self.is_used)(address) {
             return None;
         }
-        let unbind = match &function.driver {
+        let unbind = match bound {
             Some(_) => format!("echo {address} >/sys/bus/pci/devices/{address}/driver/unbind; "),
             None => String::new(),
         };
         // libvirt binds vfio-pci, and gives a function that is bound to it back to its host driver.
         let vfio = HostDriver::Vfio.to_string();
-        let is_of_libvirt =
-            if *wanted == vfio { !function.is_on_vfio() } else { function.driver.as_ref() == Some(&vfio) };
+        let is_of_libvirt = if *wanted == vfio { !function.is_on_vfio() } else { bound == Some(&vfio) };
         // The VFs of a PF vanish with its driver.
         let has_vfs = matches!(&function.role, Role::Physical { vfs, .. } if !vfs.is_empty());
         let action = if is_of_libvirt && !has_vfs && !self.is_remote {
-            let (from, to) = (function.driver.clone(), wanted.clone());
+            let (from, to) = (bound.map(str::to_owned), wanted.clone());
             Action::Profile(ProfileChange::Driver { address, from, to })
         } else {
             Action::Manual(format!(
