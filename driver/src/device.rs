@@ -12,8 +12,6 @@ use crate::vfio::{self, OnVfio};
 pub struct HostDevice {
     /// The address on the host.
     pub address: PciAddress,
-    /// libvirt's node device name (`pci_0000_3b_00_1`).
-    pub name: String,
     /// The vendor id.
     pub vendor_id: PciId,
     /// The product id.
@@ -211,7 +209,7 @@ impl HostDevice {
                 vfs.len()
             ),
             Role::Physical { .. } | Role::Virtual { .. } | Role::Plain => {
-                format!("bind it to vfio-pci first (virsh nodedev-detach {})", self.name)
+                format!("bind it to vfio-pci first (virsh nodedev-detach {})", self.address.node_name())
             }
         }
     }

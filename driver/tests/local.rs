@@ -77,7 +77,6 @@ impl Case {
             let vfs: Vec<PciAddress> = vfs.map(|(address, _)| *address).collect();
             HostDevice {
                 address,
-                name: address.node_name(),
                 vendor_id: PciId::new(0x8086),
                 product_id: PciId::new(1),
                 vendor_name: None,

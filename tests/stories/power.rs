@@ -163,9 +163,12 @@ async fn deleting_a_returned_attachment_reports_that_the_guest_keeps_it() {
     service.sim("undefine switch");
     service.until("the attachment has ended", async || all().await == json!([])).await;
     service.delete(&path(&vf)).await.expect(200);
+    // The device is taken out of the definition there as soon as that is seen. The server starts before.
+    there("fault detach hang times=1");
     there(&format!("define {}", other.path().join("switch.xml").display()));
     there("guest switch unplug=refuse");
     there("start switch");
+    there("fault clear");
     let limit = format!("{}?timeout=200ms", path(&vf));
     let kept = service.delete(&limit).await.expect(409);
     assert!(kept.message().contains("node2"), "{}", kept.message());

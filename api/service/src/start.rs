@@ -1,12 +1,15 @@
 //! Start: opens the database and the hosts, and starts the background tasks.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::xml::hostdev::Templates;
 use hotslot_model::identity::Policy;
 use hotslot_model::rules::Rules;
 use hotslot_store::Store;
+use tokio::runtime::Handle;
 
 use crate::accelerator::Accelerators;
 use crate::assignment::{Assignments, reconcile};
@@ -89,7 +92,7 @@ impl Service {
     /// [`StartError`]; errors of `open`.
     pub async fn start_on(
         config: Config,
-        open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
+        open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError> + Sync,
     ) -> Result<Arc<Self>, StartError> {
         let config = config.with_secrets()?;
         let problems = problems(&config);
@@ -215,11 +218,13 @@ impl Service {
 async fn open_hosts(
     config: &Config,
     store: &Store,
-    open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
+    open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError> + Sync,
 ) -> Result<Hosts, StartError> {
     let mut hosts = Vec::new();
-    for configured in config.hypervisors() {
-        let mut hypervisor: Arc<dyn Hypervisor> = Arc::new(Measured(open(&configured, &config.libvirt)?));
+    let all = config.hypervisors();
+    let opened = open_all(&all, |configured| open(configured, &config.libvirt));
+    for (configured, opened) in all.into_iter().zip(opened) {
+        let mut hypervisor: Arc<dyn Hypervisor> = Arc::new(Measured(opened?));
         let row = store.hypervisor(&configured.name, &configured.uri).await;
         let row = row.map_err(|error| unusable(&config.database.url, error))?;
         if store.is_shared() {
@@ -228,6 +233,24 @@ async fn open_hosts(
         hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
     }
     Ok(Hosts::new(hosts, store.clone()))
+}
+
+/// Opens hosts on all processors, because a simulated host is read from a file for each device.
+fn open_all<T: Send>(hosts: &[config::Hypervisor], open: impl Fn(&config::Hypervisor) -> T + Sync) -> Vec<T> {
+    let (runtime, open) = (Handle::current(), &open);
+    let processors = available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let open_part = |part: &[config::Hypervisor]| {
+            let _context = runtime.enter();
+            part.iter().map(open).collect::<Vec<_>>()
+        };
+        let parts = hosts.chunks(hosts.len().div_ceil(processors).max(1));
+        let opening: Vec<_> = parts.map(|part| scope.spawn(move || open_part(part))).collect();
+        opening
+            .into_iter()
+            .flat_map(|part| part.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    })
 }
 
 async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook>>, StartError> {

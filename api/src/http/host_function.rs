@@ -186,7 +186,7 @@ pub(super) fn describe(
     HostFunction {
         host: host.name.clone(),
         address: device.address,
-        dev_id: device.name.clone(),
+        dev_id: device.address.node_name(),
         parent: text(&device.parent),
         vendor_id: device.vendor_id,
         product_id: device.product_id,

@@ -227,8 +227,10 @@ fn host_driver(facts: &Facts, wanted: HostDriver) -> Finding {
         (HostDriver::Native, Some(driver)) if !HostDriver::Native.has(device) && !facts.managed => {
             let message =
                 format!("{address} is bound to {driver}, and its device_spec has \"managed\": \"false\"");
-            Finding::fail(ErrorKind::NotAssignable, message)
-                .cure(format!("rebind its host driver first (virsh nodedev-reattach {})", device.name))
+            Finding::fail(ErrorKind::NotAssignable, message).cure(format!(
+                "rebind its host driver first (virsh nodedev-reattach {})",
+                device.address.node_name()
+            ))
         }
         (HostDriver::Native, Some(driver)) => Finding::pass(format!("{address} is bound to {driver}")),
         (HostDriver::Vfio, _) => driver(facts),
@@ -269,7 +271,7 @@ async fn group_viable(
                 group.number, device.address
             );
             return Ok(Finding::fail(ErrorKind::GroupNotViable, message)
-                .cure(format!("unbind it first (virsh nodedev-detach {})", sibling.name)));
+                .cure(format!("unbind it first (virsh nodedev-detach {})", sibling.address.node_name())));
         }
         if let Some(driver) =
             sibling.driver.as_deref().filter(|_| sibling.vfio() == OnVfio::Unknown && !sibling.bridge)
@@ -377,7 +379,7 @@ async fn vfs(
                 Some(_) => "detach it where it is used, and remove the VFs of the function first".to_owned(),
                 None => format!(
                     "detach it there first, and rebind its host driver (virsh nodedev-reattach {})",
-                    found.name
+                    found.address.node_name()
                 ),
             };
             return Ok(Finding::fail(ErrorKind::InUse, message).cure(cure));

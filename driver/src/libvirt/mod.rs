@@ -324,7 +324,8 @@ impl Hypervisor for Libvirt {
         self.read("list the domains", |connect| {
             let mut infos = Vec::new();
             for domain in connect.list_all_domains(0)? {
-                infos.extend(unless_gone(domain_info(&domain))?);
+                let read = || domain_info(&domain, domain.is_persistent()?);
+                infos.extend(unless_gone(read())?);
             }
             Ok(infos)
         })
@@ -338,13 +339,14 @@ impl Hypervisor for Libvirt {
                 let domain = connect.lookup_domain_by_uuid(domain)?;
                 // Known from the lookup, without another call.
                 let active = domain.id().is_some();
-                let info = domain_info(&domain)?;
                 let document = |wanted: bool, flags| -> Result<_, Fault> {
                     Ok(if wanted { Some(xml::domain::parse(&domain.xml_desc(flags)?)?) } else { None })
                 };
                 let live = document(active, 0)?;
-                let persistent = document(info.persistent, sys::VIR_DOMAIN_XML_INACTIVE)?;
-                if domain.is_active()? == active {
+                let persistent = document(domain.is_persistent()?, sys::VIR_DOMAIN_XML_INACTIVE)?;
+                let info = domain_info(&domain, persistent.is_some())?;
+                // A domain that is about to run or to stop may have an id in the state of one that is shut off.
+                if info.state.is_active() == active || domain.is_active()? == active {
                     return Ok(DomainView { info, live, persistent });
                 }
             }
@@ -500,7 +502,7 @@ fn node_documents(connect: &Connect) -> Result<Vec<(String, String)>, Fault> {
     Ok(documents)
 }
 
-fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {
+fn domain_info(domain: &Domain, persistent: bool) -> Result<DomainInfo, Fault> {
     let state = match domain.info()?.state.to_raw() {
         sys::VIR_DOMAIN_RUNNING => DomainState::Running,
         sys::VIR_DOMAIN_BLOCKED => DomainState::Blocked,
@@ -511,13 +513,7 @@ fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {
         sys::VIR_DOMAIN_PMSUSPENDED => DomainState::Suspended,
         _ => DomainState::Unknown,
     };
-    Ok(DomainInfo {
-        uuid: domain.uuid()?,
-        name: domain.name()?,
-        state,
-        persistent: domain.is_persistent()?,
-        run: domain.id(),
-    })
+    Ok(DomainInfo { uuid: domain.uuid()?, name: domain.name()?, state, persistent, run: domain.id() })
 }
 
 /// Returns `None` for a domain that vanished after it was listed.

@@ -135,7 +135,6 @@ fn why_used(
     let group = group.and_then(|path| path.file_name()?.to_string_lossy().parse().ok());
     let device = HostDevice {
         address,
-        name: address.node_name(),
         vendor_id: none,
         product_id: none,
         vendor_name: None,

@@ -63,7 +63,7 @@ fn node_device(device: &Element<'_>, name: &str) -> Result<NodeDevice, Fault> {
     for capability in children(device, "capability") {
         match capability.attribute("type") {
             Some("pci") if has_32_bit_domain(capability) => return Ok(NodeDevice::Other),
-            Some("pci") => return Ok(NodeDevice::Pci(Box::new(function(device, name, capability)?))),
+            Some("pci") => return Ok(NodeDevice::Pci(Box::new(function(device, capability)?))),
             Some("mdev") => return Ok(NodeDevice::Mdev(mdev::device(device, name, capability)?)),
             Some("net") => {
                 let interface = Interface {
@@ -116,12 +116,11 @@ fn owner(device: &Element<'_>) -> Option<PciAddress> {
     })
 }
 
-fn function(device: &Element<'_>, name: &str, pci: &Element<'_>) -> Result<HostDevice, Fault> {
+fn function(device: &Element<'_>, pci: &Element<'_>) -> Result<HostDevice, Fault> {
     let class: Option<PciClass> = child(pci, "class").map(read::value).transpose()?;
     let express = child(pci, "pci-express");
     Ok(HostDevice {
         address: own_address(pci)?,
-        name: name.to_owned(),
         vendor_id: required_attribute(required(pci, "vendor")?, "id")?,
         product_id: required_attribute(required(pci, "product")?, "id")?,
         vendor_name: child_text(pci, "vendor").map(Arc::from),

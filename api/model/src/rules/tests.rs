@@ -43,7 +43,6 @@ impl Host {
             let address: PciAddress = text("address").parse().unwrap();
             HostDevice {
                 address,
-                name: address.node_name(),
                 vendor_id: text("vendor_id").parse().unwrap(),
                 product_id: text("product_id").parse().unwrap(),
                 vendor_name: None,

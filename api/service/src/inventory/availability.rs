@@ -260,7 +260,8 @@ impl Availability {
             let whole = if group.members.iter().all(listed) { "request the whole group, or " } else { "" };
             Some(format!(
                 "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host driver \
-                 {driver}; {whole}unbind it first (virsh nodedev-detach {})", sibling.name
+                 {driver}; {whole}unbind it first (virsh nodedev-detach {})",
+                sibling.address.node_name()
             ))
         })
     }
