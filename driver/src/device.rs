@@ -126,8 +126,8 @@ pub struct Link {
     pub width: Option<u32>,
 }
 
-/// The names of vendors, products, parents and drivers, and the links. Functions that are read together share equal values to
-/// save memory.
+/// The names of vendors, products, parents and drivers, and the links. Functions that are read together share equal
+/// values to save memory.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     names: BTreeSet<Arc<str>>,

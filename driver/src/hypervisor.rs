@@ -249,7 +249,8 @@ pub enum DetachScope {
     Config,
 }
 
-/// How many events a slow receiver may lag behind before it loses events. Each of them has its memory from the start.
+/// How many events a slow receiver may lag behind before it loses events. The channel allocates room for all
+/// of them when it is made.
 pub(crate) const EVENTS: usize = 1024;
 
 /// An event of a host.

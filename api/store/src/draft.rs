@@ -346,10 +346,9 @@ impl DeviceTransaction<'_> {
         if !written.is_empty() {
             self.tx.put(query("UPDATE commits SET seq = $1").bind(seq));
         }
-        let events = std::mem::take(&mut self.events);
-        let last = events::write(&mut self.tx, time, &events).await?;
+        let last = events::write(&mut self.tx, time, &self.events).await?;
         // The commit may wait for others, and events of many new devices need much memory.
-        drop(events);
+        drop(self.events);
         if last.is_some() {
             self.tx.tell(Notification::Records).await?;
         }

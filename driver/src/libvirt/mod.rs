@@ -345,7 +345,8 @@ impl Hypervisor for Libvirt {
                 let live = document(active, 0)?;
                 let persistent = document(domain.is_persistent()?, sys::VIR_DOMAIN_XML_INACTIVE)?;
                 let info = domain_info(&domain, persistent.is_some())?;
-                // A domain that is about to run or to stop may have an id in the state of one that is shut off.
+                // A domain that is about to run or to stop may have an id in the state of one that is shut off, and so may a
+                // crashed domain that is kept.
                 if info.state.is_active() == active || domain.is_active()? == active {
                     return Ok(DomainView { info, live, persistent });
                 }

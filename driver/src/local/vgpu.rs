@@ -21,7 +21,7 @@ pub(crate) fn vgpus_on_another_machine() -> Error {
 }
 
 /// Lists the VFs of which their drivers make virtual GPUs, in order of address; with `only`, this function if it is such a
-/// VF. One whose type cannot be read is left out of the list of all.
+/// VF. One whose type cannot be read is left out of the list of all, with a warning in the log.
 ///
 /// # Errors
 /// The error, with the file, when the type of `only` cannot be read.
@@ -31,7 +31,11 @@ pub fn vgpu_vfs(sysroot: &Path, only: Option<PciAddress>) -> io::Result<Vec<Vgpu
         return Ok(find(&root, address)?.map(|(_, vf)| vf).into_iter().collect());
     }
     let addresses = root.list(DEVICES).into_iter().filter_map(|name| name.parse().ok());
-    let mut vfs: Vec<_> = addresses.filter_map(|address| Some(find(&root, address).ok()??.1)).collect();
+    let readable = |address| {
+        let found = find(&root, address);
+        found.inspect_err(|error| tracing::warn!("a vGPU type cannot be read: {error}")).ok()?
+    };
+    let mut vfs: Vec<_> = addresses.filter_map(readable).map(|(_, vf)| vf).collect();
     vfs.sort_by_key(|vf| vf.address);
     Ok(vfs)
 }
@@ -80,7 +84,13 @@ fn find(root: &Root, address: PciAddress) -> io::Result<Option<(&'static Vendor,
         let file = device.join(&vendor.current);
         let current = match root.read(&file) {
             Ok(current) => current,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // The driver may have gone since the file was opened.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                    || error.raw_os_error() == Some(nix::Error::ENODEV as i32) =>
+            {
+                continue;
+            }
             Err(error) => {
                 let text = format!("{}: {error}", root.at(&file).display());
                 return Err(io::Error::new(error.kind(), text));

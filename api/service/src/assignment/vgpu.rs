@@ -401,11 +401,16 @@ impl Assignments {
         };
         let mut findings = Vec::new();
         for (id, vf, of) in self.store.left_vgpu_types(host.row.id).await? {
-            let found = self.vgpu_vf(host, vf).await;
-            let now = found.map_err(host.error(format!("read the vGPU types of {vf}")))?;
-            let now = now.and_then(|vf| vf.current).filter(|now| *now == of);
+            let now = match self.vgpu_vf(host, vf).await {
+                Ok(now) => {
+                    let left = now.and_then(|vf| vf.current).filter(|now| *now == of);
+                    left.map(|now| format!("it has the vGPU type {now}"))
+                }
+                Err(error) if error.kind == ErrorKind::Refused => Some(error.to_string()),
+                Err(error) => return Err(host.error(format!("read the vGPU types of {vf}"))(error)),
+            };
             let record = "hotslot has set its vGPU type, and the attachment has ended".to_owned();
-            findings.extend(now.map(|now| finding(id, vf, record, format!("it has the vGPU type {now}"))));
+            findings.extend(now.map(|now| finding(id, vf, record, now)));
         }
         for (row, vf, of, now) in self.lost_vgpu_types(host).await? {
             let record = format!("hotslot has set the vGPU type {of}");

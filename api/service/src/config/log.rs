@@ -54,7 +54,7 @@ const MODULES: usize = 50;
 const KNOWN: [(&str, &[&str]); 6] = [
     ("hotslot", &["audit", "heap", "logging", "notify", "serve"]),
     ("hotslot_api", &["http"]),
-    ("hotslot_driver", &["guest", "hotplug", "libvirt", "sim"]),
+    ("hotslot_driver", &["guest", "hotplug", "libvirt", "local", "sim"]),
     (
         "hotslot_service",
         &[
