@@ -14,7 +14,7 @@ fuzz_target!(|text: &str| {
         let kept = DeviceSpec::parse(&kept, placement).expect("what was accepted before");
         assert_eq!(spec.tags(), kept.tags());
         for device in DEVICES.iter() {
-            assert_eq!(spec.mismatch(device, None), kept.mismatch(device, None), "{}", device.name);
+            assert_eq!(spec.mismatch(device, None), kept.mismatch(device, None), "{}", device.address);
             assert_eq!(spec.matches(device, None), spec.mismatch(device, None).is_none());
         }
     }

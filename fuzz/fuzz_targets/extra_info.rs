@@ -14,7 +14,7 @@ fuzz_target!(|text: &str| {
             assert!(!info.values().is_empty());
             assert_eq!(info.values(), kept.values());
             for device in DEVICES.iter() {
-                assert_eq!(info.matches(device, None), kept.matches(device, None), "{}", device.name);
+                assert_eq!(info.matches(device, None), kept.matches(device, None), "{}", device.address);
             }
         }
         Err(errors) => assert!(!errors.is_empty()),
