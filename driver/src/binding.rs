@@ -70,7 +70,7 @@ pub async fn bind(
         return Err(refusal.error.clone());
     }
     let address = facts.device.address;
-    let before = facts.device.driver.as_deref().map(str::to_owned);
+    let before = facts.device.driver_name();
     if !wanted.has(&facts.device) {
         let changed = match wanted {
             HostDriver::Native => hypervisor.node_reattach(address).await,
@@ -118,7 +118,7 @@ pub async fn release(
         }
     };
     rebind_host_driver(hypervisor, &device, before).await?;
-    let driver = read_back(hypervisor, address).await?.driver.as_deref().map(str::to_owned);
+    let driver = read_back(hypervisor, address).await?.driver_name();
     Ok(Released { as_before: driver.as_deref() == before, driver, reset })
 }
 

@@ -157,6 +157,11 @@ fn share<T: Ord + ?Sized>(known: &mut BTreeSet<Arc<T>>, value: &mut Arc<T>) {
 }
 
 impl HostDevice {
+    /// Returns a copy of the name of the driver.
+    pub fn driver_name(&self) -> Option<String> {
+        self.driver.as_deref().map(str::to_owned)
+    }
+
     /// Sets the serial number of an NVMe controller without one to that of its disk.
     pub(crate) fn learn_serial(&mut self, of_disk: Option<String>) {
         if self.class.is_some_and(PciClass::is_nvme) {

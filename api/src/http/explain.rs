@@ -440,10 +440,7 @@ fn members(availability: &Availability, function: &HostDevice, rows: &[Arc<Devic
         let row = rows.iter().find(|row| row.facts.address == *address);
         GroupMember {
             address: *address,
-            driver: availability
-                .functions
-                .get(address)
-                .and_then(|member| Some(member.driver.as_deref()?.to_owned())),
+            driver: availability.functions.get(address).and_then(HostDevice::driver_name),
             status: row.map(|row| row.status),
             instance_uuid: row.and_then(|row| row.server()),
         }

@@ -198,7 +198,7 @@ pub(super) fn describe(
         parent_addr,
         max_vfs,
         vfs,
-        driver: device.driver.as_deref().map(str::to_owned),
+        driver: device.driver_name(),
         bridge: device.bridge,
         express: device.express,
         link: device.link.as_ref().map(|link| ExpressLink {

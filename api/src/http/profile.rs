@@ -110,13 +110,7 @@ impl From<&Profiled> for Function {
             Role::Plain | Role::Virtual { .. } => (None, Vec::new()),
         };
         let differences = profiled.differences.iter().map(Difference::from).collect();
-        Self {
-            address: function.address,
-            driver: function.driver.as_deref().map(str::to_owned),
-            max_vfs,
-            vfs,
-            differences,
-        }
+        Self { address: function.address, driver: function.driver_name(), max_vfs, vfs, differences }
     }
 }
 

@@ -18,6 +18,11 @@ pub(super) struct Root {
     refused: RefCell<Option<String>>,
 }
 
+/// Whether an error says that there is no such file.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
 impl Root {
     pub(super) fn new(sysroot: &Path) -> Self {
         let path = sysroot.canonicalize().unwrap_or_else(|_| sysroot.to_owned());
@@ -87,7 +92,7 @@ impl Root {
     }
 
     fn note(&self, path: &Path, error: &io::Error) {
-        if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) {
+        if !is_absent(error) {
             self.refused
                 .borrow_mut()
                 .get_or_insert_with(|| format!("/{} cannot be read: {error}", path.display()));

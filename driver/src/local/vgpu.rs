@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::root::Root;
+use super::root::{Root, is_absent};
 use crate::hypervisor::{Error, ErrorKind};
 use crate::pci::PciAddress;
 use crate::vgpu::{Vendor, VgpuChange, VgpuVf, vendors};
@@ -85,10 +85,7 @@ fn find(root: &Root, address: PciAddress) -> io::Result<Option<(&'static Vendor,
         let current = match root.read(&file) {
             Ok(current) => current,
             // The driver may have gone since the file was opened.
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-                    || error.raw_os_error() == Some(nix::Error::ENODEV as i32) =>
-            {
+            Err(error) if is_absent(&error) || error.raw_os_error() == Some(nix::Error::ENODEV as i32) => {
                 continue;
             }
             Err(error) => {

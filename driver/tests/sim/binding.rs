@@ -52,11 +52,11 @@ async fn every_case_of_the_table() {
         case.setup.iter().filter(|line| !faults(line)).for_each(|line| host.control(line));
         let facts = case.device.facts(&host).await;
         case.setup.iter().filter(faults).for_each(|line| host.control(line));
-        let (address, before) = (facts.device.address, facts.device.driver.as_deref().map(str::to_owned));
+        let (address, before) = (facts.device.address, facts.device.driver_name());
         let others = others(&host, address).await;
         let policy = Policy { require_reset: case.require_reset, whole_groups: false };
         let bound = binding::bind(host.sim.as_ref(), &facts, case.driver.parse().unwrap(), policy).await;
-        let is = || async { host.sim.device(address).await.unwrap().driver.as_deref().map(str::to_owned) };
+        let is = || async { host.sim.device(address).await.unwrap().driver_name() };
         if let Some((kind, words)) = case.refused {
             let error = bound.expect_err(&why);
             assert_eq!(format!("{:?}", error.kind), kind, "{why}: {error}");
@@ -87,7 +87,7 @@ async fn others(host: &Host, address: PciAddress) -> Vec<(PciAddress, Option<Str
     let devices = host.sim.devices().await.unwrap().into_iter();
     devices
         .filter(|device| device.address != address)
-        .map(|device| (device.address, device.driver.as_deref().map(str::to_owned)))
+        .map(|device| (device.address, device.driver_name()))
         .collect()
 }
 
@@ -135,7 +135,7 @@ async fn bind_and_release(device: &str, first: &str, wanted: HostDriver, fault: 
         host.control(&format!("device driver {device} {first}"));
     }
     let facts = Facts::from(host.sim.device(address).await.unwrap());
-    let before = facts.device.driver.as_deref().map(str::to_owned);
+    let before = facts.device.driver_name();
     if !fault.is_empty() {
         host.control(fault);
     }

@@ -102,7 +102,7 @@ impl Host {
     }
 
     async fn driver(&self, device: &str) -> Option<String> {
-        self.sim.device(address(device)).await.unwrap().driver.as_deref().map(str::to_owned)
+        self.sim.device(address(device)).await.unwrap().driver_name()
     }
 
     /// Returns all events since the last call.

@@ -97,7 +97,7 @@ impl Assignments {
         let new = NewBinding {
             id: AttachmentId(Uuid::new_v4()),
             device: Arc::clone(row),
-            previous: found.driver.as_deref().map(str::to_owned),
+            previous: found.driver_name(),
             siblings: siblings.into_iter().filter(|member| *member != address).collect(),
         };
         let mut facts = [availability.facts(found, row)];

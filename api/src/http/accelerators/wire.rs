@@ -185,7 +185,7 @@ pub(super) fn wire(
         Some(held) => held.found.as_ref(),
         None => function.as_ref(),
     };
-    let driver = driver.and_then(|function| Some(function.driver.as_deref()?.to_owned()));
+    let driver = driver.and_then(HostDevice::driver_name);
     // Without a spec, the device determines the device type.
     let of_device = function.as_ref().filter(|_| row.spec.is_none());
     let kind = of_device.map_or_else(|| spec.device_type.clone(), |device| device_type(device).to_string());
@@ -274,7 +274,7 @@ fn described(parts: &AcceleratorParts, held: &Held) -> HeldDevice {
         vendor_id: device.facts.vendor_id.to_string(),
         product_id: device.facts.product_id.to_string(),
         host: host.map(|host| host.name.clone()),
-        driver: held.found.as_ref().and_then(|found| Some(found.driver.as_deref()?.to_owned())),
+        driver: held.found.as_ref().and_then(HostDevice::driver_name),
         inner_address: inner.map(|inner| inner.address),
         status,
         by,
